@@ -1,0 +1,54 @@
+"""The feature networks by name: layer plans and tap names, without torch.
+
+The gateway validates taps against this, so nothing here may import torch.
+"""
+
+from dataclasses import dataclass
+
+CAFFE_CREDIT = (
+    "VGG by the Visual Geometry Group, University of Oxford (Simonyan and Zisserman, arXiv 1409.1556), CC BY 4.0"
+)
+TORCHVISION_CREDIT = "VGG architecture by the Visual Geometry Group, Oxford; weights by torchvision, BSD-3-Clause"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feature network and where its weights come from.
+
+    `convs_per_block` is the layer plan: block b holds that many 3x3 convolutions, each followed by
+    a ReLU, and ends with a 2x2 pooling. `channels_per_block` gives their width.
+    """
+
+    name: str
+    description: str
+    credit: str
+    convs_per_block: tuple[int, ...]
+    channels_per_block: tuple[int, ...] = (64, 128, 256, 512, 512)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Tap names from shallow to deep: conv1_1, relu1_1, ..., pool5."""
+        names: list[str] = []
+        for block, convs in enumerate(self.convs_per_block, start=1):
+            for index in range(1, convs + 1):
+                names += [f"conv{block}_{index}", f"relu{block}_{index}"]
+            names.append(f"pool{block}")
+        return tuple(names)
+
+
+VGG16_PLAN = (2, 2, 3, 3, 3)
+VGG19_PLAN = (2, 2, 4, 4, 4)
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network(
+            "vgg16-caffe",
+            "VGG-16, the original Oxford weights: what the style transfer papers use",
+            CAFFE_CREDIT,
+            VGG16_PLAN,
+        ),
+        Network("vgg16-torchvision", "VGG-16, torchvision IMAGENET1K_V1", TORCHVISION_CREDIT, VGG16_PLAN),
+        Network("vgg19-torchvision", "VGG-19, torchvision IMAGENET1K_V1", TORCHVISION_CREDIT, VGG19_PLAN),
+    )
+}

@@ -1,0 +1,146 @@
+"""Every option of a stylisation, its default and its allowed values.
+
+This is the one source of defaults: the protos leave fields unset, the CLI asks the server, and the
+server reads this file. It imports no torch, so that the gateway can validate with it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nst_engine.networks import NETWORKS
+
+CONTENT_LAYERS: Mapping[str, float] = {"relu4_2": 1.0}
+STYLE_LAYERS: Mapping[str, float] = {f"relu{block}_1": 1.0 for block in range(1, 6)}
+
+
+class OptionError(ValueError):
+    """An option is not allowed. `field` names it; the message says what would be."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+def _number(default: Any, low: float, high: float) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+def _choice(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class StylizeOptions:
+    """How to stylise. Construction validates, and raises `OptionError` naming the field.
+
+    Attributes:
+        size: long side of the result in pixels.
+        model: a name in `networks.NETWORKS`.
+        strength: how much style, 0 to 1; the loss weights behind it are balanced per job. None
+            uses `content_weight` and `style_weight` as they are.
+        content_weight, style_weight: raw loss weights (None means 1), only with `strength=None`.
+        tv_weight: weight of the total variation, sum of absolute differences in 0-255 units.
+        box_weight: weight of the summed squared excess of pixels outside 0-255.
+        content_layers, style_layers: weights by tap.
+        iterations: in all, over every scale.
+        scales: number of scales, coarse to fine, each twice the one before.
+        optimizer: "lbfgs" or "adam".
+        learning_rate: None means the optimiser's own default.
+        history_size: correction pairs that L-BFGS keeps.
+        init: "content" or "noise" (seeded by `seed`).
+        pooling: "max" or "average".
+        precision: "auto", "float32" or "bfloat16", of the feature network alone.
+    """
+
+    size: int = _number(512, 16, 8192)
+    model: str = _choice("vgg16-caffe", *NETWORKS)
+    strength: float | None = _number(0.5, 0.0, 1.0)
+    content_weight: float | None = _number(None, 0.0, 1e12)
+    style_weight: float | None = _number(None, 0.0, 1e12)
+    tv_weight: float = _number(1e-3, 0.0, 1e6)
+    box_weight: float = _number(0.1, 0.0, 1e6)
+    content_layers: Mapping[str, float] = field(default_factory=lambda: dict(CONTENT_LAYERS))
+    style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
+    iterations: int = _number(100, 1, 10_000)
+    scales: int = _number(2, 1, 6)
+    optimizer: str = _choice("lbfgs", "lbfgs", "adam")
+    learning_rate: float | None = _number(None, 1e-6, 1e3)
+    history_size: int = _number(10, 1, 100)
+    init: str = _choice("content", "content", "noise")
+    seed: int = _number(0, 0, 2**63 - 1)
+    pooling: str = _choice("max", "max", "average")
+    precision: str = _choice("auto", "auto", "float32", "bfloat16")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if "range" in option.metadata:
+                _check_number(option.name, value, option.metadata["range"], integer=option.type is int)
+            elif "choices" in option.metadata:
+                _check_choice(option.name, value, option.metadata["choices"])
+        for name in ("content_layers", "style_layers"):
+            self._check_layers(name)
+        self._check_weights()
+
+    def _check_layers(self, name: str) -> None:
+        taps = NETWORKS[self.model].taps
+        for tap, weight in getattr(self, name).items():
+            if tap not in taps:
+                raise OptionError(f"{name}.{tap}", f"{self.model} has no such tap; it has {', '.join(taps)}")
+            _check_number(f"{name}.{tap}", weight, (0.0, 1e12), integer=False)
+
+    def _check_weights(self) -> None:
+        raw = [name for name in ("content_weight", "style_weight") if getattr(self, name) is not None]
+        if self.strength is not None and raw:
+            raise OptionError(
+                "strength",
+                f"cannot be combined with {' and '.join(raw)}: set strength, or raw weights, not both",
+            )
+        if not any(self.content_layers.values()) and not any(self.style_layers.values()):
+            raise OptionError("style_layers", "no layer has a weight above 0: there is nothing to optimise")
+
+
+def from_fields(given: Mapping[str, Any]) -> StylizeOptions:
+    """Options from the fields a caller has set; the others take their defaults.
+
+    Raw weights without a strength turn balancing off.
+
+    Raises:
+        OptionError: a field is unknown or its value is not allowed.
+    """
+    known = {option.name for option in dataclasses.fields(StylizeOptions)}
+    for name in given:
+        if name not in known:
+            raise OptionError(name, f"unknown option; known are {', '.join(sorted(known))}")
+    values = dict(given)
+    if "strength" not in values and ("content_weight" in values or "style_weight" in values):
+        values["strength"] = None
+    return StylizeOptions(**values)
+
+
+def ranges() -> dict[str, tuple[float, float]]:
+    """The allowed range of every numeric option."""
+    return {
+        option.name: option.metadata["range"]
+        for option in dataclasses.fields(StylizeOptions)
+        if "range" in option.metadata
+    }
+
+
+def _check_number(name: str, value: Any, allowed: tuple[float, float], *, integer: bool) -> None:
+    low, high = allowed
+    if value is None and name in ("strength", "content_weight", "style_weight", "learning_rate"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+        raise OptionError(name, f"must be {'a whole' if integer else 'a'} number, not {value!r}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise OptionError(name, f"must be from {low:g} to {high:g}, not {value:g}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(name, f"must be one of {', '.join(choices)}, not {value!r}")
