@@ -1,0 +1,88 @@
+"""Pictures at the server's border: what is stored, what is refused, and how it becomes pixels.
+
+Shared by the gateway, which checks and transcodes, and the model server, which decodes. Everything
+here is a pure function and may run on any thread.
+"""
+
+import hashlib
+
+import numpy as np
+from nst.v1 import image_pb2
+from numpy.typing import NDArray
+
+from nst_server.pictures import files, tensors
+from nst_server.pictures.encoding import check_format, encode, encode_png
+from nst_server.pictures.errors import PictureError, PictureLimits
+from nst_server.pictures.tensors import tensor_header
+
+__all__ = [
+    "PictureError",
+    "PictureLimits",
+    "check",
+    "check_format",
+    "decode",
+    "digest",
+    "encode",
+    "encode_png",
+    "stored_bytes",
+    "tensor_header",
+]
+
+
+def stored_bytes(image: image_pb2.Tensor | image_pb2.EncodedImage) -> bytes:
+    """What the object store holds: a file's own bytes, or a tensor's header line and data.
+
+    Raises:
+        PictureError: a tensor whose header cannot be written; see `tensor_header`.
+    """
+    if isinstance(image, image_pb2.EncodedImage):
+        return image.data
+    return tensor_header(image) + image.data
+
+
+def digest(stored: bytes | memoryview) -> str:
+    """SHA-256 of the stored bytes, 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(stored).hexdigest()
+
+
+def check(stored: bytes | memoryview, limits: PictureLimits) -> tuple[int, int]:
+    """Width and height in pixels, upright, of a picture that `decode` will read.
+
+    Raises:
+        PictureError: it is no picture, is cut short, holds values that are not allowed, or is
+            outside the limits.
+    """
+    data = bytes(stored)
+    limits.check_bytes(len(data))
+    if data.startswith(tensors.MAGIC):
+        height, width, _ = tensors.read_tensor(data, limits).shape
+        return width, height
+    return files.load(data, limits).size
+
+
+def decode(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """The pixels, (height, width, 3) RGB: uint8 for files and uint8 tensors, else float32 from 0 to 1.
+
+    Grey becomes three equal channels, alpha is composited over white, colours are sRGB.
+
+    Raises:
+        PictureError: as `check`.
+    """
+    data = bytes(stored)
+    limits.check_bytes(len(data))
+    if data.startswith(tensors.MAGIC):
+        return _over_white(tensors.read_tensor(data, limits))
+    return _over_white(files.read_file(data, limits))
+
+
+def _over_white(values: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """(height, width, 1, 3 or 4) to a new contiguous (height, width, 3)."""
+    channels = values.shape[2]
+    if channels < 4:
+        return np.array(np.broadcast_to(values, (*values.shape[:2], 3)), order="C")
+    colour, alpha = values[..., :3], values[..., 3:]
+    if values.dtype == np.uint8:
+        opaque = alpha.astype(np.uint16)
+        # 255 * 255 + 127 is the largest sum, and fits.
+        return ((colour * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(colour * alpha + (1 - alpha))
