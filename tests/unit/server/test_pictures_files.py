@@ -286,7 +286,7 @@ def header_only_png(width: int, height: int) -> bytes:
 
 
 def jpeg_that_claims(width: int, height: int) -> bytes:
-    data = bytearray(saved(gradient(16, 16), "JPEG"))
+    data = bytearray(saved(noise(16, 16), "JPEG"))
     start = data.index(b"\xff\xc0") + 5
     data[start : start + 4] = struct.pack(">HH", height, width)
     return bytes(data[:-40])
