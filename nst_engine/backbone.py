@@ -1,0 +1,83 @@
+"""The frozen feature network: a picture in, the maps at named taps out."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nst_engine.networks import Network
+
+# Average pooling shrinks a rectified map: where few of the four values are active, their mean is
+# well below their maximum. Twice the mean restores the size that deeper layers were trained on.
+AVERAGE_POOLING_GAIN = 2.0
+
+
+class Backbone:
+    """The convolution trunk of a `Network` with its weights, on one device, in one dtype.
+
+    Weights and maps are kept channels-last, the layout in which CPUs and GPUs convolve fastest.
+    """
+
+    def __init__(
+        self, network: Network, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.dtype = dtype
+        self._kernels = {
+            name: (
+                weights[f"{name}.weight"].to(device, dtype).contiguous(memory_format=torch.channels_last),
+                weights[f"{name}.bias"].to(device, dtype),
+            )
+            for name in network.convs
+        }
+        self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for kernel in self._kernels.values() for tensor in kernel)
+
+    def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
+        """The maps at `taps`, computed no deeper than the deepest of them.
+
+        Args:
+            image: (1, 3, H, W) float32 RGB, 0-255.
+            taps: names from `network.taps`.
+            pooling: "max" or "average".
+
+        Returns:
+            Tap name to (1, C, h, w) in the trunk's dtype, channels-last.
+        """
+        wanted = set(taps)
+        maps: dict[str, Tensor] = {}
+        hidden = self._prepare(image)
+        for tap in self.network.taps:
+            if len(maps) == len(wanted):
+                break
+            hidden = self._layer(tap, hidden, pooling)
+            if tap in wanted:
+                maps[tap] = hidden
+        return maps
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        """The normalised network input with the first convolution's padding already on it.
+
+        Replicated edges look like more of the same picture; zeros would look like a grey frame,
+        which the optimisation then answers with artefacts along the border.
+        """
+        if self.network.channel_order == "BGR":
+            image = image.flip(1)
+        normalised = F.pad((image - self._mean) / self._std, (1, 1, 1, 1), mode="replicate")
+        return normalised.to(self.dtype, memory_format=torch.channels_last)
+
+    def _layer(self, tap: str, hidden: Tensor, pooling: str) -> Tensor:
+        if tap in self._kernels:
+            return F.conv2d(hidden, *self._kernels[tap], padding=0 if tap == "conv1_1" else 1)
+        if tap.startswith("relu"):
+            return F.relu(hidden)
+        if pooling == "max":
+            return F.max_pool2d(hidden, 2)
+        return F.avg_pool2d(hidden, 2) * AVERAGE_POOLING_GAIN

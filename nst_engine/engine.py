@@ -1,0 +1,162 @@
+"""The way in: an engine holds a device and its networks, and runs sessions on them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nst_engine import hardware, pictures, weights
+from nst_engine.backbone import Backbone
+from nst_engine.networks import NETWORKS
+from nst_engine.options import StylizeOptions
+from nst_engine.pictures import Picture
+from nst_engine.session import Session, SessionState, StepReport
+
+WARM_UP_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Style:
+    """A style picture, (H, W, 3) RGB as uint8 or floating 0-1, and its share relative to the others."""
+
+    image: Picture
+    weight: float = 1.0
+
+
+class Engine:
+    """Runs stylisations on one device. Not thread-safe: one thread calls it, any thread may read pictures.
+
+    Args:
+        device: "auto" (CUDA when there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
+        threads: CPU threads for torch, process-wide; None leaves torch's choice. Results are
+            reproducible bit for bit only with the same number.
+        weights: model name to a local weights file, used instead of the cache.
+        cache_dir: where fetched weights are kept; None is `$NST_CACHE`, or else `~/.cache/nst`.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        *,
+        threads: int | None = None,
+        weights: Mapping[str, Path] | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = hardware.resolve_device(device)
+        self._files = dict(weights or {})
+        self._cache_dir = cache_dir
+        self._backbones: dict[tuple[str, torch.dtype], Backbone] = {}
+
+    @property
+    def device_name(self) -> str:
+        """What people call the device."""
+        return hardware.device_name(self.device)
+
+    def available_models(self) -> list[str]:
+        """The models whose weights are here, so that no download is needed."""
+        return [name for name in NETWORKS if name in self._files or weights.is_cached(name, self._cache_dir)]
+
+    def warm_up(self, model: str) -> None:
+        """Loads the weights of `model` and runs one small iteration, so that the first job need not wait.
+
+        Raises:
+            WeightsError: the weights cannot be had.
+        """
+        picture = np.zeros((WARM_UP_SIZE, WARM_UP_SIZE, 3), np.uint8)
+        options = StylizeOptions(model=model, size=WARM_UP_SIZE, iterations=1, scales=1)
+        self.step([self.start(picture, [Style(picture)], options)])
+
+    def start(self, content: Picture, styles: Sequence[Style], options: StylizeOptions) -> Session:
+        """A new session.
+
+        Args:
+            content: the picture to keep, (H, W, 3) RGB, uint8 or floating 0-1, of any size.
+            styles: at least one.
+            options: how to stylise.
+
+        Raises:
+            OptionError: a picture or a share is unusable; `field` names it.
+            WeightsError: the weights cannot be had.
+        """
+        return self._session(content, styles, options, None)
+
+    def resume(self, state: SessionState, content: Picture, styles: Sequence[Style]) -> Session:
+        """The session that `Session.state_dict` described, with the pictures it was started with.
+
+        Shares of the styles come from the state, as steered. On the CPU with the same number of
+        threads it goes on bit for bit as if it had never stopped.
+
+        Raises:
+            OptionError: the pictures do not fit the state.
+            WeightsError: the weights cannot be had.
+        """
+        return self._session(content, styles, state.options, state)
+
+    def step(self, sessions: Sequence[Session]) -> list[StepReport]:
+        """One iteration for every session, in order; the reports are in the same order.
+
+        Raises:
+            RuntimeError: a session is finished.
+        """
+        return [session.advance() for session in sessions]
+
+    def _session(
+        self, content: Picture, styles: Sequence[Style], options: StylizeOptions, state: SessionState | None
+    ) -> Session:
+        target = pictures.to_tensor(content, "content", self.device)
+        images = [
+            pictures.to_tensor(style.image, f"styles[{index}].image", self.device) for index, style in enumerate(styles)
+        ]
+        shares = [style.weight for style in styles] if state is None else state.style_shares
+        return Session(self._backbone(options), target, images, shares, options, state)
+
+    def _backbone(self, options: StylizeOptions) -> Backbone:
+        key = options.model, hardware.trunk_dtype(options.precision, self.device)
+        if key not in self._backbones:
+            network = NETWORKS[options.model]
+            file = self._files.get(network.name)
+            if file is not None:
+                tensors = weights.read_file(file, network)
+            else:
+                tensors = weights.load(network.name, self._cache_dir)
+            self._backbones[key] = Backbone(network, tensors, self.device, key[1])
+        return self._backbones[key]
+
+
+def stylize(
+    content: Picture,
+    styles: Sequence[Style],
+    options: StylizeOptions | None = None,
+    *,
+    engine: Engine | None = None,
+) -> Iterator[tuple[StepReport, NDArray[np.uint8]]]:
+    """Stylises, yielding after every iteration; the last picture is the result.
+
+        for report, picture in stylize(content, [Style(style)]):
+            print(report.iteration, report.total_loss)
+
+    Args:
+        content: as in `Engine.start`.
+        styles: as in `Engine.start`.
+        options: None means the defaults.
+        engine: None makes one with its defaults.
+
+    Yields:
+        The report and the picture so far, (H, W, 3) uint8 RGB at the working size.
+
+    Raises:
+        OptionError, WeightsError: as in `Engine.start`.
+    """
+    engine = engine or Engine()
+    session = engine.start(content, styles, options or StylizeOptions())
+    while not session.finished:
+        (report,) = engine.step([session])
+        yield report, session.image()

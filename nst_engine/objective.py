@@ -1,0 +1,141 @@
+"""What is minimised at one scale: content + style + total variation + box penalty."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nst_engine import losses
+from nst_engine.backbone import Backbone
+from nst_engine.options import StylizeOptions
+from nst_engine.schedule import taps_in_use
+
+# The balance is struck at the content plus noise of this deviation (0-255 units): at the content
+# itself the content gradient is zero.
+REFERENCE_NOISE = 20.0
+# Root mean square, per pixel, of the balanced gradients at the reference point. It sets what
+# `tv_weight` and `box_weight` mean next to a strength, at any size.
+GRADIENT_LEVEL = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The weighted losses ("content", "style", "tv", "box") and their sum at one image, and its gradient."""
+
+    losses: dict[str, float]
+    total: float
+    gradient: Tensor
+
+
+class Objective:
+    """The losses of one job at one working size, against targets computed once.
+
+    Several styles are blended by their Gram matrices: the target is the share-weighted mean. The
+    share-weighted sum of the losses to each style has the same gradient and differs by a constant,
+    so this is the cheaper form of the same thing, and its loss can reach zero.
+
+    Args:
+        backbone: the feature network.
+        content: (1, 3, H, W) at the working size, 0-255.
+        styles: (1, 3, h, w) each, at the working scale.
+        options: layers, weights and pooling.
+        shares: one per style, at least 0, at least one above 0; normalised here.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        content: Tensor,
+        styles: Sequence[Tensor],
+        options: StylizeOptions,
+        shares: Sequence[float],
+    ) -> None:
+        self._backbone = backbone
+        self._pooling = options.pooling
+        self._taps = taps_in_use(options)
+        self._content_weights = {tap: options.content_layers.get(tap, 0.0) for tap in self._taps}
+        self._style_weights = {tap: options.style_layers.get(tap, 0.0) for tap in self._taps}
+        with torch.no_grad():
+            self._content_maps = _chosen(self._features(content), self._content_weights)
+            self._style_grams = [self._grams(style) for style in styles]
+        self._balance: tuple[float, float] | None = None
+        self.steer(options, shares)
+        if options.strength is not None:
+            self._balance = self._measure_balance(content)
+            self.steer(options, shares)
+
+    def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
+        """Takes the weights from `options` and blends the style targets by `shares`."""
+        total = sum(shares)
+        self._style_targets = {
+            tap: sum(grams[tap] * (share / total) for grams, share in zip(self._style_grams, shares, strict=True))
+            for tap in self._style_grams[0]
+        }
+        self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
+        if options.strength is None:
+            self._content_weight = 1.0 if options.content_weight is None else options.content_weight
+            self._style_weight = 1.0 if options.style_weight is None else options.style_weight
+        elif self._balance is not None:
+            content_unit, style_unit = self._balance
+            self._content_weight = (1 - options.strength) * content_unit
+            self._style_weight = options.strength * style_unit
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the targets."""
+        held = [*self._content_maps.values()]
+        held += [gram for grams in self._style_grams for gram in grams.values()]
+        return sum(tensor.nbytes for tensor in held)
+
+    def evaluate(self, image: Tensor) -> Evaluation:
+        """The losses at `image` (1, 3, H, W), and the gradient of their sum."""
+        image = image.detach().requires_grad_(True)
+        content, style = self._feature_losses(image)
+        terms = {
+            "content": content * self._content_weight,
+            "style": style * self._style_weight,
+            "tv": losses.total_variation(image) * self._tv_weight,
+            "box": losses.box_penalty(image) * self._box_weight,
+        }
+        total = torch.stack(tuple(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(total, image)
+        values = torch.stack((*terms.values(), total)).tolist()
+        return Evaluation(dict(zip(terms, values[:-1], strict=True)), values[-1], gradient)
+
+    def _feature_losses(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The unweighted content and style losses."""
+        maps = self._features(image)
+        content = style = image.new_zeros(())
+        for tap, target in self._content_maps.items():
+            content = content + self._content_weights[tap] * losses.mean_squared_error(maps[tap], target)
+        for tap, target in self._style_targets.items():
+            gram = losses.gram_matrix(maps[tap])
+            style = style + self._style_weights[tap] * losses.mean_squared_error(gram, target)
+        return content, style
+
+    def _measure_balance(self, content: Tensor) -> tuple[float, float]:
+        """The weights that bring the content and the style gradient to `GRADIENT_LEVEL` each."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(content.shape, generator=generator).to(content.device)
+        image = (content + REFERENCE_NOISE * noise).requires_grad_(True)
+        units = []
+        terms = self._feature_losses(image)
+        for term in terms:
+            size = 0.0
+            if term.requires_grad:
+                (gradient,) = torch.autograd.grad(term, image, retain_graph=True)
+                size = losses.root_mean_square(gradient).item()
+            units.append(GRADIENT_LEVEL / size if size > 0 else 0.0)
+        return units[0], units[1]
+
+    def _features(self, image: Tensor) -> dict[str, Tensor]:
+        return self._backbone.features(image, self._taps, self._pooling)
+
+    def _grams(self, style: Tensor) -> dict[str, Tensor]:
+        maps = _chosen(self._features(style), self._style_weights)
+        return {tap: losses.gram_matrix(features) for tap, features in maps.items()}
+
+
+def _chosen(maps: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    return {tap: features for tap, features in maps.items() if weights[tap] > 0}

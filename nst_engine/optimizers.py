@@ -1,0 +1,190 @@
+"""The optimisers. Each proposes a next image and learns from it once it is accepted."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nst_engine.losses import root_mean_square
+from nst_engine.options import StylizeOptions
+
+# Root mean square, in pixel units, of the first L-BFGS step, when no curvature is known yet.
+FIRST_STEP = 1.0
+# A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
+MINIMUM_CURVATURE = 1e-6
+
+
+class Optimizer(Protocol):
+    """State and update rule; images and gradients are (1, 3, H, W) float32."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state."""
+
+    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """The next image to try, `step` times as far as the rule says."""
+
+    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+        """Learns from a proposal that was taken."""
+
+    def restart(self) -> None:
+        """Forgets what no longer holds once the objective has changed."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy of the whole state."""
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes on a state that `tensors` gave."""
+
+
+class LBFGS:
+    """Limited-memory BFGS with a 1/f Fourier preconditioner as its initial inverse Hessian.
+
+    The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
+    Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
+    slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
+    every product, so that nothing here waits for the device.
+    """
+
+    def __init__(self, shape: torch.Size, device: torch.device, history_size: int, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._precondition = FourierPreconditioner(shape, device)
+        self._steps = torch.zeros(history_size, shape.numel(), device=device)
+        self._changes = torch.zeros(history_size, shape.numel(), device=device)
+        self._scale = torch.zeros((), device=device)
+        self._head = 0
+
+    @property
+    def nbytes(self) -> int:
+        """See `Optimizer`."""
+        return self._steps.nbytes + self._changes.nbytes
+
+    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """See `Optimizer`."""
+        return image + self._direction(gradient).view_as(image) * (step * self._learning_rate)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten()
+        oldest_first = (-self._head, -self._head)
+        curvature = (self._steps @ self._changes.T).roll(oldest_first, (0, 1)).triu()
+        diagonal = curvature.diagonal().clone()
+        curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
+        projected = (self._steps @ flat).roll(-self._head)[:, None]
+        newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
+        residual = flat - newest_effect[:, 0].roll(self._head) @ self._changes
+        preconditioned = self._precondition(residual)
+        scale = torch.where(self._scale > 0, self._scale, FIRST_STEP / root_mean_square(preconditioned))
+        preconditioned *= scale
+        projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
+        right = diagonal[:, None] * newest_effect - projected
+        combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
+        return -(preconditioned + combined[:, 0].roll(self._head) @ self._steps)
+
+    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+        """See `Optimizer`."""
+        step = (new_image - image).flatten()
+        change = (new_gradient - gradient).flatten()
+        curvature = step @ change
+        sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
+        self._steps[self._head] = torch.where(sound, step, 0.0)
+        self._changes[self._head] = torch.where(sound, change, 0.0)
+        scale = curvature / (change @ self._precondition(change))
+        self._scale = torch.where(sound, scale, self._scale)
+        self._head = (self._head + 1) % len(self._steps)
+
+    def restart(self) -> None:
+        """See `Optimizer`."""
+        self._steps.zero_()
+        self._changes.zero_()
+        self._scale = torch.zeros_like(self._scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Optimizer`."""
+        return {
+            "steps": self._steps.clone(),
+            "changes": self._changes.clone(),
+            "scale": self._scale,
+            "head": torch.tensor(self._head),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Optimizer`."""
+        self._steps.copy_(tensors["steps"])
+        self._changes.copy_(tensors["changes"])
+        self._scale = tensors["scale"].to(self._scale.device)
+        self._head = int(tensors["head"])
+
+
+class FourierPreconditioner:
+    """Multiplies by 1/f in the frequency domain, which is a start from images with a 1/sqrt(f) basis.
+
+    Photographs have most of their energy at low frequencies, while the losses pull hardest at high
+    ones; evening that out saves iterations.
+    """
+
+    def __init__(self, shape: torch.Size, device: torch.device) -> None:
+        self._shape = shape
+        height, width = shape[-2:]
+        vertical = torch.fft.fftfreq(height, device=device)[:, None]
+        horizontal = torch.fft.rfftfreq(width, device=device)[None, :]
+        frequency = torch.hypot(vertical, horizontal)
+        self._gain = 1.0 / frequency.clamp(min=1.0 / max(height, width))
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(flat.view(self._shape)) * self._gain
+        return torch.fft.irfft2(spectrum, s=self._shape[-2:]).flatten()
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1)."""
+
+    BETAS = (0.9, 0.99)
+    EPSILON = 1e-8
+
+    def __init__(self, shape: torch.Size, device: torch.device, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._mean = torch.zeros(shape, device=device)
+        self._square = torch.zeros(shape, device=device)
+        self._count = 0
+        self._proposed = (self._mean, self._square)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Optimizer`."""
+        return self._mean.nbytes + self._square.nbytes
+
+    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+        """See `Optimizer`."""
+        first, second = self.BETAS
+        mean = self._mean.lerp(gradient, 1 - first)
+        square = self._square.lerp(gradient.square(), 1 - second)
+        self._proposed = (mean, square)
+        count = self._count + 1
+        deviation = (square / (1 - second**count)).sqrt() + self.EPSILON
+        return image - (step * self._learning_rate / (1 - first**count)) * mean / deviation
+
+    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+        """See `Optimizer`."""
+        self._mean, self._square = self._proposed
+        self._count += 1
+
+    def restart(self) -> None:
+        """See `Optimizer`. The moments adapt by themselves within a few iterations, so they stay."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Optimizer`."""
+        return {"mean": self._mean, "square": self._square, "count": torch.tensor(self._count)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Optimizer`."""
+        self._mean = tensors["mean"].to(self._mean.device)
+        self._square = tensors["square"].to(self._square.device)
+        self._count = int(tensors["count"])
+
+
+def make_optimizer(options: StylizeOptions, shape: torch.Size, device: torch.device) -> Optimizer:
+    """The optimiser that `options` names, for images of `shape`; its own learning rate where none is given."""
+    if options.optimizer == "lbfgs":
+        return LBFGS(shape, device, options.history_size, options.learning_rate or 1.0)
+    return Adam(shape, device, options.learning_rate or 2.0)

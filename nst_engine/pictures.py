@@ -1,0 +1,55 @@
+"""Pictures at the edge of the engine: arrays in, tensors inside, 8-bit arrays out."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nst_engine.options import OptionError
+
+Picture = NDArray[np.generic]
+
+
+def to_tensor(picture: Picture, name: str, device: torch.device) -> Tensor:
+    """A picture as (1, 3, H, W) float32 in 0-255.
+
+    Args:
+        picture: (H, W, 3) RGB, uint8 in 0-255 or floating in 0-1.
+        name: what to call it in an error.
+        device: where the tensor goes.
+
+    Raises:
+        OptionError: another shape or dtype, or floats that are not finite or outside 0-1.
+    """
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        shape = getattr(picture, "shape", type(picture).__name__)
+        raise OptionError(name, f"must be an array of shape (height, width, 3), not {shape}: convert it to RGB")
+    if np.issubdtype(picture.dtype, np.floating):
+        if not np.all((picture >= 0) & (picture <= 1)):
+            raise OptionError(name, "floating pixels must be finite and from 0 to 1: divide 0-255 values by 255")
+        pixels = picture.astype(np.float32) * np.float32(255)
+    elif picture.dtype == np.uint8:
+        pixels = picture.astype(np.float32)
+    else:
+        raise OptionError(name, f"pixels must be uint8 or floating, not {picture.dtype}")
+    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].contiguous()
+
+
+def to_picture(image: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) in 0-255 as an (H, W, 3) uint8 array, rounded and clipped."""
+    pixels: NDArray[np.uint8] = image[0].permute(1, 2, 0).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+    return np.ascontiguousarray(pixels)
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W) resampled to `size` (height, width): bicubic, low-passed when it shrinks."""
+    if image.shape[2:] == size:
+        return image
+    return F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
+
+
+def fitted_size(height: int, width: int, long_side: int, minimum: int) -> tuple[int, int]:
+    """(height, width) with the given long side and the same aspect; no side below `minimum`."""
+    ratio = long_side / max(height, width)
+    return max(minimum, round(height * ratio)), max(minimum, round(width * ratio))

@@ -1,0 +1,62 @@
+"""Coarse to fine: which sizes are worked on, and for how many iterations each."""
+
+from dataclasses import dataclass
+
+from nst_engine.networks import NETWORKS
+from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.pictures import fitted_size
+
+# Below this long side in pixels the deep taps see a handful of positions: nothing to learn there.
+MINIMUM_COARSE_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One stage of the schedule: `number` from 1, and the iterations [first, last) it owns."""
+
+    number: int
+    height: int
+    width: int
+    long_side: int
+    first: int
+    last: int
+
+
+def plan(content_height: int, content_width: int, options: StylizeOptions) -> tuple[Scale, ...]:
+    """The scales of a job, coarsest first.
+
+    The last works at a long side of exactly `options.size`, each one before at half the next.
+    Scales under 64 px are left out, and there are never more scales than iterations. Iterations
+    are shared evenly; what does not divide goes to the coarsest scales, where it is cheapest.
+
+    Raises:
+        OptionError: at this size the short side would vanish inside the network.
+    """
+    minimum = NETWORKS[options.model].minimum_side(taps_in_use(options))
+    short, long = sorted((content_height, content_width))
+    if round(short * options.size / long) < minimum:
+        raise OptionError(
+            "size",
+            f"a {content_width}x{content_height} content at a long side of {options.size} is "
+            f"{round(short * options.size / long)} px short, and the taps in use need {minimum}: "
+            f"set size to at least {-(-minimum * long // short)}, or crop the content",
+        )
+    sides = [options.size // 2**step for step in range(options.scales)]
+    sides = [side for side in sides if side == options.size or side >= MINIMUM_COARSE_SIDE][: options.iterations]
+    sides.reverse()
+    share, rest = divmod(options.iterations, len(sides))
+    scales, first = [], 0
+    for index, side in enumerate(sides):
+        last = first + share + (index < rest)
+        height, width = fitted_size(content_height, content_width, side, minimum)
+        scales.append(Scale(index + 1, height, width, side, first, last))
+        first = last
+    return tuple(scales)
+
+
+def taps_in_use(options: StylizeOptions) -> list[str]:
+    """Taps with a weight above 0, from shallow to deep."""
+    weights = {**options.content_layers}
+    for tap, weight in options.style_layers.items():
+        weights[tap] = weights.get(tap, 0.0) + weight
+    return [tap for tap in NETWORKS[options.model].taps if weights.get(tap, 0.0) > 0]

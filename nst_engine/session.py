@@ -1,0 +1,283 @@
+"""One stylisation in progress: its image, its optimiser, and where it is in the schedule."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nst_engine import pictures
+from nst_engine.backbone import Backbone
+from nst_engine.objective import Evaluation, Objective
+from nst_engine.optimizers import make_optimizer
+from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.schedule import Scale, plan, taps_in_use
+
+# A proposal whose loss is this many times the last one, or not finite, has diverged.
+EXPLOSION = 2.0
+# After a divergence the step shrinks by this factor; every accepted step lets it double back to 1.
+BACKOFF = 0.25
+# Standard deviation of the noise start around mid-grey, 0-255 units.
+NOISE_DEVIATION = 32.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one iteration did.
+
+    Attributes:
+        iteration: iterations done, of `iterations` in all.
+        scale: the scale worked on, from 1, of `scales`.
+        width, height: the working size in pixels.
+        total_loss: the weighted sum at the image that `Session.image` now gives, before rounding.
+        losses: its parts, weighted: "content", "style", "tv", "box".
+        finished: whether this was the last iteration.
+    """
+
+    iteration: int
+    iterations: int
+    scale: int
+    scales: int
+    width: int
+    height: int
+    total_loss: float
+    losses: dict[str, float]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """What a run has earned: enough, with its pictures, to continue it bit for bit.
+
+    Attributes:
+        options: as steered so far.
+        style_shares: likewise.
+        iteration: iterations done.
+        step: the current step factor, below 1 after a divergence.
+        total_loss, losses: as in `StepReport`, at `image`; None when steering has made them stale.
+        tensors: "image" and, unless stale, "gradient", both (1, 3, H, W) float32; the optimiser's
+            state under "optimizer.".
+    """
+
+    options: StylizeOptions
+    style_shares: tuple[float, ...]
+    iteration: int
+    step: float
+    total_loss: float | None
+    losses: dict[str, float] | None
+    tensors: dict[str, Tensor]
+
+
+class Session:
+    """One stylisation in progress. Made by `Engine.start` or `Engine.resume`, advanced by `Engine.step`.
+
+    Args:
+        backbone: the feature network.
+        content: (1, 3, H, W) float32, 0-255, as given.
+        styles: likewise, at least one.
+        shares: one per style.
+        options: how to stylise.
+        state: where to continue; its options and shares are those given.
+
+    Raises:
+        OptionError: the styles or their shares are unusable, or the content is too thin for `size`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        content: Tensor,
+        styles: Sequence[Tensor],
+        shares: Sequence[float],
+        options: StylizeOptions,
+        state: SessionState | None = None,
+    ) -> None:
+        self._backbone = backbone
+        self._content = content
+        self._styles = tuple(styles)
+        self._shares = _checked_shares(shares, len(styles))
+        self._options = options
+        self._scales = plan(content.shape[2], content.shape[3], options)
+        self._iteration = 0
+        self._step = 1.0
+        self._evaluation: Evaluation | None = None
+        if state is None:
+            self._enter(self._scales[0], _first_image(content, self._scales[0], options))
+        else:
+            self._restore(state)
+
+    @property
+    def options(self) -> StylizeOptions:
+        """The options as steered so far."""
+        return self._options
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return self._iteration
+
+    @property
+    def finished(self) -> bool:
+        """Whether every iteration is done."""
+        return self._iteration >= self._options.iterations
+
+    @property
+    def nbytes(self) -> int:
+        """An estimate of the memory held between steps, in bytes, without the shared network."""
+        held = [self._content, *self._styles, self._image, self._image]
+        return sum(tensor.nbytes for tensor in held) + self._optimizer.nbytes + self._objective.nbytes
+
+    def image(self) -> NDArray[np.uint8]:
+        """The picture now, (H, W, 3) RGB, at the working size."""
+        return pictures.to_picture(self._image)
+
+    def advance(self) -> StepReport:
+        """Runs one iteration.
+
+        A proposal that diverges is dropped: the image stays, and the next step is smaller.
+
+        Raises:
+            RuntimeError: the session is finished.
+        """
+        if self.finished:
+            raise RuntimeError("the session is finished: start another one")
+        if self._iteration == self._scale.last:
+            following = self._scales[self._scale.number]
+            self._enter(following, pictures.resize(self._image, (following.height, following.width)))
+        current = self._evaluation or self._objective.evaluate(self._image)
+        proposal = self._optimizer.propose(self._image, current.gradient, self._step)
+        candidate = self._objective.evaluate(proposal)
+        if math.isfinite(candidate.total) and candidate.total <= EXPLOSION * current.total:
+            self._optimizer.accept(self._image, current.gradient, proposal, candidate.gradient)
+            self._image, current = proposal, candidate
+            self._step = min(1.0, 2 * self._step)
+        else:
+            self._step *= BACKOFF
+        self._evaluation = current
+        self._iteration += 1
+        return self._report(current)
+
+    def update(
+        self,
+        strength: float | None = None,
+        content_weight: float | None = None,
+        style_weight: float | None = None,
+        tv_weight: float | None = None,
+        style_shares: Sequence[float] | None = None,
+    ) -> None:
+        """Steers the run from the next iteration on; what is None stays as it is.
+
+        The objective changes, so its curvature so far no longer holds: L-BFGS starts its history
+        afresh and the gradient is evaluated anew.
+
+        Raises:
+            OptionError: a value out of range, raw weights on a session balanced by strength or the
+                other way round, or not one share per style. Nothing has changed then.
+        """
+        self._check_steering(strength, content_weight, style_weight)
+        given = {
+            "strength": strength,
+            "content_weight": content_weight,
+            "style_weight": style_weight,
+            "tv_weight": tv_weight,
+        }
+        options = dataclasses.replace(self._options, **{k: v for k, v in given.items() if v is not None})
+        shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._styles))
+        self._options, self._shares = options, shares
+        self._objective.steer(options, shares)
+        self._optimizer.restart()
+        self._evaluation = None
+
+    def state_dict(self) -> SessionState:
+        """A snapshot that later steps do not touch, on the CPU."""
+        tensors = {f"optimizer.{name}": tensor for name, tensor in self._optimizer.tensors().items()}
+        tensors["image"] = self._image
+        if self._evaluation is not None:
+            tensors["gradient"] = self._evaluation.gradient
+        return SessionState(
+            self._options,
+            self._shares,
+            self._iteration,
+            self._step,
+            self._evaluation.total if self._evaluation else None,
+            dict(self._evaluation.losses) if self._evaluation else None,
+            {name: tensor.to("cpu") for name, tensor in tensors.items()},
+        )
+
+    def _enter(self, scale: Scale, image: Tensor) -> None:
+        """Starts `scale` from `image`: new targets, an optimiser without memory."""
+        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
+        styles = [
+            pictures.resize(style, pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum))
+            for style in self._styles
+        ]
+        content = pictures.resize(self._content, (scale.height, scale.width))
+        self._scale = scale
+        self._image = image
+        self._objective = Objective(self._backbone, content, styles, self._options, self._shares)
+        self._optimizer = make_optimizer(self._options, image.shape, image.device)
+        self._evaluation = None
+
+    def _restore(self, state: SessionState) -> None:
+        scale = next(scale for scale in self._scales if state.iteration <= scale.last)
+        tensors = {name: tensor.to(self._content.device) for name, tensor in state.tensors.items()}
+        if tensors["image"].shape[2:] != (scale.height, scale.width):
+            height, width = tensors["image"].shape[2:]
+            raise OptionError(
+                "content",
+                f"gives a working size of {scale.width}x{scale.height} where the checkpoint has {width}x{height}: "
+                "resume with the pictures that the run was started with",
+            )
+        self._enter(scale, tensors["image"])
+        self._optimizer.load({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
+        self._iteration, self._step = state.iteration, state.step
+        if state.total_loss is not None and state.losses is not None:
+            self._evaluation = Evaluation(dict(state.losses), state.total_loss, tensors["gradient"])
+
+    def _check_steering(self, strength: float | None, content_weight: float | None, style_weight: float | None) -> None:
+        balanced = self._options.strength is not None
+        if balanced and content_weight is not None:
+            raise OptionError("content_weight", "this run is balanced by strength: steer strength instead")
+        if balanced and style_weight is not None:
+            raise OptionError("style_weight", "this run is balanced by strength: steer strength instead")
+        if not balanced and strength is not None:
+            raise OptionError("strength", "this run has raw weights: steer content_weight and style_weight instead")
+
+    def _report(self, evaluation: Evaluation) -> StepReport:
+        scale = self._scale
+        return StepReport(
+            iteration=self._iteration,
+            iterations=self._options.iterations,
+            scale=scale.number,
+            scales=len(self._scales),
+            width=scale.width,
+            height=scale.height,
+            total_loss=evaluation.total,
+            losses=dict(evaluation.losses),
+            finished=self.finished,
+        )
+
+
+def _checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:
+    if styles == 0:
+        raise OptionError("styles", "at least one style is needed")
+    if len(shares) != styles:
+        raise OptionError("style_shares", f"one share per style is needed: {styles}, not {len(shares)}")
+    for index, share in enumerate(shares):
+        if not math.isfinite(share) or share < 0:
+            raise OptionError(f"style_shares[{index}]", f"must be finite and at least 0, not {share:g}")
+    if not any(shares):
+        raise OptionError("style_shares", "at least one must be above 0")
+    return tuple(float(share) for share in shares)
+
+
+def _first_image(content: Tensor, scale: Scale, options: StylizeOptions) -> Tensor:
+    image = pictures.resize(content, (scale.height, scale.width))
+    if options.init == "noise":
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(options.seed))
+        return 127.5 + NOISE_DEVIATION * noise.to(image.device)
+    return image

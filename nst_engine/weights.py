@@ -1,0 +1,160 @@
+"""Where weights come from: pinned sources, a cache of safetensors, and local files."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nst_engine.networks import NETWORKS, Network
+from nst_engine.weight_sources import SOURCES, Source, WeightsError
+
+__all__ = ["WeightsError", "cache_directory", "fetch", "import_file", "is_cached", "load", "read_file"]
+
+
+def cache_directory(cache_dir: Path | None = None) -> Path:
+    """Where weights are kept: `cache_dir`, or else `$NST_CACHE`, or else `~/.cache/nst`."""
+    return cache_dir or Path(os.environ.get("NST_CACHE") or Path.home() / ".cache" / "nst")
+
+
+def is_cached(name: str, cache_dir: Path | None = None) -> bool:
+    """Whether the weights of the model `name` are in the cache. Their digest is checked by `load`."""
+    return _cached_file(name, cache_dir).is_file()
+
+
+def load(name: str, cache_dir: Path | None = None) -> dict[str, Tensor]:
+    """The weights of the model `name`, from the cache; fetched first when missing or damaged.
+
+    Returns:
+        "conv1_1.weight" (O, I, 3, 3), "conv1_1.bias" (O,), ... in float32.
+
+    Raises:
+        WeightsError: they can neither be read nor fetched; the message lists the ways to get them.
+    """
+    path = _cached_file(name, cache_dir)
+    if path.is_file():
+        try:
+            return _read_cached(path, NETWORKS[name])
+        except WeightsError:
+            path.unlink(missing_ok=True)
+    fetch(name, cache_dir)
+    return _read_cached(path, NETWORKS[name])
+
+
+def fetch(name: str, cache_dir: Path | None = None, source: Source | None = None) -> Path:
+    """Fetches the weights of the model `name` from its source into the cache, and returns the file.
+
+    Two processes may do this at once: each works in a folder of its own, and the last rename wins.
+
+    Raises:
+        WeightsError: the source cannot be reached, or what it gave has another digest.
+    """
+    path = _cached_file(name, cache_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = source or SOURCES[name]
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as scratch:
+        try:
+            tensors = source.fetch(Path(scratch))
+        except WeightsError as error:
+            raise WeightsError(f"{error}\n{ways_to_get(name)}") from error
+        _store(tensors, NETWORKS[name], path, source.sha256)
+    return path
+
+
+def import_file(name: str, file: Path, cache_dir: Path | None = None) -> Path:
+    """Copies a local weights file of the model `name` into the cache, and returns the copy.
+
+    Raises:
+        WeightsError: the file does not hold the weights of that network.
+    """
+    path = _cached_file(name, cache_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    _store(read_file(file, NETWORKS[name]), NETWORKS[name], path, digest)
+    return path
+
+
+def read_file(file: Path, network: Network) -> dict[str, Tensor]:
+    """The convolution weights of `network` in a local safetensors or .pth file.
+
+    Tensors may be called "conv1_1.weight" as here, or "features.0.weight" as in torchvision.
+
+    Raises:
+        WeightsError: the file cannot be read, or a tensor is missing or has another shape.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            tensors = load_file(file)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+        raise WeightsError(f"{file} cannot be read as weights ({error})") from error
+    return _conform(tensors, network, str(file))
+
+
+def ways_to_get(name: str) -> str:
+    """Advice for who lacks the weights of the model `name`."""
+    return (
+        f"Ways to get the weights of {name}:\n"
+        f"  - where the network allows: nst weights pull {name} ({SOURCES[name].description});\n"
+        f"  - from a file you have:     nst weights pull {name} --from FILE (.safetensors or .pth);\n"
+        f"  - from another machine:     copy its {_cached_file(name, None)} to the same place here,\n"
+        "    or point NST_CACHE at the folder that holds it."
+    )
+
+
+def _cached_file(name: str, cache_dir: Path | None) -> Path:
+    return cache_directory(cache_dir) / f"{name}.safetensors"
+
+
+def _conform(tensors: Mapping[str, Tensor], network: Network, origin: str) -> dict[str, Tensor]:
+    """Exactly the convolutions of `network`, by their names here, in float32."""
+    indices = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("features.") and "weight" in key)
+    renamed = dict(tensors)
+    for name, index in zip(network.convs, indices, strict=False):
+        for part in ("weight", "bias"):
+            renamed[f"{name}.{part}"] = tensors[f"features.{index}.{part}"]
+    conformed = {}
+    for name, (inputs, outputs) in network.convs.items():
+        for part, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,))):
+            tensor = renamed.get(f"{name}.{part}")
+            if tensor is None or tuple(tensor.shape) != shape:
+                found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+                raise WeightsError(f"{origin}: {name}.{part} is {found}; {network.name} needs {shape}")
+            conformed[f"{name}.{part}"] = tensor.float().contiguous()
+    return conformed
+
+
+def _store(tensors: Mapping[str, Tensor], network: Network, path: Path, source_sha256: str) -> None:
+    conformed = _conform(tensors, network, "the source")
+    metadata = {"tensors_sha256": _digest(conformed), "source_sha256": source_sha256}
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as temporary:
+        temporary.close()
+        try:
+            save_file(conformed, temporary.name, metadata=metadata)
+            os.chmod(temporary.name, 0o644)
+            os.replace(temporary.name, path)
+        finally:
+            Path(temporary.name).unlink(missing_ok=True)
+
+
+def _read_cached(path: Path, network: Network) -> dict[str, Tensor]:
+    tensors = read_file(path, network)
+    with safe_open(path, "pt") as file:
+        recorded = (file.metadata() or {}).get("tensors_sha256")
+    if recorded != _digest(tensors):
+        raise WeightsError(f"{path} is damaged: its digest is not the one recorded in it")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy())
+    return digest.hexdigest()
