@@ -1,0 +1,168 @@
+"""The client: everything that can be asked of a server, in asyncio."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from types import TracebackType
+from typing import Self, TypedDict
+
+import grpc
+from nst.v1 import job_pb2
+from nst.v1.job_service_pb2 import DeleteJobRequest, ListJobsRequest
+from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetServerInfoRequest
+
+from nst_client import transfer
+from nst_client.decoding import decode_status
+from nst_client.events import JobState, JobStatus
+from nst_client.formats import Format, format_message
+from nst_client.images import ImageInput, ImageRef, to_picture
+from nst_client.info import ServerInfo
+from nst_client.job import AsyncJob
+from nst_client.options import OptionValue, build_options
+from nst_client.spec import Priority, Source, StyleInput, priority_number, weighted_styles
+from nst_client.transport import Transport
+
+
+class ConnectionSettings(TypedDict, total=False):
+    """The keyword arguments of `AsyncClient`, which describes them."""
+
+    tls: grpc.ChannelCredentials | None
+    tenant: str | None
+    reconnect_timeout: float
+    silence_timeout: float
+
+
+class AsyncClient:
+    """A client of one server or of the load balancer in front of many. Use it as an async context manager.
+
+    Args:
+        address: HOST:PORT.
+        tls: credentials from `grpc.ssl_channel_credentials`; None talks without TLS.
+        tenant: whom the jobs are accounted to.
+        reconnect_timeout: seconds for which a server that has answered before is looked for when
+            the connection breaks. A server that never answered is not waited for.
+        silence_timeout: seconds without any message, heartbeats included, after which a stream of
+            events is attached anew. Keep it at several of the server's heartbeat periods.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls: grpc.ChannelCredentials | None = None,
+        tenant: str | None = None,
+        reconnect_timeout: float = 60.0,
+        silence_timeout: float = 45.0,
+    ) -> None:
+        self._transport = Transport(address, tls, tenant, reconnect_timeout, silence_timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Jobs go on without it."""
+        await self._transport.close()
+
+    async def stylize(
+        self,
+        /,
+        content: Source,
+        styles: StyleInput | Sequence[StyleInput],
+        *,
+        size: int | None = None,
+        iterations: int | None = None,
+        strength: float | None = None,
+        preview_interval: int | None = None,
+        preview_max_size: int | None = None,
+        result_format: Format | None = None,
+        preview_format: Format | None = None,
+        priority: Priority | None = None,
+        request_id: str | None = None,
+        **options: OptionValue | None,
+    ) -> AsyncJob:
+        """Upload the pictures and make a job of them. It runs whether or not anybody follows it.
+
+        What is None means the server's default, which `server_info` tells.
+
+        Args:
+            content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
+                picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
+            styles: the picture or pictures whose look is taken, each alone or as (picture, weight).
+            size: long side of the result in pixels.
+            iterations: over all scales.
+            strength: how much of the style to take, 0 to 1.
+            preview_interval: iterations between previews; 0 for none.
+            preview_max_size: long side of previews in pixels.
+            result_format, preview_format: a codec's name, EncodedFormat or TensorFormat.
+            priority: "interactive" or "batch".
+            request_id: the same one and the same arguments give the same job; None makes one up.
+            options: any other field of `StylizeOptions`, by name.
+
+        Raises:
+            TypeError, ValueError: an argument cannot be sent; the text names it.
+            OSError: a file cannot be read.
+            InvalidRequest: the server does not allow an argument.
+            ServerBusy: the queue is full.
+            NstError: anything else that the server reports, or that it stays away.
+        """
+        weighted = weighted_styles(styles)
+        spec = job_pb2.JobSpec(
+            options=build_options({"size": size, "iterations": iterations, "strength": strength, **options}),
+            preview=job_pb2.PreviewOptions(
+                interval=preview_interval,
+                max_size=preview_max_size,
+                format=format_message(preview_format, "preview_format"),
+            ),
+            result_format=format_message(result_format, "result_format"),
+            priority=priority_number(priority),
+        )
+        spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
+        for index, (style, weight) in enumerate(weighted):
+            reference = await self._reference(style, f"styles[{index}]")
+            spec.styles.add(image=reference.to_proto(), weight=weight)
+        request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
+        answer = await self._transport.call(self._transport.transfer.CreateJob, request)
+        return self.job(answer.job.job_id)
+
+    async def upload(self, image: ImageInput) -> ImageRef:
+        """Store a picture, so that many jobs can use it by reference. Raises as `stylize` does."""
+        return await self._reference(image, "image")
+
+    def job(self, job_id: str) -> AsyncJob:
+        """The job of this id, to follow or steer from here. Asks the server nothing yet."""
+        return AsyncJob(self._transport, job_id)
+
+    async def jobs(self, states: Iterable[JobState] = ()) -> AsyncGenerator[JobStatus, None]:
+        """The jobs in these states (none: in all), newest first, fetched page by page as they are wanted."""
+        request = ListJobsRequest(states=[job_pb2.JobState.ValueType(state) for state in states])
+        while True:
+            page = await self._transport.call(self._transport.jobs.ListJobs, request)
+            for job in page.jobs:
+                yield decode_status(job)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def delete_job(self, job_id: str) -> None:
+        """Remove a job that has ended, its history and its result.
+
+        A broken connection is not tried again: the second attempt could not tell whether the first worked.
+        """
+        await self._transport.call_once(self._transport.jobs.DeleteJob, DeleteJobRequest(job_id=job_id))
+
+    async def server_info(self) -> ServerInfo:
+        """What the server is, what it allows and what it assumes."""
+        answer = await self._transport.call(self._transport.transfer.GetServerInfo, GetServerInfoRequest())
+        return ServerInfo.from_proto(answer)
+
+    async def _reference(self, source: Source, name: str) -> ImageRef:
+        if isinstance(source, ImageRef):
+            return source
+        # Reading and packing a large picture takes long enough to stall other calls on this loop.
+        picture = await asyncio.to_thread(to_picture, source, name)
+        return await transfer.upload(self._transport, picture)

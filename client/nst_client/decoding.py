@@ -1,0 +1,119 @@
+"""From the messages of nst.v1 to this library's own types."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from nst.v1 import image_pb2, job_pb2
+
+from nst_client.errors import status_code
+from nst_client.events import (
+    AnyEvent,
+    ErrorEvent,
+    Failure,
+    JobState,
+    JobStatus,
+    PreviewEvent,
+    Progress,
+    ProgressEvent,
+    ResultEvent,
+    StateEvent,
+)
+from nst_client.images import ImageRef, Picture
+from nst_client.options import options_dict, short_names
+
+_PRIORITIES = short_names(job_pb2.Priority.DESCRIPTOR)
+
+
+def decode_event(message: job_pb2.JobEvent) -> AnyEvent | None:
+    """The event in a message; None for a kind that this version of the library does not know."""
+    kind = message.WhichOneof("event")
+    if kind is None:
+        return None
+    common = {
+        "job_id": message.job_id,
+        "sequence": message.sequence,
+        "time": _time(message.time),
+        "attempt": message.attempt,
+        "job_state": JobState(message.job_state),
+    }
+    event, fields = _EVENTS[kind]
+    return event(**common, **fields(getattr(message, kind)))
+
+
+def decode_status(job: job_pb2.Job) -> JobStatus:
+    """The job in a message."""
+    return JobStatus(
+        job_id=job.job_id,
+        request_id=job.request_id,
+        state=JobState(job.state),
+        content=_reference(job.spec.content.reference),
+        styles=tuple(
+            (_reference(style.image.reference), style.weight if style.HasField("weight") else 1.0)
+            for style in job.spec.styles
+        ),
+        options=options_dict(job.spec.options),
+        priority=_PRIORITIES.get(job.spec.priority, "interactive"),
+        create_time=_time(job.create_time),
+        update_time=_time(job.update_time),
+        attempt=job.attempt,
+        last_sequence=job.last_sequence,
+        progress=Progress(**_progress(job.progress)) if job.HasField("progress") else None,
+        result=_reference(job.result.reference, job.result) if job.HasField("result") else None,
+        error=Failure(**_failure(job.error)) if job.HasField("error") else None,
+        tenant=job.tenant,
+    )
+
+
+def _state_change(change: job_pb2.StateChange) -> Mapping[str, Any]:
+    return {"state": JobState(change.state), "reason": change.reason, "from_iteration": change.from_iteration}
+
+
+def _progress(progress: job_pb2.Progress) -> Mapping[str, Any]:
+    fields = {field.name: getattr(progress, field.name) for field in progress.DESCRIPTOR.fields}
+    return {**fields, "losses": dict(progress.losses)}
+
+
+def _picture(event: job_pb2.Preview | job_pb2.Result) -> Mapping[str, Any]:
+    return {
+        "width": event.width,
+        "height": event.height,
+        "reference": _reference(event.reference, event),
+        "picture": Picture.from_proto(event.image),
+    }
+
+
+def _preview(preview: job_pb2.Preview) -> Mapping[str, Any]:
+    return {"iteration": preview.iteration, **_picture(preview)}
+
+
+def _result(result: job_pb2.Result) -> Mapping[str, Any]:
+    progress = Progress(**_progress(result.progress))
+    return {
+        "iterations": result.iterations,
+        "progress": progress,
+        "run_seconds": result.run_seconds,
+        **_picture(result),
+    }
+
+
+def _failure(error: job_pb2.JobError) -> Mapping[str, Any]:
+    return {"code": status_code(error.code), "reason": error.reason, "message": error.message}
+
+
+_EVENTS: Mapping[str, tuple[Callable[..., AnyEvent], Callable[[Any], Mapping[str, Any]]]] = {
+    "state": (StateEvent, _state_change),
+    "progress": (ProgressEvent, _progress),
+    "preview": (PreviewEvent, _preview),
+    "result": (ResultEvent, _result),
+    "error": (ErrorEvent, _failure),
+}
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _reference(reference: image_pb2.ImageReference, size: job_pb2.Preview | job_pb2.Result | None = None) -> ImageRef:
+    return ImageRef(reference.sha256, size.width, size.height) if size else ImageRef(reference.sha256)

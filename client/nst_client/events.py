@@ -1,0 +1,203 @@
+"""A job's history as typed events, and a job as it stands."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import grpc
+from PIL import Image as PilImage
+
+from nst_client.images import ImageRef, Picture, Pixels
+from nst_client.options import OptionValue
+
+
+class JobState(enum.IntEnum):
+    """Where a job is in its life; the numbers are those of nst.v1.JobState."""
+
+    UNSPECIFIED = 0
+    QUEUED = 1
+    RUNNING = 2
+    PAUSED = 3
+    SUCCEEDED = 4
+    FAILED = 5
+    CANCELLED = 6
+
+    @classmethod
+    def _missing_(cls, value: object) -> "JobState":
+        # A state that a later server may add is not worth an exception.
+        return cls.UNSPECIFIED
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self >= JobState.SUCCEEDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the optimisation is.
+
+    Attributes:
+        iteration, iterations: done, and in all.
+        scale, scales: the one worked on, from 1, and their number.
+        width, height: of the working picture, in pixels.
+        total_loss: the weighted sum that is minimised.
+        losses: its weighted parts by name.
+        iterations_per_second: the current pace.
+        seconds_left: an estimate of the time to the result.
+    """
+
+    iteration: int
+    iterations: int
+    scale: int
+    scales: int
+    width: int
+    height: int
+    total_loss: float
+    losses: dict[str, float]
+    iterations_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a job failed.
+
+    Attributes:
+        code: what the status would be if the job were one call.
+        reason: a constant in capitals, for programs.
+        message: for people.
+    """
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One entry of a job's history.
+
+    Attributes:
+        job_id: the job.
+        sequence: 1, 2, 3 ... within the job.
+        time: when it happened, UTC.
+        attempt: which attempt it belongs to; 0 before the first.
+        job_state: the job's state after this event.
+    """
+
+    job_id: str
+    sequence: int
+    time: datetime
+    attempt: int
+    job_state: JobState
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateEvent(Event):
+    """The job changed to `state`; an attempt starts from `from_iteration`."""
+
+    state: JobState
+    reason: str
+    from_iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressEvent(Event, Progress):
+    """The optimisation moved on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PictureEvent(Event):
+    width: int
+    height: int
+    reference: ImageRef
+    picture: Picture | None
+
+    @cached_property
+    def image(self) -> PilImage.Image | Pixels | None:
+        """The picture, decoded: a PIL picture, or an array if a tensor was asked for; None if it was not sent."""
+        return self.picture.decode() if self.picture else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewEvent(_PictureEvent):
+    """An intermediate picture.
+
+    Attributes:
+        iteration: the one it shows.
+        width, height: in pixels.
+        reference: the stored picture, a PNG.
+        picture: the bytes that were sent; None when the server left them out.
+    """
+
+    iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultEvent(_PictureEvent):
+    """The final picture; the last event of a job that succeeded.
+
+    Attributes:
+        iterations: done.
+        width, height: in pixels.
+        reference: the stored picture, a PNG; `stylize` takes it as content or style.
+        picture: the bytes that were sent; None when it is too big for an event (`Job.result` fetches it).
+        progress: the losses at the end.
+        run_seconds: computing time of the attempt that finished.
+    """
+
+    iterations: int
+    progress: Progress
+    run_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorEvent(Event, Failure):
+    """The job failed; its last event."""
+
+
+AnyEvent = StateEvent | ProgressEvent | PreviewEvent | ResultEvent | ErrorEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """A job as it stands.
+
+    Attributes:
+        job_id: the server's name for the job.
+        request_id: the client's name for the request that made it.
+        state: where it is in its life.
+        content, styles, options, priority: the work; each style with its weight, every option filled in.
+        create_time, update_time: when it was stored, and when its latest event happened, UTC.
+        attempt: how often a model server has started on it.
+        last_sequence: of its latest event.
+        progress: the latest; None before the first.
+        result: the final picture, when it has succeeded.
+        error: why it failed, when it has.
+        tenant: who made it.
+    """
+
+    job_id: str
+    request_id: str
+    state: JobState
+    content: ImageRef
+    styles: tuple[tuple[ImageRef, float], ...]
+    options: dict[str, OptionValue]
+    priority: str
+    create_time: datetime
+    update_time: datetime
+    attempt: int
+    last_sequence: int
+    progress: Progress | None
+    result: ImageRef | None
+    error: Failure | None
+    tenant: str
+
+
+def ends_history(event: AnyEvent) -> bool:
+    """Whether no event can follow this one."""
+    return isinstance(event, ResultEvent | ErrorEvent) or (
+        isinstance(event, StateEvent) and event.state is JobState.CANCELLED
+    )

@@ -1,0 +1,132 @@
+"""A job on a server, as the client holds it."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+import grpc
+from nst.v1 import job_pb2
+from nst.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, UpdateJobRequest
+from PIL.Image import Image as PilImage
+
+from nst_client.decoding import decode_status
+from nst_client.errors import JobCancelled, JobFailed, NstError
+from nst_client.events import AnyEvent, ErrorEvent, JobStatus, ResultEvent, StateEvent, ends_history
+from nst_client.formats import Format, format_message
+from nst_client.images import Picture, Pixels
+from nst_client.spec import Priority, priority_number
+from nst_client.transfer import download
+from nst_client.transport import Transport
+from nst_client.watch import watch
+
+
+class AsyncJob:
+    """A job: `async for event in job` follows it from its first event to its last.
+
+    Every method raises NstError when the server refuses or stays away.
+    """
+
+    def __init__(self, transport: Transport, job_id: str) -> None:
+        self._transport = transport
+        self._id = job_id
+        self._ending: AnyEvent | None = None
+
+    @property
+    def id(self) -> str:
+        """The server's name for the job."""
+        return self._id
+
+    def __aiter__(self) -> AsyncIterator[AnyEvent]:
+        return self.events()
+
+    async def events(self, after_sequence: int = 0) -> AsyncGenerator[AnyEvent, None]:
+        """The events after `after_sequence`, each once and in order, over broken connections too."""
+        async with aclosing(watch(self._transport, self._id, after_sequence)) as events:
+            async for event in events:
+                if ends_history(event):
+                    self._ending = event
+                yield event
+
+    async def status(self) -> JobStatus:
+        """The job as it stands."""
+        answer = await self._transport.call(self._transport.jobs.GetJob, GetJobRequest(job_id=self._id))
+        return decode_status(answer.job)
+
+    async def result(self, form: Format | None = None) -> PilImage | Pixels:
+        """The final picture, once the job has ended: a PIL picture, or an array for a TensorFormat.
+
+        Args:
+            form: None takes the form that the job was made with.
+
+        Raises:
+            JobFailed, JobCancelled: there is no picture.
+        """
+        return (await self.result_picture(form)).decode()
+
+    async def result_picture(self, form: Format | None = None) -> Picture:
+        """As `result`, but the bytes as they came."""
+        message = format_message(form, "form")
+        match self._ending or await self._wait():
+            case ErrorEvent() as error:
+                raise JobFailed(self._id, error.code, error.reason, error.message)
+            case StateEvent() as cancelled:
+                raise JobCancelled(self._id, cancelled.reason)
+            case ResultEvent(picture=Picture() as picture) if message is None:
+                return picture
+        return await download(self._transport, self._id, message)
+
+    async def cancel(self) -> JobStatus:
+        """Ask for the job to end; its history then ends with a change to CANCELLED."""
+        answer = await self._transport.call(self._transport.jobs.CancelJob, CancelJobRequest(job_id=self._id))
+        return decode_status(answer.job)
+
+    async def steer(
+        self,
+        *,
+        strength: float | None = None,
+        content_weight: float | None = None,
+        style_weight: float | None = None,
+        tv_weight: float | None = None,
+        style_shares: Sequence[float] = (),
+        priority: Priority | None = None,
+    ) -> JobStatus:
+        """Change weights while the job waits or runs; what is left out stays as it is.
+
+        Args:
+            strength: 0 to 1, for a job that is balanced by strength.
+            content_weight, style_weight: for a job with raw weights.
+            tv_weight: of the total variation.
+            style_shares: one number above 0 for each style.
+            priority: while the job waits.
+        """
+        update = job_pb2.JobUpdate(
+            strength=strength,
+            content_weight=content_weight,
+            style_weight=style_weight,
+            tv_weight=tv_weight,
+            style_shares=style_shares,
+            priority=priority_number(priority),
+        )
+        return await self._update(update)
+
+    async def pause(self) -> JobStatus:
+        """Hold the job where it is."""
+        return await self._update(job_pb2.JobUpdate(paused=True))
+
+    async def resume(self) -> JobStatus:
+        """Let a paused job go on."""
+        return await self._update(job_pb2.JobUpdate(paused=False))
+
+    async def _update(self, update: job_pb2.JobUpdate) -> JobStatus:
+        request = UpdateJobRequest(job_id=self._id, update=update)
+        answer = await self._transport.call(self._transport.jobs.UpdateJob, request)
+        return decode_status(answer.job)
+
+    async def _wait(self) -> AnyEvent:
+        # A job that has ended replays its last event alone; pictures are fetched when they are wanted.
+        after = max((await self.status()).last_sequence - 1, 0)
+        async with aclosing(watch(self._transport, self._id, after, omit_pictures=True)) as events:
+            async for event in events:
+                if ends_history(event):
+                    self._ending = event
+                    return event
+        raise NstError(grpc.StatusCode.INTERNAL, f"the history of job {self._id} has no end: look at its status")

@@ -1,0 +1,84 @@
+"""An asyncio event loop in a thread of its own, for callers that block."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+import grpc
+
+from nst_client.errors import NstError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for other threads, until it is closed."""
+
+    def __init__(self) -> None:
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(started,), name="nst-client", daemon=True)
+        self._thread.start()
+        self._loop = started.result()
+        self._lock = threading.Lock()
+        self._open = True
+
+    @staticmethod
+    def _serve(started: "Future[asyncio.AbstractEventLoop]") -> None:
+        with asyncio.Runner() as runner:
+            started.set_result(runner.get_loop())
+            runner.get_loop().run_forever()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, waited for; the caller's context variables go with it.
+
+        Raises:
+            NstError: the loop was closed, before or meanwhile. Else whatever `work` raises.
+        """
+        future = self._submit(work)
+        try:
+            return future.result()
+        except CancelledError:
+            raise NstError(grpc.StatusCode.CANCELLED, "the client is closed: make a new one") from None
+        except BaseException:  # Ctrl-C ends the waiting, and is to end the work too
+            future.cancel()
+            raise
+
+    def iterate(self, stream: AsyncGenerator[T, None]) -> Iterator[T]:
+        """The items of an async generator, fetched one by one; leaving early closes it."""
+        try:
+            while True:
+                try:
+                    item = self.run(_following(stream))
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            # Not waited for: the garbage collector may run this on the loop's own thread.
+            self._submit(_close(stream))
+
+    def close(self) -> None:
+        """Cancel what still runs, and end the thread. Closing twice is closing once."""
+        with self._lock:
+            was_open, self._open = self._open, False
+        if was_open:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        with self._lock:
+            if self._open:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        refused: Future[T] = Future()
+        refused.cancel()
+        return refused
+
+
+async def _following(stream: AsyncGenerator[T, None]) -> T:
+    return await anext(stream)
+
+
+async def _close(stream: AsyncGenerator[T, None]) -> None:
+    await stream.aclose()

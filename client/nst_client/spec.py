@@ -1,0 +1,43 @@
+"""What a job is made from: the caller's arguments, checked and turned into messages."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from nst.v1 import job_pb2
+
+from nst_client.images import ImageInput, ImageRef
+from nst_client.options import enum_number
+
+Priority = Literal["interactive", "batch"]
+Source = ImageInput | ImageRef
+StyleInput = Source | tuple[Source, float]
+
+
+def priority_number(priority: Priority | None) -> job_pb2.Priority.ValueType:
+    """The number of a priority; None is the server's default. Raises ValueError for an unknown one."""
+    if priority is None:
+        return job_pb2.PRIORITY_UNSPECIFIED
+    return job_pb2.Priority.ValueType(enum_number("priority", job_pb2.Priority.DESCRIPTOR, priority))
+
+
+def weighted_styles(styles: Any) -> list[tuple[Source, float | None]]:
+    """The styles with their weights; None where none was given.
+
+    Raises:
+        TypeError, ValueError: there is no style, or a weight is not above 0.
+    """
+    many = isinstance(styles, Sequence) and not isinstance(styles, str | bytes | bytearray | memoryview)
+    given = list(styles) if many and not _is_pair(styles) else [styles]
+    if not given:
+        raise ValueError("styles: give at least one style picture")
+    pairs = [style if _is_pair(style) else (style, None) for style in given]
+    for index, (_, weight) in enumerate(pairs):
+        if weight is not None and not 0 < weight < math.inf:
+            raise ValueError(f"styles[{index}].weight: must be above 0, not {weight:g}")
+    return pairs
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], numbers.Real)

@@ -1,0 +1,176 @@
+"""The connection to a server: channel, call metadata, and trying again when it breaks."""
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from nst.v1.job_service_pb2_grpc import JobServiceStub
+from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
+
+from nst_client.errors import NstError, ServerUnavailable, from_rpc, has_details, is_broken_connection
+
+if TYPE_CHECKING:
+    from nst.v1.job_service_pb2_grpc import JobServiceAsyncStub
+    from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceAsyncStub
+
+T = TypeVar("T")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_CALL_TIMEOUT_SECONDS = 30.0
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS, _DELAY_GROWTH = 0.1, 3.0, 1.6
+_MAX_MESSAGE_BYTES = 64 * 2**20
+
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    # The server answers pings that come more often than every 10 s with GOAWAY.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # gRPC's own defaults wait up to two minutes before they look for a restarted server again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    # Retries are made below, where they know `reconnect_timeout` and which calls are safe to repeat.
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+]
+
+
+class Transport:
+    """One channel to one address, and the rules for using it.
+
+    Attributes:
+        address: HOST:PORT, or any gRPC target.
+        reconnect_timeout: seconds for which a broken connection is tried again.
+        silence_timeout: seconds without a message after which a stream counts as dead.
+        reached: whether a server has ever answered.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tls: grpc.ChannelCredentials | None,
+        tenant: str | None,
+        reconnect_timeout: float,
+        silence_timeout: float,
+    ) -> None:
+        self.address = address
+        self.reconnect_timeout = reconnect_timeout
+        self.silence_timeout = silence_timeout
+        self._tls = tls
+        self._tenant = tenant
+        self.reached = False
+
+    @cached_property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel; made at the first call because it belongs to the event loop that makes it."""
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.address, self._tls, options=_CHANNEL_OPTIONS)
+
+    @cached_property
+    def transfer(self) -> "StyleTransferServiceAsyncStub":
+        """The stub that makes jobs."""
+        return StyleTransferServiceStub(self.channel)
+
+    @cached_property
+    def jobs(self) -> "JobServiceAsyncStub":
+        """The stub that follows jobs."""
+        return JobServiceStub(self.channel)
+
+    @property
+    def metadata(self) -> grpc.aio.Metadata:
+        """What travels with each call: the tenant, and the trace that the caller is in."""
+        pairs = {"x-nst-tenant": self._tenant} if self._tenant else {}
+        return grpc.aio.Metadata(*pairs.items(), *_trace_headers().items())
+
+    async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        """A call that is safe to repeat, repeated while the connection is broken. Raises NstError."""
+
+        async def attempt() -> Response:
+            return await method(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_SECONDS)
+
+        return await self.repeat(attempt)
+
+    async def call_once(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        """A call that is not safe to repeat. Raises NstError."""
+        try:
+            return await method(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.address) from error
+
+    async def repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What `attempt` returns, made again from its start while the connection is broken. Raises NstError."""
+        reconnect = Reconnect(self)
+        while True:
+            try:
+                answer = await attempt()
+            except grpc.aio.AioRpcError as error:
+                await reconnect.wait(error)
+            else:
+                reconnect.succeeded()
+                return answer
+
+    async def close(self) -> None:
+        """Ends every call that is still open."""
+        if "channel" in self.__dict__:
+            await self.channel.close()
+
+
+class Reconnect:
+    """The pauses between attempts at one thing, and when to give up."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._deadline: float | None = None
+        self._delay = _FIRST_DELAY_SECONDS
+
+    def succeeded(self) -> None:
+        """The connection works: the next failure is a new one."""
+        self._transport.reached = True
+        self._deadline = None
+        self._delay = _FIRST_DELAY_SECONDS
+
+    async def wait(self, error: grpc.aio.AioRpcError | None) -> None:
+        """Return when it is time to try again after `error`; None means a stream that fell silent or ended early.
+
+        Raises:
+            NstError: trying again is of no use. The request itself failed, nothing has ever answered
+                at this address, or `reconnect_timeout` has passed.
+        """
+        transport = self._transport
+        now = monotonic()
+        self._deadline = self._deadline or now + transport.reconnect_timeout
+        transport.reached |= error is None or has_details(error)
+        if (error and not is_broken_connection(error)) or not transport.reached or now >= self._deadline:
+            raise self._failure(error) from error
+        # Jitter: the clients of a restarted gateway must not come back all at once.
+        await asyncio.sleep(min(self._delay * random.uniform(0.5, 1.0), self._deadline - now))
+        self._delay = min(self._delay * _DELAY_GROWTH, _LONGEST_DELAY_SECONDS)
+
+    def _failure(self, error: grpc.aio.AioRpcError | None) -> NstError:
+        address = self._transport.address
+        if error is None:
+            return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "the stream of events broke off", address=address)
+        return from_rpc(error, address)
+
+
+def _trace_headers() -> dict[str, str]:
+    headers: dict[str, str] = {}
+    # A program that has not imported OpenTelemetry is in no trace, and need not pay for the import.
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.propagate import inject
+
+        inject(headers)
+    return headers

@@ -1,0 +1,219 @@
+"""A gRPC server over a real socket whose streams break where a test says so."""
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc
+from nst.v1 import image_pb2, job_pb2
+from nst.v1 import job_service_pb2 as js
+from nst.v1 import style_transfer_service_pb2 as sts
+from nst.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
+from nst.v1.style_transfer_service_pb2_grpc import (
+    StyleTransferServiceServicer,
+    add_StyleTransferServiceServicer_to_server,
+)
+
+JOB_ID = "job-1"
+Breaker = Callable[[grpc.ServicerContext], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A watcher's stream that breaks after so many messages; `how` does the breaking."""
+
+    after: int
+    how: Breaker
+
+
+def state_event(state: job_pb2.JobState.ValueType, reason: str = "") -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(job_state=state, state=job_pb2.StateChange(state=state, reason=reason))
+
+
+def progress_event(iteration: int, iterations: int = 10) -> job_pb2.JobEvent:
+    progress = job_pb2.Progress(
+        iteration=iteration,
+        iterations=iterations,
+        scale=1,
+        scales=1,
+        width=4,
+        height=3,
+        total_loss=100.0 / iteration,
+        losses={"content": 10.0 / iteration, "style": 90.0 / iteration},
+        iterations_per_second=2.0,
+        seconds_left=float(iterations - iteration),
+    )
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, attempt=1, progress=progress)
+
+
+def preview_event(iteration: int, data: bytes) -> job_pb2.JobEvent:
+    preview = job_pb2.Preview(iteration=iteration, width=4, height=3, image=encoded(data))
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, attempt=1, preview=preview)
+
+
+def result_event(data: bytes | None) -> job_pb2.JobEvent:
+    image = encoded(data) if data is not None else None
+    result = job_pb2.Result(iterations=10, width=4, height=3, image=image, run_seconds=1.5)
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, attempt=1, result=result)
+
+
+def encoded(data: bytes) -> image_pb2.Image:
+    return image_pb2.Image(encoded=image_pb2.EncodedImage(data=data))
+
+
+class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
+    """Has one job, whose history a test writes, and keeps what it was sent.
+
+    Attributes:
+        faults: the watchers that come take them one by one; None is a stream that does not break.
+        refusals: CreateJob takes them one by one before it works.
+        watches: `after_sequence` of every watcher.
+        received: requests by method name.
+        metadata: of every call.
+        uploads: bytes by digest.
+        result: what GetResult sends.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.faults: deque[Fault | None] = deque()
+        self.refusals: deque[Breaker] = deque()
+        self.watches: list[int] = []
+        self.received: dict[str, list[Any]] = {}
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.uploads: dict[str, bytes] = {}
+        self.result: list[sts.GetResultResponse] = []
+        self.info = sts.GetServerInfoResponse(version="scripted")
+        self.jobs: list[job_pb2.Job] = []
+        self._history: list[job_pb2.JobEvent] = []
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._pool = ThreadPoolExecutor(16)
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
+        add_JobServiceServicer_to_server(self, self._server)
+        add_StyleTransferServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{self.port}"
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._server.stop(0).wait()
+        self._pool.shutdown()
+
+    def publish(self, *events: job_pb2.JobEvent) -> None:
+        """Append to the history; watchers are sent it at once."""
+        with self._changed:
+            for event in events:
+                event.job_id, event.sequence = JOB_ID, len(self._history) + 1
+                self._history.append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, method: str, count: int = 1) -> list[Any]:
+        """The requests to a method, once there are `count` of them."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.received.get(method, ())) >= count, timeout=30)
+            return self.received[method]
+
+    def _receive(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
+        with self._changed:
+            self.received.setdefault(method, []).append(request)
+            self.metadata.append(dict(context.invocation_metadata()))
+            self._changed.notify_all()
+
+    def _job(self) -> job_pb2.Job:
+        last = self._history[-1] if self._history else job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_QUEUED)
+        return job_pb2.Job(job_id=JOB_ID, state=last.job_state, last_sequence=len(self._history))
+
+    def WatchJob(self, request: Any, context: grpc.ServicerContext) -> Iterator[js.WatchJobResponse]:  # type: ignore[override]
+        fault = self.faults.popleft() if self.faults else None
+        self.watches.append(request.after_sequence)
+        self._receive("WatchJob", request, context)
+        context.add_callback(self._wake)
+        position = request.after_sequence
+        sent = 0
+        while True:
+            if fault and sent == fault.after:
+                fault.how(context)
+                return
+            event = self._next_event(position, context)
+            if event is None:
+                return
+            yield js.WatchJobResponse(event=event)
+            position, sent = event.sequence, sent + 1
+
+    def _next_event(self, position: int, context: grpc.ServicerContext) -> job_pb2.JobEvent | None:
+        def ready() -> bool:
+            return len(self._history) > position or self._ended() or self._stopped or not context.is_active()
+
+        with self._changed:
+            self._changed.wait_for(ready)
+            return self._history[position] if len(self._history) > position and not self._stopped else None
+
+    def _ended(self) -> bool:
+        return bool(self._history) and self._history[-1].job_state >= job_pb2.JOB_STATE_SUCCEEDED
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def stay_silent(self, context: grpc.ServicerContext) -> None:
+        """A fault: sends nothing more, and keeps the stream open until the watcher leaves."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or not context.is_active())
+
+    def UploadImage(self, request_iterator: Any, context: grpc.ServicerContext) -> sts.UploadImageResponse:  # type: ignore[override]
+        messages = list(request_iterator)
+        self._receive("UploadImage", messages, context)
+        data = b"".join(message.chunk.data for message in messages[1:])
+        digest = hashlib.sha256(data).hexdigest()
+        assert messages[0].header.sha256 == digest
+        assert messages[0].header.size == len(data)
+        self.uploads[digest] = data
+        return sts.UploadImageResponse(reference=image_pb2.ImageReference(sha256=digest), width=4, height=3)
+
+    def CreateJob(self, request: Any, context: grpc.ServicerContext) -> sts.CreateJobResponse:  # type: ignore[override]
+        self._receive("CreateJob", request, context)
+        if self.refusals:
+            self.refusals.popleft()(context)
+        return sts.CreateJobResponse(job=self._job())
+
+    def GetResult(self, request: Any, context: grpc.ServicerContext) -> Iterator[sts.GetResultResponse]:  # type: ignore[override]
+        self._receive("GetResult", request, context)
+        yield from self.result
+
+    def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> sts.GetServerInfoResponse:  # type: ignore[override]
+        self._receive("GetServerInfo", request, context)
+        return self.info
+
+    def GetJob(self, request: Any, context: grpc.ServicerContext) -> js.GetJobResponse:  # type: ignore[override]
+        self._receive("GetJob", request, context)
+        return js.GetJobResponse(job=self._job())
+
+    def ListJobs(self, request: Any, context: grpc.ServicerContext) -> js.ListJobsResponse:  # type: ignore[override]
+        self._receive("ListJobs", js.ListJobsRequest.FromString(request.SerializeToString()), context)
+        start = int(request.page_token or 0)
+        end = start + 2
+        return js.ListJobsResponse(jobs=self.jobs[start:end], next_page_token=str(end) if end < len(self.jobs) else "")
+
+    def UpdateJob(self, request: Any, context: grpc.ServicerContext) -> js.UpdateJobResponse:  # type: ignore[override]
+        self._receive("UpdateJob", request, context)
+        return js.UpdateJobResponse(job=self._job())
+
+    def CancelJob(self, request: Any, context: grpc.ServicerContext) -> js.CancelJobResponse:  # type: ignore[override]
+        self._receive("CancelJob", request, context)
+        if not self._ended():
+            self.publish(state_event(job_pb2.JOB_STATE_CANCELLED, "cancelled by the client"))
+        return js.CancelJobResponse(job=self._job())
+
+    def DeleteJob(self, request: Any, context: grpc.ServicerContext) -> js.DeleteJobResponse:  # type: ignore[override]
+        self._receive("DeleteJob", request, context)
+        return js.DeleteJobResponse()
