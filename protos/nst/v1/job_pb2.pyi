@@ -303,6 +303,7 @@ class JobEvent(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LATEST_PROGRESS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     sequence: _builtins.int
@@ -335,6 +336,10 @@ class JobEvent(_message.Message):
     def error(self) -> Global___JobError:
         """The job failed. Ends the history."""
 
+    @_builtins.property
+    def latest_progress(self) -> Global___Progress:
+        """The latest progress before this event; unset in progress events themselves and before the first."""
+
     def __init__(
         self,
         *,
@@ -348,10 +353,11 @@ class JobEvent(_message.Message):
         preview: Global___Preview | None = ...,
         result: Global___Result | None = ...,
         error: Global___JobError | None = ...,
+        latest_progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "preview", b"preview", "progress", b"progress", "result", b"result", "state", b"state", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event", b"event", "latest_progress", b"latest_progress", "preview", b"preview", "progress", b"progress", "result", b"result", "state", b"state", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "event", b"event", "job_id", b"job_id", "job_state", b"job_state", "preview", b"preview", "progress", b"progress", "result", b"result", "sequence", b"sequence", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "event", b"event", "job_id", b"job_id", "job_state", b"job_state", "latest_progress", b"latest_progress", "preview", b"preview", "progress", b"progress", "result", b"result", "sequence", b"sequence", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state", "progress", "preview", "result", "error"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

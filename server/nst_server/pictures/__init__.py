@@ -11,8 +11,9 @@ from nst.v1 import image_pb2
 from numpy.typing import NDArray
 
 from nst_server.pictures import files, tensors
-from nst_server.pictures.encoding import check_format, encode, encode_png
+from nst_server.pictures.encoding import check_format, encode, encode_png, shrink
 from nst_server.pictures.errors import PictureError, PictureLimits
+from nst_server.pictures.files import read_file
 from nst_server.pictures.tensors import tensor_header
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "digest",
     "encode",
     "encode_png",
+    "read_file",
+    "shrink",
     "stored_bytes",
     "tensor_header",
 ]

@@ -32,16 +32,14 @@ def check_format(form: image_pb2.ImageFormat) -> None:
         raise PictureError("BAD_QUALITY", f"quality is {form.encoded.quality}; it must be from 1 to 100")
 
 
-def encode(pixels: NDArray[np.uint8], form: image_pb2.ImageFormat, max_size: int | None = None) -> image_pb2.Image:
+def encode(pixels: NDArray[np.uint8], form: image_pb2.ImageFormat) -> image_pb2.Image:
     """Pixels (height, width, 3), 0 to 255, in the form asked for.
-
-    A long side above `max_size` pixels is shrunk to it (Lanczos); smaller pictures stay as they are.
 
     Raises:
         PictureError: as `check_format`.
     """
     check_format(form)
-    picture = _shrunk(Image.fromarray(pixels), max_size)
+    picture = Image.fromarray(pixels)
     if form.WhichOneof("form") == "tensor":
         dtype, layout = form.tensor.dtype, form.tensor.layout
         shape, data = tensors.to_bytes(np.asarray(picture), tensors.dtype_name(dtype), tensors.layout_name(layout))
@@ -68,12 +66,13 @@ def _codec_name(codec: int) -> str:
     return CODEC_NAMES[codec]
 
 
-def _shrunk(picture: Image.Image, max_size: int | None) -> Image.Image:
-    long_side = max(picture.size)
-    if max_size is None or long_side <= max_size:
-        return picture
-    width, height = (max(1, round(side * max_size / long_side)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def shrink(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
+    """The pixels at a long side of at most `max_size`, never enlarged."""
+    height, width = pixels.shape[:2]
+    if max(height, width) <= max_size:
+        return pixels
+    size = tuple(max(1, round(side * max_size / max(height, width))) for side in (width, height))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
 def _png(picture: Image.Image) -> bytes:

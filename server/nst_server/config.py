@@ -1,0 +1,65 @@
+"""Every setting of the server, with its default. The command line and NST_* variables come from here."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+MIB = 2**20
+GIB = 2**30
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field whose help the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """What the job store may hold, and for how long."""
+
+    retention_hours: float = setting(168.0, "Jobs, histories and pictures are removed after this long.")
+    max_queued_jobs: int = setting(1000, "Jobs waiting or running; more are refused.")
+    max_record_bytes: int = setting(1 * GIB, "Size of the job records.")
+    max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
+    max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
+    max_checkpoint_bytes: int = setting(16 * GIB, "Size of all checkpoints.")
+    store_timeout_seconds: float = setting(5.0, "How long one request to NATS may take.")
+    replicas: int = setting(1, "Copies of everything that NATS keeps; 3 in a cluster of three.")
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """What the gateway accepts."""
+
+    max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.")
+    max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
+    max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
+    max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight.")
+    max_styles: int = setting(8, "Style pictures of one job.")
+    preview_interval: int = setting(10, "Iterations between previews when the client does not say.")
+    max_size: int = setting(2048, "Largest long side of a result, in pixels.")
+    max_iterations: int = setting(5000, "Iterations of one job.")
+    max_streams: int = setting(1000, "Open calls on one connection.")
+    max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
+    heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
+    upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")
+    drain_seconds: float = setting(10.0, "How long open calls may take after SIGTERM.")
+
+
+@dataclass(frozen=True)
+class ModelServerSettings:
+    """How a model server works."""
+
+    device: str = setting("auto", "What to compute on: auto, cpu, cuda, cuda:1 ...")
+    threads: int = setting(0, "CPU threads of torch; 0 means one per core.")
+    max_running_jobs: int = setting(2, "Jobs worked on side by side.")
+    lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
+    max_lost_attempts: int = setting(5, "A job whose model server dies this often is failed.")
+    checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")
+    progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
+    warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
+
+
+def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:
+    """The limits that clients are told, by name."""
+    named = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name.startswith("max_")}
+    return {**named, "max_queued_jobs": store.max_queued_jobs}

@@ -1,0 +1,156 @@
+"""The gateway's process: builds the services, serves them, drains on SIGTERM."""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from nst.v1 import job_service_pb2, job_service_pb2_grpc, style_transfer_service_pb2, style_transfer_service_pb2_grpc
+
+from nst_server import metrics, pictures
+from nst_server.config import GatewaySettings, StoreSettings
+from nst_server.gateway.calls import CallInterceptor
+from nst_server.gateway.feeds import Feeds
+from nst_server.gateway.gallery import Gallery
+from nst_server.gateway.info import ServerInfo
+from nst_server.gateway.job_service import JobService
+from nst_server.gateway.specs import SpecReader
+from nst_server.gateway.style_transfer_service import StyleTransferService
+from nst_server.gateway.stylize_stream import StylizeStreams
+from nst_server.gateway.uploads import Uploads
+from nst_server.gateway.watching import Watching
+from nst_server.jobs.backbone import Backbone, connect
+from nst_server.jobs.blobs import PictureStore
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.tickets import TicketQueue
+from nst_server.signals import stop_requested
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 10.0
+HEALTH_SECONDS = 1.0
+SERVICES = (
+    style_transfer_service_pb2.DESCRIPTOR.services_by_name["StyleTransferService"].full_name,
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
+)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The certificate chain and key that the gateway shows, PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Gateway:
+    """A gRPC server in front of one job store."""
+
+    def __init__(self, backbone: Backbone, settings: GatewaySettings, store: StoreSettings) -> None:
+        self._backbone = backbone
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
+        commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
+        self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
+        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=_channel_options(settings))
+        self._add_services(commands, store)
+
+    def _add_services(self, commands: JobCommands, store: StoreSettings) -> None:
+        settings = self._settings
+        limits = pictures.PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
+        stored = PictureStore(self._backbone, patience=PATIENCE_SECONDS)
+        specs = SpecReader(stored, settings, limits)
+        uploads = Uploads(settings, limits)
+        gallery = Gallery(stored, settings.max_message_bytes)
+        watching = Watching(self.feeds, gallery, settings)
+        info = ServerInfo(self._backbone, settings, store)
+        streams = StylizeStreams(commands, specs, uploads, watching, info)
+        making = StyleTransferService(commands, specs, uploads, gallery, streams, info)
+        style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, watching), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, listen: str, tls: Tls | None) -> int:
+        """Listens, and returns the port.
+
+        Raises:
+            RuntimeError: the address is taken.
+        """
+        if tls is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+            port = self._server.add_secure_port(listen, grpc.ssl_server_credentials([pair]))
+        await self._server.start()
+        return port
+
+    async def watch_over(self) -> None:
+        """Keeps health and queue depth up to date, for ever."""
+        while True:
+            up = self._backbone.nats.is_connected
+            await self._set_health(
+                health_pb2.HealthCheckResponse.SERVING if up else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+            if up:
+                for lane, depth in (await self._tickets.depth()).items():
+                    metrics.QUEUE_DEPTH.labels(lane).set(depth)
+            await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
+        for name in ("", *SERVICES):
+            await self._health.set(name, status)
+
+    async def drain(self) -> None:
+        """Says so, sends watchers away, lets short calls end, and stops."""
+        await self._health.enter_graceful_shutdown()
+        await self.feeds.drain()
+        await self._server.stop(self._settings.drain_seconds)
+
+
+async def serve(
+    nats_url: str,
+    listen: str,
+    tls: Tls | None,
+    metrics_host: str,
+    metrics_port: int,
+    settings: GatewaySettings,
+    store: StoreSettings,
+) -> None:
+    """Runs a gateway until SIGTERM or SIGINT."""
+    stop = stop_requested()
+    async with connect(nats_url, "gateway", store) as backbone:
+        gateway = Gateway(backbone, settings, store)
+        status = metrics.StatusPort(
+            metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
+        )
+        port = await gateway.start(listen, tls)
+        log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
+        background = [asyncio.create_task(gateway.watch_over()), asyncio.create_task(gateway.feeds.check())]
+        await stop.wait()
+        for task in background:
+            task.cancel()
+        await gateway.drain()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*background)
+        status.close()
+    log.info("gateway stopped")
+
+
+def _channel_options(settings: GatewaySettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 3),
+    ]

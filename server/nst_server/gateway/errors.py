@@ -1,0 +1,143 @@
+"""Every error that a client can meet, as a gRPC status with google.rpc details."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, message
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from nst_engine.options import OptionError
+from nst_server.jobs.backbone import BackboneUnavailable
+from nst_server.jobs.blobs import StoreFull
+from nst_server.jobs.commands import JobEnded, JobNotEnded, NotWaiting, RequestReused
+from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.tickets import QueueFull
+from nst_server.pictures import PictureError
+
+DOMAIN = "nst.v1"
+QUEUE_RETRY_SECONDS = 5
+OUTAGE_RETRY_SECONDS = 1
+MAX_TEXT = 2000  # status details have a hard limit of 16 KB, and they carry the text twice
+
+
+@dataclass
+class Refusal(Exception):
+    """A call is refused. `fields` maps field paths to what is wrong with them."""
+
+    code: int
+    reason: str
+    message: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    retry_seconds: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def status(self) -> status_pb2.Status:
+        """The google.rpc.Status, with BadRequest, ErrorInfo and RetryInfo as they apply."""
+        status = status_pb2.Status(code=self.code, message=self.message[:MAX_TEXT])
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        status.details.append(_packed(info))
+        if self.fields:
+            bad = error_details_pb2.BadRequest()
+            for path, description in self.fields.items():
+                bad.field_violations.add(field=path, description=description[:MAX_TEXT])
+            status.details.append(_packed(bad))
+        if self.retry_seconds is not None:
+            delay = Duration()
+            delay.FromNanoseconds(int(self.retry_seconds * 1e9))
+            status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+        return status
+
+
+def _packed(detail: message.Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+def invalid(path: str, description: str, reason: str = "INVALID_FIELD") -> Refusal:
+    """A field has a value that is not allowed."""
+    return Refusal(code_pb2.INVALID_ARGUMENT, reason, f"{path}: {description}", {path: description})
+
+
+def exhausted(limit: str, value: float, description: str, retry_seconds: float | None) -> Refusal:
+    """A limit of the server is reached; with `retry_seconds` when waiting helps."""
+    return Refusal(
+        code_pb2.RESOURCE_EXHAUSTED,
+        "LIMIT_REACHED",
+        f"{description}; the limit is {limit} = {value:g}",
+        retry_seconds=retry_seconds,
+        metadata={"limit": limit},
+    )
+
+
+def _job_not_found(error: Exception) -> Refusal:
+    return Refusal(code_pb2.NOT_FOUND, "JOB_NOT_FOUND", str(error), {"job_id": str(error)})
+
+
+def _reused(error: Exception) -> Refusal:
+    text = "this request_id was used for another request: use a new one"
+    return Refusal(code_pb2.ALREADY_EXISTS, "REQUEST_ID_REUSED", text, {"request_id": text})
+
+
+def _precondition(reason: str, text: str) -> Callable[[Exception], Refusal]:
+    return lambda error: Refusal(code_pb2.FAILED_PRECONDITION, reason, text)
+
+
+_REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = (
+    (JobNotFound, _job_not_found),
+    (RequestReused, _reused),
+    (JobEnded, _precondition("JOB_ENDED", "the job has ended: nothing about it can change")),
+    (JobNotEnded, _precondition("JOB_NOT_ENDED", "the job has not ended: cancel it first")),
+    (NotWaiting, _precondition("JOB_NOT_WAITING", "the job runs already: its priority cannot change")),
+    (
+        QueueFull,
+        lambda error: Refusal(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "QUEUE_FULL",
+            "as many jobs wait or run as the limit max_queued_jobs allows: try again later",
+            retry_seconds=QUEUE_RETRY_SECONDS,
+            metadata={"limit": "max_queued_jobs"},
+        ),
+    ),
+    (
+        StoreFull,
+        lambda error: Refusal(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "STORE_FULL",
+            "the picture store is at its limit max_picture_bytes: try again later, or delete jobs",
+            retry_seconds=QUEUE_RETRY_SECONDS,
+            metadata={"limit": "max_picture_bytes"},
+        ),
+    ),
+    (
+        BackboneUnavailable,
+        lambda error: Refusal(
+            code_pb2.UNAVAILABLE, "STORE_UNAVAILABLE", str(error), retry_seconds=OUTAGE_RETRY_SECONDS
+        ),
+    ),
+    (OptionError, lambda error: invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION")),  # type: ignore[attr-defined]
+    (PictureError, lambda error: invalid("image", error.message, error.reason)),  # type: ignore[attr-defined]
+)
+
+
+def as_refusal(error: Exception) -> Refusal | None:
+    """The refusal that an exception stands for; None for a fault of the server's own."""
+    if isinstance(error, Refusal):
+        return error
+    for kind, refusal in _REFUSALS:
+        if isinstance(error, kind):
+            return refusal(error)
+    return None
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
+    """Ends the call with the refusal; raises, as `context.abort` does."""
+    status = refusal.status()
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(_CODES[refusal.code], status.message, details)
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}

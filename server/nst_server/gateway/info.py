@@ -1,0 +1,80 @@
+"""What this server is: models, model servers, limits and defaults."""
+
+import contextlib
+from functools import partial
+from importlib.metadata import version
+
+from google.rpc import code_pb2
+from nats.js.errors import KeyNotFoundError, NoKeysError
+from nst.internal.v1.job_record_pb2 import Announcement
+from nst.v1 import job_pb2
+from nst.v1 import style_transfer_service_pb2 as pb
+
+from nst_engine.networks import NETWORKS
+from nst_engine.options import StylizeOptions, ranges
+from nst_server.config import GatewaySettings, StoreSettings, limits
+from nst_server.gateway.errors import Refusal
+from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.options import options_to_proto
+
+PATIENCE_SECONDS = 5.0
+
+
+class ServerInfo:
+    """Answers GetServerInfo, and knows which models can run."""
+
+    def __init__(self, backbone: Backbone, settings: GatewaySettings, store: StoreSettings) -> None:
+        self._servers = backbone.servers
+        self._settings = settings
+        self._limits = limits(settings, store)
+
+    async def describe(self) -> pb.GetServerInfoResponse:
+        """The whole answer."""
+        announcements = await self._announcements()
+        available = {model for announcement in announcements for model in announcement.models}
+        return pb.GetServerInfoResponse(
+            version=version("nst-serve"),
+            models=[
+                pb.Model(
+                    name=network.name,
+                    description=network.description,
+                    credit=network.credit,
+                    available=network.name in available,
+                    taps=network.taps,
+                )
+                for network in NETWORKS.values()
+            ],
+            model_servers=[announcement.server for announcement in announcements],
+            limits=self._limits,
+            defaults=options_to_proto(StylizeOptions()),
+            ranges={name: pb.Range(minimum=low, maximum=high) for name, (low, high) in ranges().items()},
+            preview_defaults=job_pb2.PreviewOptions(interval=self._settings.preview_interval),
+        )
+
+    async def check_model(self, model: str) -> None:
+        """Refuses a model that no model server has; while none is alive, jobs may wait for one.
+
+        Raises:
+            Refusal: the model's weights are missing.
+        """
+        announcements = await self._announcements()
+        if announcements and not any(model in announcement.models for announcement in announcements):
+            text = f"no model server has the weights of {model}: run `nst weights pull {model}` where they run"
+            raise Refusal(
+                code_pb2.FAILED_PRECONDITION,
+                "MODEL_UNAVAILABLE",
+                f"spec.options.model: {text}",
+                {"spec.options.model": text},
+            )
+
+    async def _announcements(self) -> list[Announcement]:
+        try:
+            names = await persistently(self._servers.keys, seconds=PATIENCE_SECONDS)
+        except NoKeysError:
+            return []
+        found = []
+        for name in names:
+            with contextlib.suppress(KeyNotFoundError):
+                entry = await persistently(partial(self._servers.get, name), seconds=PATIENCE_SECONDS)
+                found.append(Announcement.FromString(entry.value or b""))
+        return found

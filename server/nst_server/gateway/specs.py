@@ -1,0 +1,175 @@
+"""From what a client asks for to what is stored: every picture a reference, every option filled in."""
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping
+
+from google.rpc import code_pb2
+from nst.v1 import image_pb2, job_pb2
+
+from nst_engine.options import OptionError, StylizeOptions
+from nst_server import pictures
+from nst_server.config import GatewaySettings
+from nst_server.gateway.errors import Refusal, invalid
+from nst_server.jobs.blobs import PictureStore
+from nst_server.options import options_from_proto, options_to_proto
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
+
+
+class SpecReader:
+    """Validates and completes job specs, and stores the pictures that they carry."""
+
+    def __init__(self, store: PictureStore, settings: GatewaySettings, limits: pictures.PictureLimits) -> None:
+        self._store = store
+        self._settings = settings
+        self._limits = limits
+        self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
+
+    async def complete(self, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
+        """The spec as it is stored. `attached` holds the stored forms of attached pictures by name.
+
+        Options are checked before pictures, which cost more.
+
+        Raises:
+            Refusal: a field is wrong or over a limit.
+        """
+        options = self._options(spec)
+        self._check_styles(spec)
+        complete = job_pb2.JobSpec(
+            options=options_to_proto(options),
+            preview=self._preview(spec.preview),
+            result_format=_form("spec.result_format", spec.result_format),
+            priority=_priority(spec.priority),
+        )
+        complete.content.CopyFrom(await self._reference("spec.content", spec.content, attached))
+        for index, style in enumerate(spec.styles):
+            reference = await self._reference(f"spec.styles[{index}].image", style.image, attached)
+            complete.styles.add(image=reference, weight=style.weight if style.HasField("weight") else 1.0)
+        return complete
+
+    def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
+        try:
+            options = options_from_proto(spec.options)
+        except OptionError as error:
+            raise invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION") from error
+        for name, limit in (("size", self._settings.max_size), ("iterations", self._settings.max_iterations)):
+            value = getattr(options, name)
+            if value > limit:
+                raise invalid(f"spec.options.{name}", f"is {value}, over this server's limit max_{name} = {limit}")
+        return options
+
+    def _check_styles(self, spec: job_pb2.JobSpec) -> None:
+        if not spec.styles:
+            raise invalid("spec.styles", "is empty: give at least one style picture")
+        if len(spec.styles) > self._settings.max_styles:
+            raise invalid(
+                "spec.styles",
+                f"has {len(spec.styles)} pictures, over the limit max_styles = {self._settings.max_styles}",
+            )
+        for index, style in enumerate(spec.styles):
+            if style.HasField("weight") and not (math.isfinite(style.weight) and style.weight > 0):
+                raise invalid(f"spec.styles[{index}].weight", f"must be a finite number above 0, not {style.weight:g}")
+
+    def _preview(self, preview: job_pb2.PreviewOptions) -> job_pb2.PreviewOptions:
+        smallest = self._limits.min_image_side
+        if preview.HasField("max_size") and preview.max_size < smallest:
+            raise invalid("spec.preview.max_size", f"must be at least {smallest}, not {preview.max_size}")
+        return job_pb2.PreviewOptions(
+            interval=preview.interval if preview.HasField("interval") else self._settings.preview_interval,
+            max_size=preview.max_size if preview.HasField("max_size") else None,
+            format=_form("spec.preview.format", preview.format),
+        )
+
+    async def _reference(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
+        source = image.WhichOneof("source")
+        if source is None:
+            raise invalid(path, "is empty: give a tensor, an encoded picture or a reference")
+        if source == "reference":
+            return await self._known(f"{path}.reference.sha256", image)
+        if source == "attached":
+            if image.attached.name not in attached:
+                raise invalid(f"{path}.attached", "pictures are attached to Stylize only: upload it, or send it inline")
+            stored = attached[image.attached.name]
+        else:
+            try:
+                stored = pictures.stored_bytes(image.tensor if source == "tensor" else image.encoded)
+            except pictures.PictureError as error:
+                raise invalid(path, error.message, error.reason) from error
+        digest, _, _ = await self.store(path, stored)
+        return image_pb2.Image(reference=image_pb2.ImageReference(sha256=digest))
+
+    async def _known(self, path: str, image: image_pb2.Image) -> image_pb2.Image:
+        if not DIGEST.fullmatch(image.reference.sha256):
+            raise invalid(path, "must be 64 lower-case hexadecimal digits")
+        if not await self._store.exists(image.reference.sha256):
+            text = f"no picture {image.reference.sha256} is stored: upload it"
+            raise Refusal(code_pb2.NOT_FOUND, "PICTURE_NOT_FOUND", f"{path}: {text}", {path: text})
+        return image
+
+    async def store(self, path: str, stored: bytes) -> tuple[str, int, int]:
+        """Checks a picture and stores it: its digest, width and height.
+
+        Raises:
+            Refusal: it is not one, or over a limit.
+        """
+        async with self._checking:
+            try:
+                width, height = await asyncio.to_thread(pictures.check, stored, self._limits)
+            except pictures.PictureError as error:
+                raise invalid(path, error.message, error.reason) from error
+            return await self._store.put(stored), width, height
+
+
+def check_update(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
+    """Refuses a steering that the job cannot follow.
+
+    Raises:
+        Refusal: a value is out of range, or not of the kind that the job is balanced by.
+    """
+    options = options_from_proto(job.spec.options)
+    balanced = options.strength is not None
+    for name in ("content_weight", "style_weight"):
+        if update.HasField(name) and balanced:  # type: ignore[arg-type]
+            raise invalid(f"update.{name}", "this job is balanced by strength: change strength instead")
+    if update.HasField("strength") and not balanced:
+        raise invalid("update.strength", "this job has raw weights: change content_weight and style_weight instead")
+    try:
+        changed = job_pb2.JobSpec(options=job.spec.options).options
+        for name in ("strength", "content_weight", "style_weight", "tv_weight"):
+            if update.HasField(name):
+                setattr(changed, name, getattr(update, name))
+        options_from_proto(changed)
+    except OptionError as error:
+        raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
+    _check_shares(job, update)
+    if update.priority and update.priority not in job_pb2.Priority.values():
+        raise invalid("update.priority", f"{update.priority} is no priority")
+
+
+def _check_shares(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
+    shares = update.style_shares
+    if not shares:
+        return
+    if len(shares) != len(job.spec.styles):
+        raise invalid("update.style_shares", f"has {len(shares)} values, but the job has {len(job.spec.styles)} styles")
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or not any(shares):
+        raise invalid("update.style_shares", "must be finite and at least 0, and not all 0")
+
+
+def _form(path: str, form: image_pb2.ImageFormat) -> image_pb2.ImageFormat:
+    try:
+        pictures.check_format(form)
+    except pictures.PictureError as error:
+        raise invalid(path, error.message, error.reason) from error
+    if form.WhichOneof("form") is None:
+        return image_pb2.ImageFormat(encoded=image_pb2.EncodedFormat(codec=image_pb2.CODEC_PNG))
+    return form
+
+
+def _priority(priority: "job_pb2.Priority.ValueType") -> "job_pb2.Priority.ValueType":
+    if priority not in job_pb2.Priority.values():
+        raise invalid("spec.priority", f"{priority} is no priority: leave it unset, or use INTERACTIVE or BATCH")
+    return priority or job_pb2.PRIORITY_INTERACTIVE

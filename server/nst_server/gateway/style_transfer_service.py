@@ -1,0 +1,121 @@
+"""StyleTransferService: making jobs, and giving their pictures back."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.rpc import code_pb2
+from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
+from nst.v1 import style_transfer_service_pb2 as pb
+
+from nst_server import pictures
+from nst_server.gateway.errors import Refusal, invalid
+from nst_server.gateway.gallery import Gallery
+from nst_server.gateway.info import ServerInfo
+from nst_server.gateway.job_service import named
+from nst_server.gateway.specs import SpecReader
+from nst_server.gateway.stylize_stream import StylizeStreams
+from nst_server.gateway.uploads import Uploads
+from nst_server.jobs.blobs import BlobNotFound
+from nst_server.jobs.commands import JobCommands
+
+CHUNK_BYTES = 512 * 1024
+LONGEST_REQUEST_ID = 128
+DEFAULT_TENANT = "anonymous"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceServicer):
+    """The RPCs of nst.v1.StyleTransferService; what they raise, the call interceptor turns into statuses."""
+
+    def __init__(
+        self,
+        commands: JobCommands,
+        specs: SpecReader,
+        uploads: Uploads,
+        gallery: Gallery,
+        streams: StylizeStreams,
+        info: ServerInfo,
+    ) -> None:
+        self._commands = commands
+        self._specs = specs
+        self._uploads = uploads
+        self._gallery = gallery
+        self._streams = streams
+        self._info = info
+
+    async def UploadImage(
+        self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
+    ) -> pb.UploadImageResponse:
+        digest, width, height = await self._uploads.read(request_iterator, self._specs.store)
+        return pb.UploadImageResponse(reference=image_pb2.ImageReference(sha256=digest), width=width, height=height)
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
+        check_request_id(request.request_id)
+        spec = await self._specs.complete(request.spec, {})
+        await self._info.check_model(spec.options.model)
+        job = await self._commands.create(request.request_id, tenant(context), spec, traceparent(context))
+        return pb.CreateJobResponse(job=job)
+
+    async def Stylize(
+        self, request_iterator: AsyncIterator[pb.StylizeRequest], context: Context
+    ) -> AsyncIterator[pb.StylizeResponse]:
+        async for response in self._streams.run(request_iterator, tenant(context), traceparent(context)):
+            yield response
+
+    async def GetResult(self, request: pb.GetResultRequest, context: Context) -> AsyncIterator[pb.GetResultResponse]:
+        job = await self._commands.get(named(request.job_id))
+        if job.state != job_pb2.JOB_STATE_SUCCEEDED:
+            state = job_pb2.JobState.Name(job.state)
+            raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
+        form = request.format if request.format.WhichOneof("form") else job.spec.result_format
+        try:
+            pictures.check_format(form)
+            image = await self._gallery.picture(job.result.reference.sha256, form)
+        except pictures.PictureError as error:
+            raise invalid("format", error.message, error.reason) from error
+        except BlobNotFound as error:
+            raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
+        header, data = _streamed(image)
+        result = pb.ResultHeader(image=header, width=job.result.width, height=job.result.height)
+        yield pb.GetResultResponse(header=result)
+        for offset in range(0, len(data), CHUNK_BYTES):
+            chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+            yield pb.GetResultResponse(chunk=chunk)
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        return await self._info.describe()
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuses a request id that is empty or too long."""
+    if not 0 < len(request_id) <= LONGEST_REQUEST_ID:
+        raise invalid("request_id", f"must have 1 to {LONGEST_REQUEST_ID} characters; a UUID is a good one")
+
+
+def tenant(context: Context) -> str:
+    """Who calls. The one place where this is read."""
+    return _metadata(context, "x-nst-tenant") or DEFAULT_TENANT
+
+
+def traceparent(context: Context) -> str:
+    """The caller's W3C trace context, or nothing."""
+    return _metadata(context, "traceparent")
+
+
+def _metadata(context: Context, name: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == name and isinstance(value, str):
+            return value[:256]
+    return ""
+
+
+def _streamed(image: image_pb2.Image) -> tuple[image_pb2.ImageHeader, bytes]:
+    if image.HasField("tensor"):
+        tensor, data = image.tensor, image.tensor.data
+        form = image_pb2.TensorHeader(dtype=tensor.dtype, shape=tensor.shape, layout=tensor.layout)
+    else:
+        form, data = None, image.encoded.data
+    return image_pb2.ImageHeader(size=len(data), sha256=hashlib.sha256(data).hexdigest(), tensor=form), data

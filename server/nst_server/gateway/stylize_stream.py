@@ -1,0 +1,142 @@
+"""Stylize: one bidirectional stream that makes a job, follows it and steers it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import ExitStack, aclosing
+from uuid import uuid4
+
+from nst.v1 import job_pb2
+from nst.v1 import style_transfer_service_pb2 as pb
+
+from nst_server.gateway.errors import invalid
+from nst_server.gateway.info import ServerInfo
+from nst_server.gateway.specs import SpecReader, check_update
+from nst_server.gateway.uploads import Assembly, Uploads
+from nst_server.gateway.watching import Watching
+from nst_server.jobs.commands import JobCommands, JobEnded
+
+log = logging.getLogger(__name__)
+
+Requests = AsyncIterator[pb.StylizeRequest]
+
+
+class StylizeStreams:
+    """The open Stylize streams of a gateway."""
+
+    def __init__(
+        self, commands: JobCommands, specs: SpecReader, uploads: Uploads, watching: Watching, info: ServerInfo
+    ) -> None:
+        self._commands = commands
+        self._specs = specs
+        self._uploads = uploads
+        self._watching = watching
+        self._info = info
+        self._cancelling: set[asyncio.Task[job_pb2.Job]] = set()
+
+    async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncIterator[pb.StylizeResponse]:
+        """Serves one stream to the job's last event."""
+        with self._watching.place():
+            start, spec = await self._begin(requests)
+            job = await self._commands.create(start.request_id or str(uuid4()), tenant, spec, traceparent)
+            try:
+                async for response in self._follow(job, requests):
+                    yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                # Nobody listens any more. A drained gateway refuses instead, and its jobs go on.
+                if not start.detach:
+                    self._cancel(job.job_id)
+                raise
+
+    async def _begin(self, requests: Requests) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
+        first = await self._uploads.next(requests)
+        if first is None or first.WhichOneof("message") != "start":
+            raise invalid("start", "the first message of a Stylize stream must be start")
+        start = first.start
+        assemblies = self._assemblies(start.spec)
+        with ExitStack() as held:
+            for assembly in assemblies.values():
+                held.enter_context(self._uploads.hold(assembly.size))
+            while not all(assembly.whole for assembly in assemblies.values()):
+                await self._add_chunk(requests, assemblies)
+            attached = {name: assembly.finish() for name, assembly in assemblies.items()}
+            spec = await self._specs.complete(start.spec, attached)
+        await self._info.check_model(spec.options.model)
+        return start, spec
+
+    def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
+        images = {"spec.content": spec.content}
+        images |= {f"spec.styles[{index}].image": style.image for index, style in enumerate(spec.styles)}
+        assemblies: dict[str, Assembly] = {}
+        for path, image in images.items():
+            if image.WhichOneof("source") != "attached":
+                continue
+            if not image.attached.name or image.attached.name in assemblies:
+                raise invalid(f"{path}.attached.name", "must be set, and different for each attached picture")
+            assemblies[image.attached.name] = self._uploads.assembly(f"{path}.attached", image.attached.header)
+        return assemblies
+
+    async def _add_chunk(self, requests: Requests, assemblies: dict[str, Assembly]) -> None:
+        request = await self._uploads.next(requests)
+        if request is None:
+            missing = ", ".join(name for name, assembly in assemblies.items() if not assembly.whole)
+            raise invalid(
+                "chunk", f"the stream ended before these attached pictures were whole: {missing}", "TRUNCATED"
+            )
+        if request.WhichOneof("message") != "chunk":
+            raise invalid("chunk", "attached pictures must be whole before anything else is sent")
+        if request.chunk.name not in assemblies:
+            raise invalid("chunk.name", f"no attached picture is called {request.chunk.name!r}")
+        assemblies[request.chunk.name].add(request.chunk)
+
+    async def _follow(self, job: job_pb2.Job, requests: Requests) -> AsyncIterator[pb.StylizeResponse]:
+        """The job's events, while a second task carries out what the client sends."""
+        obeying = asyncio.create_task(self._obey(job, requests))
+        events = self._watching.events(job, 0, omit_pictures=False)
+        try:
+            async with aclosing(_unless_failed(events, obeying)) as watched:
+                async for event in watched:
+                    if event is None:
+                        yield pb.StylizeResponse(heartbeat=pb.Heartbeat())
+                    else:
+                        yield pb.StylizeResponse(event=event)
+        finally:
+            obeying.cancel()
+
+    async def _obey(self, job: job_pb2.Job, requests: Requests) -> None:
+        async for request in requests:
+            kind = request.WhichOneof("message")
+            if kind == "update":
+                check_update(job, request.update)
+                with contextlib.suppress(JobEnded):
+                    await self._commands.update(job.job_id, request.update)
+            elif kind == "cancel":
+                await self._commands.cancel(job.job_id)
+            else:
+                raise invalid("message", "once the job is made, only update and cancel may come")
+
+    def _cancel(self, job_id: str) -> None:
+        task = asyncio.create_task(self._commands.cancel(job_id))
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
+
+async def _unless_failed(
+    events: AsyncGenerator[job_pb2.JobEvent | None], task: asyncio.Task[None]
+) -> AsyncGenerator[job_pb2.JobEvent | None]:
+    """The events, until they end or the task raises, which is then raised here."""
+    async with aclosing(events):
+        while True:
+            upcoming = asyncio.ensure_future(anext(events))
+            try:
+                await asyncio.wait({upcoming} if task.done() else {upcoming, task}, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    task.result()
+                try:
+                    yield await upcoming
+                except StopAsyncIteration:
+                    return
+            finally:
+                upcoming.cancel()
+                await asyncio.wait({upcoming})

@@ -1,0 +1,67 @@
+"""A watcher's stream: the feed's events with their pictures, counted and bounded."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from google.rpc import code_pb2
+from nst.v1 import job_pb2
+
+from nst_server import metrics
+from nst_server.config import GatewaySettings
+from nst_server.gateway.errors import Refusal, exhausted
+from nst_server.gateway.feeds import Draining, Feeds
+from nst_server.gateway.gallery import Gallery
+
+RETRY_SECONDS = 5
+
+
+class Watching:
+    """Opens watches while there is room for them."""
+
+    def __init__(self, feeds: Feeds, gallery: Gallery, settings: GatewaySettings) -> None:
+        self._feeds = feeds
+        self._gallery = gallery
+        self._limit = settings.max_open_watches
+        self._open = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds one of the places for watchers.
+
+        Raises:
+            Refusal: all are taken.
+        """
+        if self._open >= self._limit:
+            raise exhausted("max_open_watches", self._limit, "too many watchers on this gateway", RETRY_SECONDS)
+        self._open += 1
+        metrics.WATCHERS.inc()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            metrics.WATCHERS.dec()
+
+    async def events(
+        self, job: job_pb2.Job, after_sequence: int, *, omit_pictures: bool
+    ) -> AsyncGenerator[job_pb2.JobEvent | None]:
+        """The job's events as its watchers see them; None where a heartbeat is due.
+
+        Raises:
+            Refusal: the gateway is shutting down.
+        """
+        async with aclosing(self._feeds.watch(job.job_id, after_sequence)) as events:
+            try:
+                async for item in events:
+                    if item is None or omit_pictures:
+                        yield item and item[0]
+                    else:
+                        event, stale = item
+                        yield await self._gallery.shown(event, job.spec, stale=stale)
+            except Draining as error:
+                raise Refusal(
+                    code_pb2.UNAVAILABLE,
+                    "GATEWAY_DRAINING",
+                    "this gateway is shutting down: watch the job again, another one answers",
+                    retry_seconds=0.1,
+                    metadata={"job_id": job.job_id},
+                ) from error

@@ -1,0 +1,1 @@
+"""Jobs on JetStream: records, tickets, events, pictures, checkpoints. No gRPC and no torch."""

@@ -1,0 +1,287 @@
+"""What a gateway does to jobs: create, read, steer, cancel, delete."""
+
+import hashlib
+from collections.abc import AsyncIterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import job_pb2
+
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.blobs import CheckpointStore
+from nst_server.jobs.control import nudge
+from nst_server.jobs.events import FINAL_STATES, EventLog, HistoryMoved
+from nst_server.jobs.records import JobExists, JobNotFound, Records
+from nst_server.jobs.tickets import TicketQueue
+
+
+class RequestReused(Exception):
+    """The request id was used before, for something else."""
+
+
+class JobNotEnded(Exception):
+    """The job still waits or runs."""
+
+
+class JobEnded(Exception):
+    """The job has ended; nothing about it can change."""
+
+
+class NotWaiting(Exception):
+    """The change is only possible while the job waits."""
+
+
+class JobCommands:
+    """Every change that a client can make, durable when the call returns."""
+
+    def __init__(self, backbone: Backbone, *, patience: float) -> None:
+        """`patience` is how long to keep trying while NATS is away, in seconds."""
+        self._backbone = backbone
+        self.records = Records(backbone, patience=patience)
+        self.events = EventLog(backbone, patience=patience)
+        self._tickets = TicketQueue(backbone, patience=patience)
+        self._checkpoints = CheckpointStore(backbone, patience=patience)
+
+    async def create(self, request_id: str, tenant: str, spec: job_pb2.JobSpec, traceparent: str) -> job_pb2.Job:
+        """Stores and queues a job; the same request again returns the same job.
+
+        The ticket goes first, so that a full queue refuses before anything is written; a ticket
+        whose record never follows is dropped by the model server that pulls it.
+
+        Raises:
+            QueueFull: as many jobs as allowed wait or run.
+            RequestReused: the request id belongs to another spec.
+        """
+        job_id = derive_job_id(tenant, request_id)
+        digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+        if (existing := await self._existing(job_id, digest)) is not None:
+            return existing
+        ticket = await self._tickets.put(job_id, 1, spec.priority)
+        record = JobRecord(
+            job_id=job_id,
+            request_id=request_id,
+            request_digest=digest,
+            tenant=tenant,
+            spec=spec,
+            create_time=_now(),
+            traceparent=traceparent,
+            ticket=ticket,
+        )
+        queued = _state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
+        try:
+            await self.events.append(queued, None)
+        except HistoryMoved:
+            pass  # an earlier try of this same request got this far
+        try:
+            await self.records.create(record)
+        except JobExists:
+            if (existing := await self._existing(job_id, digest)) is not None:
+                return existing
+        await self._tickets.wake()
+        return await self.get(job_id)
+
+    async def _existing(self, job_id: str, digest: str) -> job_pb2.Job | None:
+        try:
+            record = await self.records.get(job_id)
+        except JobNotFound:
+            return None
+        if record.request_digest != digest:
+            raise RequestReused(record.request_id)
+        return await self.describe(record)
+
+    async def get(self, job_id: str) -> job_pb2.Job:
+        """The job as it stands.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        return await self.describe(await self.records.get(job_id))
+
+    async def describe(self, record: JobRecord) -> job_pb2.Job:
+        """A record and the end of its history, as clients see a job."""
+        last = await self.events.last(record.job_id)
+        job = job_pb2.Job(
+            job_id=record.job_id,
+            request_id=record.request_id,
+            spec=record.spec,
+            create_time=record.create_time,
+            attempt=record.lease.attempt,
+            tenant=record.tenant,
+            state=job_pb2.JOB_STATE_QUEUED,
+        )
+        if last is not None:
+            _add_event(job, last.event)
+        return job
+
+    async def all_records(self) -> AsyncIterator[JobRecord]:
+        """Every job's record, in no order."""
+        async for record in self.records.all():
+            yield record
+
+    async def cancel(self, job_id: str) -> job_pb2.Job:
+        """Ends a job that waits at once, and one that runs at its next iteration.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        last = await self.events.last(job_id)
+        if last is not None and last.final:
+            return await self.get(job_id)
+
+        def change(record: JobRecord) -> None:
+            record.control.cancel = True
+            record.control.version += 1
+
+        record = await self.records.update(job_id, change)
+        await self._append_unless_held(record, job_pb2.JOB_STATE_CANCELLED, "cancelled before it ran")
+        await nudge(self._backbone, job_id)
+        return await self.describe(record)
+
+    async def update(self, job_id: str, update: job_pb2.JobUpdate) -> job_pb2.Job:
+        """Stores a change of weights, of priority, or a pause; a model server applies it.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobEnded: it has ended.
+            NotWaiting: its priority cannot change any more.
+            QueueFull: it cannot be resumed now.
+        """
+        record = await self._live_record(job_id)
+        if update.priority and update.priority != record.spec.priority:
+            record = await self._move(record, update.priority)
+        record = await self.records.update(job_id, lambda record: _apply_weights(record, update))
+        if update.HasField("paused") and update.paused != record.control.paused:
+            record = await (self._pause(record) if update.paused else self._resume(record))
+        await nudge(self._backbone, job_id)
+        return await self.describe(record)
+
+    async def _live_record(self, job_id: str) -> JobRecord:
+        record = await self.records.get(job_id)
+        last = await self.events.last(job_id)
+        if last is not None and last.final:
+            raise JobEnded(job_id)
+        return record
+
+    async def _pause(self, record: JobRecord) -> JobRecord:
+        def change(record: JobRecord) -> None:
+            record.control.paused = True
+            record.control.version += 1
+
+        record = await self.records.update(record.job_id, change)
+        await self._append_unless_held(record, job_pb2.JOB_STATE_PAUSED, "paused before it ran")
+        return record
+
+    async def _resume(self, record: JobRecord) -> JobRecord:
+        ticket = await self._tickets.put(record.job_id, record.ticket.number + 1, record.spec.priority)
+
+        def change(record: JobRecord) -> None:
+            record.control.paused = False
+            record.control.version += 1
+            if not record.lease.held:
+                record.ticket.CopyFrom(ticket)
+
+        record = await self.records.update(record.job_id, change)
+        if record.ticket.number == ticket.number:
+            await self._append_unless_held(record, job_pb2.JOB_STATE_QUEUED, "resumed")
+            await self._tickets.wake()
+        else:
+            await self._tickets.remove(ticket)
+        return record
+
+    async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
+        if record.lease.held:
+            raise NotWaiting(record.job_id)
+        old = record.ticket
+        ticket = await self._tickets.put(record.job_id, old.number + 1, priority)
+
+        def change(record: JobRecord) -> None:
+            record.spec.priority = priority
+            record.ticket.CopyFrom(ticket)
+
+        record = await self.records.update(record.job_id, change)
+        await self._tickets.remove(old)
+        await self._tickets.wake()
+        return record
+
+    async def _append_unless_held(self, record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> None:
+        """Writes the state of a job that nobody works on; a model server that does will write it itself."""
+        while not record.lease.held:
+            last = await self.events.last(record.job_id)
+            if last is None or last.final or last.event.job_state == state:
+                return
+            try:
+                await self.events.append(_state_event(record, state, reason), last)
+            except HistoryMoved:
+                record = await self.records.get(record.job_id)
+                continue
+            if state != job_pb2.JOB_STATE_QUEUED:
+                await self._tickets.remove(record.ticket)
+            return
+
+    async def delete(self, job_id: str) -> None:
+        """Removes a job that has ended: record, history, checkpoints.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobNotEnded: it waits or runs.
+        """
+        record = await self.records.get(job_id)
+        last = await self.events.last(job_id)
+        if last is not None and not last.final:
+            raise JobNotEnded(job_id)
+        await self._checkpoints.delete_all(job_id, record.lease.attempt)
+        await self.events.delete(job_id)
+        await self.records.delete(job_id)
+
+
+def derive_job_id(tenant: str, request_id: str) -> str:
+    """The job's name: the same request makes the same one, so that two tries cannot make two jobs."""
+    return hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()[:32]
+
+
+def is_final(job: job_pb2.Job) -> bool:
+    """True when the job has ended."""
+    return job.state in FINAL_STATES
+
+
+def _now() -> Timestamp:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return now
+
+
+def _state_event(record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(
+        job_id=record.job_id,
+        attempt=record.lease.attempt,
+        job_state=state,
+        state=job_pb2.StateChange(state=state, reason=reason),
+    )
+
+
+def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
+    job.state = event.job_state
+    job.last_sequence = event.sequence
+    job.update_time.CopyFrom(event.time)
+    if event.HasField("progress"):
+        job.progress.CopyFrom(event.progress)
+    elif event.HasField("latest_progress"):
+        job.progress.CopyFrom(event.latest_progress)
+    if event.HasField("result"):
+        job.result.CopyFrom(event.result)
+    elif event.HasField("error"):
+        job.error.CopyFrom(event.error)
+
+
+def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:
+    wanted = record.control.weights
+    before = wanted.SerializeToString(deterministic=True)
+    weights = job_pb2.JobUpdate()
+    weights.CopyFrom(update)
+    weights.ClearField("paused")
+    weights.ClearField("priority")
+    if weights.style_shares:
+        wanted.ClearField("style_shares")  # merging would append
+    wanted.MergeFrom(weights)
+    if wanted.SerializeToString(deterministic=True) != before:
+        record.control.version += 1

@@ -1,0 +1,266 @@
+"""A model server's hold on one job: claiming it, writing its history, and letting it go.
+
+Every write is fenced. Events are appended after the one this attempt saw last, or not at all;
+the record is changed only while it names this attempt. Who finds the place taken by a later
+attempt raises `Superseded` and drops the job without a further word.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nats.aio.msg import Msg
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
+from nst.v1 import job_pb2
+
+from nst_server.jobs.backbone import TRANSIENT, Backbone
+from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
+from nst_server.jobs.events import EventLog, HistoryMoved, Stored
+from nst_server.jobs.records import JobNotFound, Records
+from nst_server.jobs.tickets import ticket_age
+
+log = logging.getLogger(__name__)
+
+RECORD_WAIT_SECONDS = 120.0  # longer than the window in which a ticket is recognised as a repeat
+RECORD_POLL_SECONDS = 0.2
+
+
+class Superseded(Exception):
+    """A later attempt has taken the job, or it has ended."""
+
+
+class StillWanted(Exception):
+    """The client has taken the pause back."""
+
+
+class Leases:
+    """Turns tickets into leases."""
+
+    def __init__(self, backbone: Backbone, server: str, lease_seconds: float, max_lost_attempts: int) -> None:
+        self.records = Records(backbone, patience=None)
+        self.events = EventLog(backbone, patience=None)
+        self.checkpoints = CheckpointStore(backbone, patience=None)
+        self.server = server
+        self.lease_seconds = lease_seconds
+        self._max_lost_attempts = max_lost_attempts
+
+    async def claim(self, message: Msg) -> "Lease | None":
+        """Claims the job of a ticket; None when there is nothing to work on."""
+        ticket = Ticket.FromString(message.data)
+        try:
+            record = await self.records.update(ticket.job_id, lambda record: self._take(record, ticket))
+        except JobNotFound:
+            await self._no_record(message)
+            return None
+        except _NotClaimable as refusal:
+            await self._settle(refusal.record, message)
+            return None
+        lease = Lease(self, record, message)
+        try:
+            return await self._started(lease)
+        except Superseded:
+            await message.ack()
+            return None
+
+    def _take(self, record: JobRecord, ticket: Ticket) -> None:
+        if record.ticket.number != ticket.number or record.control.cancel or record.control.paused:
+            raise _NotClaimable(record)
+        lease = record.lease
+        if lease.held and lease.server != self.server:
+            lease.lost_attempts += 1
+        lease.attempt += 1
+        lease.server = self.server
+        lease.held = True
+
+    async def _no_record(self, message: Msg) -> None:
+        if ticket_age(message) > RECORD_WAIT_SECONDS:
+            await message.ack()
+        else:
+            await message.nak(delay=RECORD_POLL_SECONDS)
+
+    async def _settle(self, record: JobRecord, message: Msg) -> None:
+        """Sees a job that is not to run to the state its client asked for."""
+        ticket = Ticket.FromString(message.data)
+        if record.ticket.number == ticket.number:
+            state = job_pb2.JOB_STATE_CANCELLED if record.control.cancel else job_pb2.JOB_STATE_PAUSED
+            last = await self.events.last(record.job_id)
+            if last is not None and not last.final and last.event.job_state != state:
+                event = job_pb2.JobEvent(
+                    job_id=record.job_id,
+                    attempt=record.lease.attempt,
+                    job_state=state,
+                    state=job_pb2.StateChange(state=state, reason="asked for by the client"),
+                )
+                try:
+                    await self.events.append(event, last)
+                except HistoryMoved:
+                    await message.nak(delay=RECORD_POLL_SECONDS)
+                    return
+            if last is not None and last.final:
+                await self.checkpoints.delete_all(record.job_id, record.lease.attempt)
+        await message.ack()
+
+    async def _started(self, lease: "Lease") -> "Lease | None":
+        lost = lease.record.lease.lost_attempts
+        lease.last = await self.events.last(lease.job_id)
+        if lease.last is not None and lease.last.final:
+            await lease.close()
+            return None
+        if lost > self._max_lost_attempts:
+            await lease.end_with_error(
+                10,  # google.rpc.Code.ABORTED
+                "ATTEMPTS_EXHAUSTED",
+                f"{lost} model servers stopped while they worked on this job; the limit is "
+                f"max_lost_attempts = {self._max_lost_attempts}",
+            )
+            return None
+        checkpoint = lease.record.checkpoint
+        reason = f"continues from iteration {checkpoint.iteration}" if checkpoint.object else "starts"
+        await lease.append_state(job_pb2.JOB_STATE_RUNNING, reason, from_iteration=checkpoint.iteration)
+        return lease
+
+
+class _NotClaimable(Exception):
+    def __init__(self, record: JobRecord) -> None:
+        self.record = record
+
+
+class Lease:
+    """One attempt at one job."""
+
+    def __init__(self, leases: Leases, record: JobRecord, message: Msg) -> None:
+        self._leases = leases
+        self.record = record
+        self.job_id = record.job_id
+        self.attempt = record.lease.attempt
+        self.last: Stored | None = None
+        self._message = message
+        self._checkpoints_written = 0
+        self._latest_progress: job_pb2.Progress | None = None
+
+    def redelivered(self, message: Msg) -> None:
+        """The queue gave the same job's ticket to this server again: the newer message counts."""
+        self._message = message
+
+    async def keep_alive(self) -> None:
+        """Extends the lease until cancelled."""
+        while True:
+            try:
+                await self._message.in_progress()
+            except TRANSIENT:
+                log.warning("lease not extended", extra={"job_id": self.job_id})
+            await asyncio.sleep(self._leases.lease_seconds / 4)
+
+    async def refresh(self) -> JobRecord:
+        """Reads the record again, for what the client wants now.
+
+        Raises:
+            Superseded: a later attempt has the job, or it was deleted.
+        """
+        try:
+            record = await self._leases.records.get(self.job_id)
+        except JobNotFound as error:
+            raise Superseded from error
+        self._check_fence(record)
+        self.record = record
+        return record
+
+    async def append(self, event: job_pb2.JobEvent) -> None:
+        """Appends an event to the job's history.
+
+        Raises:
+            Superseded: a later attempt has the job, or it has ended.
+        """
+        event.job_id = self.job_id
+        event.attempt = self.attempt
+        if event.HasField("progress"):
+            self._latest_progress = event.progress
+        elif self._latest_progress is not None:
+            event.latest_progress.CopyFrom(self._latest_progress)
+        while True:
+            if self.last is not None and (self.last.final or self.last.event.attempt > self.attempt):
+                raise Superseded
+            try:
+                self.last = await self._leases.events.append(event, self.last)
+                return
+            except HistoryMoved as moved:
+                self.last = moved.last
+                if moved.last is None:
+                    raise Superseded from moved
+
+    async def append_state(self, state: "job_pb2.JobState.ValueType", reason: str, from_iteration: int = 0) -> None:
+        """Appends a change of state; see `append`."""
+        change = job_pb2.StateChange(state=state, reason=reason, from_iteration=from_iteration)
+        await self.append(job_pb2.JobEvent(job_state=state, state=change))
+
+    async def load_checkpoint(self) -> bytes:
+        """The bytes of the record's checkpoint; see `CheckpointStore.get`."""
+        return await self._leases.checkpoints.get(self.record.checkpoint.object)
+
+    async def save_checkpoint(self, data: bytes, checkpoint: Checkpoint) -> None:
+        """Stores a checkpoint, then points the record at it.
+
+        Raises:
+            Superseded: a later attempt has the job.
+        """
+        checkpoint.object = checkpoint_name(self.job_id, self.attempt, self._checkpoints_written)
+        self._checkpoints_written += 1
+        await self._leases.checkpoints.put(checkpoint.object, data)
+        await self._update(lambda record: record.checkpoint.CopyFrom(checkpoint))
+
+    async def end_with_error(self, code: int, reason: str, message: str) -> None:
+        """Ends the job as failed."""
+        error = job_pb2.JobError(code=code, reason=reason, message=message)
+        await self.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
+        await self.close()
+
+    async def pause(self) -> None:
+        """Lets the job go until its client resumes it.
+
+        Raises:
+            StillWanted: the client has resumed it already.
+        """
+
+        def change(record: JobRecord) -> None:
+            if not record.control.paused:
+                raise StillWanted
+            record.lease.held = False
+
+        await self._update(change)
+        await self.append_state(job_pb2.JOB_STATE_PAUSED, "asked for by the client")
+        await self._message.ack()
+
+    async def hand_back(self, reason: str) -> None:
+        """Lets the job go for another model server to continue at once."""
+
+        def change(record: JobRecord) -> None:
+            record.lease.held = False
+
+        await self._update(change)
+        await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
+        await self._message.nak()
+
+    async def close(self) -> None:
+        """After the last event: removes what the job no longer needs and takes its ticket away."""
+
+        def change(record: JobRecord) -> None:
+            record.lease.held = False
+            record.ClearField("checkpoint")
+
+        await self._update(change)
+        await self._leases.checkpoints.delete_all(self.job_id, self.attempt)
+        await self._message.ack()
+
+    async def _update(self, change: Callable[[JobRecord], None]) -> None:
+        def fenced(record: JobRecord) -> None:
+            self._check_fence(record)
+            change(record)
+
+        try:
+            self.record = await self._leases.records.update(self.job_id, fenced)
+        except JobNotFound as error:
+            raise Superseded from error
+
+    def _check_fence(self, record: JobRecord) -> None:
+        if record.lease.attempt != self.attempt:
+            raise Superseded

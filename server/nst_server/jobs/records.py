@@ -1,0 +1,98 @@
+"""Job records: one key each, changed by compare-and-set only."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nst.internal.v1.job_record_pb2 import JobRecord
+
+from nst_server.jobs.backbone import Backbone, persistently
+
+
+class JobNotFound(Exception):
+    """There is no such job, or its record has been removed."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}")
+        self.job_id = job_id
+
+
+class JobExists(Exception):
+    """The job's record is there already."""
+
+
+class Records:
+    """The record of every job."""
+
+    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+        """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
+        self._bucket: Any = backbone.records
+        self._patience = patience
+
+    async def create(self, record: JobRecord) -> None:
+        """Stores a new record.
+
+        Raises:
+            JobExists: the job has a record.
+        """
+        data = record.SerializeToString()
+        try:
+            await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
+        except KeyWrongLastSequenceError as error:
+            raise JobExists(record.job_id) from error
+
+    async def get(self, job_id: str) -> JobRecord:
+        """The record as it stands.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        record, _ = await self._entry(job_id)
+        return record
+
+    async def update(self, job_id: str, change: Callable[[JobRecord], None]) -> JobRecord:
+        """Applies `change` to the latest record, again if somebody else was quicker.
+
+        What `change` raises ends the update with nothing written.
+
+        Raises:
+            JobNotFound: there is no record.
+        """
+        while True:
+            record, revision = await self._entry(job_id)
+            change(record)
+            try:
+                await self._write(record, revision)
+            except KeyWrongLastSequenceError:
+                continue
+            return record
+
+    async def delete(self, job_id: str) -> None:
+        """Removes the record; no error if there is none."""
+        await persistently(lambda: self._bucket.purge(job_id), seconds=self._patience)
+
+    async def all(self) -> AsyncIterator[JobRecord]:
+        """Every record, in no order."""
+        try:
+            keys = await persistently(self._bucket.keys, seconds=self._patience)
+        except NoKeysError:
+            return
+        for key in keys:
+            try:
+                yield await self.get(key)
+            except JobNotFound:
+                continue
+
+    async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
+        try:
+            entry = await persistently(lambda: self._bucket.get(job_id), seconds=self._patience)
+        except KeyNotFoundError as error:
+            raise JobNotFound(job_id) from error
+        return JobRecord.FromString(entry.value), entry.revision
+
+    async def _write(self, record: JobRecord, revision: int) -> None:
+        data = record.SerializeToString()
+        # A write whose answer was lost is retried and then found to conflict with itself; the
+        # caller's loop reads again and applies its change anew, which is why changes must be
+        # idempotent.
+        await persistently(lambda: self._bucket.update(record.job_id, data, last=revision), seconds=self._patience)

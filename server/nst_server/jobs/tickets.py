@@ -1,0 +1,138 @@
+"""The work queue: one ticket for each job that waits or runs, pulled by model servers."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js import JetStreamContext, api
+from nats.js.api import Header
+from nats.js.errors import APIError
+from nst.internal.v1.job_record_pb2 import Ticket
+from nst.v1 import job_pb2
+
+from nst_server.jobs.backbone import TICKETS, TRANSIENT, Backbone, persistently
+
+LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
+WAKE_SUBJECT = "nst.wake"
+QUEUE_FULL = 10077
+POLL_SECONDS = 0.02
+IDLE_SECONDS = 1.0
+
+
+class QueueFull(Exception):
+    """As many jobs wait or run as the queue holds."""
+
+
+class TicketQueue:
+    """The gateway's end: puts tickets in, and takes back those of jobs that need not run."""
+
+    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+        self._nats = backbone.nats
+        self._jetstream = backbone.jetstream
+        self._patience = patience
+
+    async def put(self, job_id: str, number: int, priority: "job_pb2.Priority.ValueType") -> Ticket:
+        """Queues a ticket; the same one twice within a minute is queued once.
+
+        Raises:
+            QueueFull: there is no room.
+        """
+        ticket = Ticket(job_id=job_id, number=number)
+        headers = {Header.MSG_ID.value: f"{job_id}/{number}"}
+        try:
+            ack = await persistently(
+                lambda: self._jetstream.publish(
+                    f"nst.ticket.{LANES[priority]}", ticket.SerializeToString(), headers={**headers}
+                ),
+                seconds=self._patience,
+            )
+        except APIError as error:
+            if error.err_code == QUEUE_FULL:
+                raise QueueFull from error
+            raise
+        ticket.stream_sequence = ack.seq
+        return ticket
+
+    async def wake(self) -> None:
+        """Tells idle model servers to look."""
+        with suppress(*TRANSIENT):
+            await self._nats.publish(WAKE_SUBJECT, b"")
+
+    async def remove(self, ticket: Ticket) -> None:
+        """Takes a ticket back; no error if it is gone."""
+        if not ticket.stream_sequence:
+            return
+        try:
+            await persistently(
+                lambda: self._jetstream.delete_msg(TICKETS, ticket.stream_sequence), seconds=self._patience
+            )
+        except APIError:
+            return
+
+    async def depth(self) -> dict[str, int]:
+        """Tickets that wait, by lane."""
+        depths = {}
+        for lane in LANES.values():
+            try:
+                info = await self._jetstream.consumer_info(TICKETS, lane)
+            except (APIError, *TRANSIENT):
+                continue
+            depths[lane] = info.num_pending or 0
+        return depths
+
+
+class TicketSource:
+    """The model server's end: hands out tickets, interactive ones first."""
+
+    def __init__(self, backbone: Backbone, lease_seconds: float) -> None:
+        self._nats = backbone.nats
+        self._jetstream = backbone.jetstream
+        self._lease_seconds = lease_seconds
+        self._subscriptions: list[JetStreamContext.PullSubscription] = []
+        self._woken = asyncio.Event()
+
+    async def open(self) -> None:
+        """Creates the consumers where they are not there yet."""
+        for lane in LANES.values():
+            config = api.ConsumerConfig(
+                durable_name=lane,
+                filter_subject=f"nst.ticket.{lane}",
+                ack_policy=api.AckPolicy.EXPLICIT,
+                ack_wait=self._lease_seconds,
+                max_deliver=-1,
+                max_ack_pending=100_000,
+            )
+            subscribe = self._subscribe(lane, config)
+            self._subscriptions.append(await persistently(subscribe, seconds=60))
+        await self._nats.subscribe(WAKE_SUBJECT, cb=self._on_wake)
+
+    def _subscribe(
+        self, lane: str, config: api.ConsumerConfig
+    ) -> Callable[[], Awaitable[JetStreamContext.PullSubscription]]:
+        return lambda: self._jetstream.pull_subscribe(f"nst.ticket.{lane}", durable=lane, stream=TICKETS, config=config)
+
+    async def next(self) -> Msg:
+        """Waits for the next ticket's message."""
+        while True:
+            self._woken.clear()
+            for subscription in self._subscriptions:
+                try:
+                    return (await subscription.fetch(1, timeout=POLL_SECONDS))[0]
+                except (NatsTimeoutError, *TRANSIENT, APIError):
+                    continue
+            try:
+                await asyncio.wait_for(self._woken.wait(), IDLE_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _on_wake(self, message: Msg) -> None:
+        self._woken.set()
+
+
+def ticket_age(message: Msg) -> float:
+    """Seconds since the ticket was queued."""
+    queued: datetime = message.metadata.timestamp
+    return (datetime.now(UTC) - queued.astimezone(UTC)).total_seconds()

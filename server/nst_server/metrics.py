@@ -1,0 +1,72 @@
+"""The server's Prometheus metrics, and the HTTP port that shows them with the health of the process."""
+
+import threading
+from collections.abc import Callable, Iterable
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+
+JOB_SECONDS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600, 3600)
+
+JOBS = Counter("nst_jobs", "Jobs by the state they reached.", ["state"])
+QUEUE_DEPTH = Gauge("nst_queue_depth", "Jobs that wait, by priority.", ["priority"])
+JOB_QUEUE_SECONDS = Histogram(
+    "nst_job_queue_seconds", "From the job's creation to its first attempt.", buckets=(0.01, 0.05, 0.1, *JOB_SECONDS)
+)
+JOB_RUN_SECONDS = Histogram("nst_job_run_seconds", "Computing time of jobs that succeeded.", buckets=JOB_SECONDS)
+FIRST_PREVIEW_SECONDS = Histogram(
+    "nst_first_preview_seconds", "From the job's creation to its first preview.", buckets=(0.1, 0.2, *JOB_SECONDS)
+)
+ITERATION_SECONDS = Histogram("nst_iteration_seconds", "One iteration of one batch.", buckets=STEP_SECONDS)
+BATCH_SIZE = Histogram("nst_batch_size", "Jobs advanced together by one iteration.", buckets=(1, 2, 4, 8, 16, 32))
+ITERATIONS = Counter("nst_engine_iterations", "Iterations, over all jobs.")
+DEVICE_MEMORY = Gauge("nst_device_memory_bytes", "Memory in use on the device; on a CPU, of the process.")
+CHECKPOINT_SECONDS = Histogram("nst_checkpoint_seconds", "Packing and storing one checkpoint.", buckets=STEP_SECONDS)
+WATCHERS = Gauge("nst_watchers", "Open WatchJob and Stylize streams.")
+PREVIEWS_DROPPED = Counter("nst_previews_dropped", "Previews sent without their picture to slow watchers.")
+RPC_STARTED = Counter("grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"])
+RPC_HANDLED = Counter(
+    "grpc_server_handled", "RPCs ended, by status.", ["grpc_type", "grpc_service", "grpc_method", "grpc_code"]
+)
+RPC_SECONDS = Histogram(
+    "grpc_server_handling_seconds",
+    "From the start of an RPC to its end.",
+    ["grpc_type", "grpc_service", "grpc_method"],
+    buckets=CALL_SECONDS,
+)
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+class StatusPort:
+    """/metrics, /healthz (the process lives) and /readyz (it takes work) on a port of its own."""
+
+    def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
+        """Listens at once; port 0 takes a free one, see `port`."""
+        self._ready = ready
+        self._metrics = make_wsgi_app()
+        self._server = make_server(host, port, self._answer, WSGIServer, _Handler)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="status-port", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            answer: Iterable[bytes] = self._metrics(environ, start_response)
+            return answer
+        up = path == "/healthz" or (path == "/readyz" and self._ready())
+        status = "200 OK" if up else "503 Service Unavailable" if path == "/readyz" else "404 Not Found"
+        start_response(status, [("Content-Type", "text/plain")])
+        return [status.encode() + b"\n"]

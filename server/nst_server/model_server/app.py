@@ -1,0 +1,139 @@
+"""The model server's process: warms the engine, pulls tickets, runs jobs, drains on SIGTERM."""
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import suppress
+from uuid import uuid4
+
+import psutil
+import torch
+from nats.aio.msg import Msg
+from nst.internal.v1.job_record_pb2 import Announcement, Ticket
+from nst.v1.style_transfer_service_pb2 import ModelServer
+
+from nst_engine import Engine
+from nst_server import metrics
+from nst_server.config import ModelServerSettings, StoreSettings
+from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
+from nst_server.jobs.lease import Leases
+from nst_server.jobs.tickets import TicketSource
+from nst_server.model_server.job import RunningJob
+from nst_server.model_server.runner import Runner
+from nst_server.signals import stop_requested
+
+log = logging.getLogger(__name__)
+
+ANNOUNCE_SECONDS = 5.0
+
+
+class ModelServerProcess:
+    """One device's worth of jobs."""
+
+    def __init__(self, backbone: Backbone, engine: Engine, settings: ModelServerSettings) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+        self._backbone = backbone
+        self._engine = engine
+        self._settings = settings
+        self._runner = Runner(engine)
+        self._leases = Leases(backbone, self.name, settings.lease_seconds, settings.max_lost_attempts)
+        self._tickets = TicketSource(backbone, settings.lease_seconds)
+        self._running: dict[str, RunningJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(settings.max_running_jobs)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then hands back what it holds."""
+        self._runner.start()
+        await self._tickets.open()
+        announcing = asyncio.create_task(self._announce())
+        pulling = asyncio.create_task(self._pull())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (pulling, stopping, announcing):
+            task.cancel()
+        for job in self._running.values():
+            job.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._runner.stop()
+        with suppress(Exception):
+            await self._backbone.servers.delete(self.name)
+        if pulling.done() and not pulling.cancelled():
+            pulling.result()
+
+    async def _pull(self) -> None:
+        while True:
+            await self._slots.acquire()
+            message = await self._tickets.next()
+            job_id = Ticket.FromString(message.data).job_id
+            if job_id in self._running:
+                # The lease ran out while NATS was away, and this server still works on the job.
+                self._running[job_id].lease.redelivered(message)
+                self._slots.release()
+                continue
+            task = asyncio.create_task(self._work(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._slots.release())
+
+    async def _work(self, message: Msg) -> None:
+        lease = await self._leases.claim(message)
+        if lease is None:
+            return
+        job = RunningJob(lease, self._backbone, self._runner, self._settings)
+        self._running[lease.job_id] = job
+        if lease.attempt == 1:
+            metrics.JOB_QUEUE_SECONDS.observe(job.age())
+        log.info("job starts", extra=job.about())
+        try:
+            await job.run()
+        finally:
+            del self._running[lease.job_id]
+
+    async def _announce(self) -> None:
+        while True:
+            server = ModelServer(name=self.name, device=self._engine.device_name, running_jobs=len(self._running))
+            announcement = Announcement(server=server, models=self._engine.available_models())
+            with suppress(*TRANSIENT):
+                await self._backbone.servers.put(self.name, announcement.SerializeToString())
+            metrics.DEVICE_MEMORY.set(device_memory(self._engine.device))
+            await asyncio.sleep(ANNOUNCE_SECONDS)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes in use on the device; on a CPU, by this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+async def serve(
+    nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings, store: StoreSettings
+) -> None:
+    """Runs a model server until SIGTERM or SIGINT."""
+    stop = stop_requested()
+    ready = False
+    port = metrics.StatusPort(metrics_host, metrics_port, lambda: ready)
+    try:
+        engine = await asyncio.to_thread(warm_engine, settings)
+        async with connect(nats_url, "model-server", store) as backbone:
+            process = ModelServerProcess(backbone, engine, settings)
+            ready = True
+            log.info(
+                "model server ready",
+                extra={"server": process.name, "device": engine.device_name, "metrics_port": port.port},
+            )
+            await process.run(stop)
+    finally:
+        port.close()
+    log.info("model server stopped")
+
+
+def warm_engine(settings: ModelServerSettings) -> Engine:
+    """An engine whose weights are loaded and which has done one iteration."""
+    engine = Engine(settings.device, threads=settings.threads or None)
+    for model in filter(None, settings.warm_models.split(",")):
+        engine.warm_up(model.strip())
+    return engine

@@ -1,0 +1,41 @@
+"""What a client is told when a job fails: a google.rpc code, a constant, a sentence."""
+
+from dataclasses import dataclass
+
+import torch
+from google.rpc import code_pb2
+
+from nst_engine.options import OptionError
+from nst_engine.weights import WeightsError
+from nst_server.jobs.blobs import BlobNotFound
+from nst_server.pictures import PictureError
+
+
+@dataclass(frozen=True)
+class FailureText:
+    """The fields of `nst.v1.JobError`."""
+
+    code: int
+    reason: str
+    message: str
+
+
+def describe_failure(error: Exception) -> FailureText:
+    """The failure as its client should read it; only what is nobody's fault but ours is INTERNAL."""
+    if isinstance(error, OptionError):
+        return FailureText(code_pb2.INVALID_ARGUMENT, "BAD_OPTION", str(error))
+    if isinstance(error, PictureError):
+        return FailureText(code_pb2.INVALID_ARGUMENT, error.reason, str(error))
+    if isinstance(error, WeightsError):
+        return FailureText(code_pb2.FAILED_PRECONDITION, "NO_WEIGHTS", str(error))
+    if isinstance(error, BlobNotFound):
+        return FailureText(
+            code_pb2.FAILED_PRECONDITION,
+            "PICTURE_REMOVED",
+            f"the picture {error} is no longer stored: upload it again and make a new job",
+        )
+    if isinstance(error, torch.OutOfMemoryError):
+        return FailureText(
+            code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "the device has too little memory: ask for a smaller size"
+        )
+    return FailureText(code_pb2.INTERNAL, "ENGINE_FAILED", f"the engine failed: {type(error).__name__}: {error}")

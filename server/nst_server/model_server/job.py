@@ -1,0 +1,275 @@
+"""One job on a model server, from claim to last event."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
+from nst.v1 import image_pb2, job_pb2
+from numpy.typing import NDArray
+
+from nst_engine import Engine, Session, SessionState, Style, checkpoint
+from nst_server import metrics, pictures
+from nst_server.config import ModelServerSettings
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.blobs import BlobNotFound, PictureStore
+from nst_server.jobs.control import on_nudge
+from nst_server.jobs.lease import Lease, StillWanted, Superseded
+from nst_server.model_server.failures import describe_failure
+from nst_server.model_server.pace import Pace
+from nst_server.model_server.runner import Failure, Runner, Seat, Step
+from nst_server.options import options_from_proto
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
+# What is stored has passed the gateway's limits, which may be wider than the defaults.
+STORED = pictures.PictureLimits(2**62, 2**62, 2**31, 1)
+
+Pictures = list[NDArray[np.uint8] | NDArray[np.float32]]
+
+
+class _Released(Exception):
+    """The job was cancelled, paused or handed back: this attempt is over."""
+
+
+class RunningJob:
+    """Runs one leased job and writes its history."""
+
+    def __init__(self, lease: Lease, backbone: Backbone, runner: Runner, settings: ModelServerSettings) -> None:
+        self.lease = lease
+        self._backbone = backbone
+        self._runner = runner
+        self._settings = settings
+        self._pictures = PictureStore(backbone, patience=None)
+        self._look = asyncio.Event()
+        self._look.set()
+        self._draining = False
+        self._applied_version = lease.record.checkpoint.control_version
+        self._run_seconds = lease.record.checkpoint.run_seconds
+        self._progress_at = 0.0
+        self._checkpoint_at = time.monotonic()
+        self._checkpoint_pause = settings.checkpoint_seconds
+        self._checkpointing: asyncio.Task[None] | None = None
+
+    def drain(self) -> None:
+        """Checkpoints and hands the job back at the next iteration."""
+        self._draining = True
+        self._look.set()
+
+    async def run(self) -> None:
+        """Works until the job ends or is let go. Never raises but on cancellation."""
+        keep_alive = asyncio.create_task(self.lease.keep_alive())
+        stop_listening = await on_nudge(self._backbone, self.lease.job_id, self._look.set)
+        try:
+            await self._attempt()
+        except _Released:
+            log.info("job let go", extra=self.about())
+        except Superseded:
+            log.warning("job taken over", extra=self.about())
+        except Exception as error:
+            await self._failed(error)
+        finally:
+            keep_alive.cancel()
+            if self._checkpointing is not None:
+                self._checkpointing.cancel()
+            with contextlib.suppress(Exception):
+                await stop_listening()
+
+    async def _attempt(self) -> None:
+        record = self.lease.record
+        options = options_from_proto(record.spec.options)
+        content, *styles = await self._load_pictures(record)
+        given = [Style(picture, style.weight) for picture, style in zip(styles, record.spec.styles, strict=True)]
+        state = await self._load_state()
+
+        def make(engine: Engine) -> Session:
+            if state is None:
+                return engine.start(content, given, options)
+            return engine.resume(state, content, given)
+
+        seat = Seat(make, record.spec.preview.interval, self._applied_version)
+        pace = Pace(content.shape[0], content.shape[1], options)
+        self._runner.admit(seat)
+        try:
+            await self._follow(seat, pace)
+        finally:
+            self._runner.dismiss(seat)
+
+    async def _load_pictures(self, record: JobRecord) -> Pictures:
+        references = [record.spec.content, *(style.image for style in record.spec.styles)]
+        loaded: Pictures = []
+        for image in references:
+            data = await self._pictures.get(image.reference.sha256)
+            loaded.append(await asyncio.to_thread(pictures.decode, data, STORED))
+        return loaded
+
+    async def _load_state(self) -> SessionState | None:
+        if not self.lease.record.checkpoint.object:
+            return None
+        try:
+            data = await self.lease.load_checkpoint()
+            return await asyncio.to_thread(checkpoint.loads, data)
+        except (BlobNotFound, checkpoint.CheckpointError):
+            log.exception("checkpoint lost, starting again", extra=self.about())
+            self._applied_version = 0
+            return None
+
+    async def _follow(self, seat: Seat, pace: Pace) -> None:
+        unread = asyncio.ensure_future(seat.next())
+        while True:
+            looking = asyncio.ensure_future(self._look.wait())
+            await asyncio.wait({unread, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()
+            if self._look.is_set() or not unread.done():
+                self._look.clear()
+                await self._obey(seat)
+            if not unread.done():
+                continue
+            item = unread.result()
+            if isinstance(item, Failure):
+                raise item.error
+            if await self._handle(seat, item, pace):
+                return
+            unread = asyncio.ensure_future(seat.next())
+
+    async def _obey(self, seat: Seat) -> None:
+        """Does what the client wants now, as the record has it."""
+        record = await self.lease.refresh()
+        control = record.control
+        if control.cancel:
+            self._runner.dismiss(seat)
+            await self.lease.append_state(job_pb2.JOB_STATE_CANCELLED, "asked for by the client")
+            await self.lease.close()
+            metrics.JOBS.labels("cancelled").inc()
+            raise _Released
+        if control.version > self._applied_version:
+            weights = weights_from_proto(control.weights)
+            if weights:
+                self._runner.steer(seat, weights, control.version)
+            self._applied_version = control.version
+        if control.paused or self._draining:
+            self._runner.snapshot(seat)
+
+    async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
+        """Writes what a step has to tell; True when it was the last."""
+        self._run_seconds += step.seconds
+        progress = pace.progress(step.report, step.seconds)
+        if step.report.finished:
+            await self._finish(step, progress)
+            return True
+        if step.picture is not None:
+            await self._preview(step)
+        now = time.monotonic()
+        if now - self._progress_at >= self._settings.progress_seconds or pace.scale_ended:
+            self._progress_at = now
+            await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
+        if step.state is not None:
+            await self._keep(seat, step, step.state)
+        elif self._checkpointing is None and now - self._checkpoint_at >= self._checkpoint_pause:
+            self._checkpoint_at = now
+            self._runner.snapshot(seat)
+        return False
+
+    async def _keep(self, seat: Seat, step: Step, state: SessionState) -> None:
+        """Stores a checkpoint beside the computing, or before letting the job go."""
+        if self._checkpointing is not None:
+            await self._checkpointing
+        self._checkpointing = asyncio.create_task(self._save(step, state))
+        self._checkpointing.add_done_callback(self._checkpoint_done)
+        if not (self._draining or self.lease.record.control.paused):
+            return
+        self._runner.dismiss(seat)
+        await self._checkpointing
+        if self._draining:
+            await self.lease.hand_back("the model server is shutting down")
+        else:
+            await self._pause()
+        raise _Released
+
+    async def _pause(self) -> None:
+        try:
+            await self.lease.pause()
+        except StillWanted:
+            await self.lease.hand_back("resumed")
+
+    async def _save(self, step: Step, state: SessionState) -> None:
+        started = time.monotonic()
+        data = await asyncio.to_thread(checkpoint.dumps, state)
+        about = Checkpoint(
+            iteration=step.report.iteration, control_version=step.control_version, run_seconds=self._run_seconds
+        )
+        await self.lease.save_checkpoint(data, about)
+        cost = time.monotonic() - started
+        metrics.CHECKPOINT_SECONDS.observe(cost)
+        base = self._settings.checkpoint_seconds
+        self._checkpoint_pause = min(max(base, CHECKPOINT_COST_RATIO * cost), 2 * base)
+
+    def _checkpoint_done(self, task: asyncio.Task[None]) -> None:
+        self._checkpointing = None
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("checkpoint not stored", extra={**self.about(), "error": repr(task.exception())})
+
+    async def _preview(self, step: Step) -> None:
+        spec = self.lease.record.spec.preview
+        assert step.picture is not None
+        picture = step.picture
+        if spec.max_size:
+            picture = await asyncio.to_thread(pictures.shrink, picture, spec.max_size)
+        height, width = picture.shape[:2]
+        reference = await self._store(picture)
+        preview = job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
+        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
+        if step.report.iteration == 1:
+            metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
+
+    async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
+        assert step.picture is not None
+        height, width = step.picture.shape[:2]
+        reference = await self._store(step.picture)
+        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
+        result = job_pb2.Result(
+            iterations=step.report.iteration,
+            width=width,
+            height=height,
+            reference=reference,
+            progress=progress,
+            run_seconds=self._run_seconds,
+        )
+        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=result))
+        await self.lease.close()
+        metrics.JOBS.labels("succeeded").inc()
+        metrics.JOB_RUN_SECONDS.observe(self._run_seconds)
+        log.info("job succeeded", extra={**self.about(), "run_seconds": round(self._run_seconds, 3)})
+
+    async def _store(self, picture: NDArray[np.uint8]) -> image_pb2.ImageReference:
+        encoded = await asyncio.to_thread(pictures.encode_png, picture)
+        return image_pb2.ImageReference(sha256=await self._pictures.put(encoded))
+
+    async def _failed(self, error: Exception) -> None:
+        failure = describe_failure(error)
+        log.error("job failed", extra=self.about(), exc_info=error)
+        metrics.JOBS.labels("failed").inc()
+        with contextlib.suppress(Superseded):
+            await self.lease.end_with_error(failure.code, failure.reason, failure.message)
+
+    def age(self) -> float:
+        return time.time() - self.lease.record.create_time.ToMicroseconds() / 1e6
+
+    def about(self) -> dict[str, Any]:
+        record = self.lease.record
+        return {"job_id": record.job_id, "attempt": self.lease.attempt, "trace": record.traceparent}
+
+
+def weights_from_proto(update: job_pb2.JobUpdate) -> dict[str, Any]:
+    """The arguments of `Session.update` that the client has set."""
+    weights: dict[str, Any] = {
+        field.name: value for field, value in update.ListFields() if field.name != "style_shares"
+    }
+    if update.style_shares:
+        weights["style_shares"] = list(update.style_shares)
+    return weights

@@ -1,0 +1,45 @@
+"""How fast a job goes, and how long it still takes."""
+
+from nst.v1 import job_pb2
+
+from nst_engine import StepReport
+from nst_engine.options import StylizeOptions
+from nst_engine.schedule import plan
+
+SMOOTHING = 0.8
+
+
+class Pace:
+    """Smooths the time of one iteration over one pixel, which hardly depends on the scale."""
+
+    def __init__(self, content_height: int, content_width: int, options: StylizeOptions) -> None:
+        self._scales = plan(content_height, content_width, options)
+        self._seconds_per_pixel: float | None = None
+        self.scale_ended = False
+
+    def progress(self, report: StepReport, seconds: float) -> job_pb2.Progress:
+        """The report with pace and time left, which count `seconds` for this iteration."""
+        sample = seconds / (report.width * report.height)
+        before = self._seconds_per_pixel
+        self._seconds_per_pixel = sample if before is None else SMOOTHING * before + (1 - SMOOTHING) * sample
+        self.scale_ended = report.iteration == self._scales[report.scale - 1].last
+        pace = self._seconds_per_pixel * report.width * report.height
+        return job_pb2.Progress(
+            iteration=report.iteration,
+            iterations=report.iterations,
+            scale=report.scale,
+            scales=report.scales,
+            width=report.width,
+            height=report.height,
+            total_loss=report.total_loss,
+            losses=report.losses,
+            iterations_per_second=1 / pace if pace > 0 else 0,
+            seconds_left=self._seconds_per_pixel * self._pixels_left(report.iteration),
+        )
+
+    def _pixels_left(self, iteration: int) -> int:
+        left, first = 0, 0
+        for scale in self._scales:
+            left += max(0, scale.last - max(first, iteration)) * scale.width * scale.height
+            first = scale.last
+        return left

@@ -1,0 +1,186 @@
+"""The compute thread: owns the device and turns every admitted session one iteration at a time."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_engine import Engine, Session, SessionState, StepReport
+from nst_server import metrics
+
+log = logging.getLogger(__name__)
+
+UNREAD_STEPS = 64
+BLOCKED_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration of a job left: always a report, at times a picture or a state to keep."""
+
+    report: StepReport
+    seconds: float
+    picture: NDArray[np.uint8] | None
+    state: SessionState | None
+    control_version: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The job's session could not be made or stepped."""
+
+    error: Exception
+
+
+@dataclass(eq=False)
+class Seat:
+    """A job's place on the device, shared by the compute thread and the job's task.
+
+    The thread stops turning a job whose task has `UNREAD_STEPS` steps unread.
+    """
+
+    make: Callable[[Engine], Session]
+    preview_interval: int
+    control_version: int
+    outbox: asyncio.Queue[Step | Failure] = field(default_factory=asyncio.Queue)
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(UNREAD_STEPS))
+    session: Session | None = None
+    snapshot_wanted: bool = False
+
+    async def next(self) -> Step | Failure:
+        """The oldest unread step, or what went wrong."""
+        item = await self.outbox.get()
+        self.room.release()
+        return item
+
+
+class Runner:
+    """Runs sessions on one engine, in one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._seats: list[Seat] = []
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread after the iteration in hand."""
+
+        def order() -> None:
+            self._stopped = True
+
+        self._orders.put(order)
+        await asyncio.to_thread(self._thread.join)
+
+    def admit(self, seat: Seat) -> None:
+        """Makes the seat's session and turns it until it finishes, fails or is dismissed."""
+
+        def order() -> None:
+            try:
+                seat.session = seat.make(self._engine)
+            except Exception as error:
+                self._post(seat, Failure(error))
+                return
+            self._seats.append(seat)
+
+        self._orders.put(order)
+
+    def dismiss(self, seat: Seat) -> None:
+        """Stops turning the seat's session and lets its memory go."""
+
+        def order() -> None:
+            if seat in self._seats:
+                self._seats.remove(seat)
+            seat.session = None
+
+        self._orders.put(order)
+
+    def steer(self, seat: Seat, weights: dict[str, Any], control_version: int) -> None:
+        """Applies weights (the arguments of `Session.update`) before the next iteration."""
+
+        def order() -> None:
+            if seat.session is None:
+                return
+            try:
+                seat.session.update(**weights)
+            except Exception as error:
+                self._fail(seat, error)
+                return
+            seat.control_version = control_version
+
+        self._orders.put(order)
+
+    def snapshot(self, seat: Seat) -> None:
+        """Asks for a state with the next step."""
+
+        def order() -> None:
+            seat.snapshot_wanted = True
+
+        self._orders.put(order)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            turnable = [seat for seat in self._seats if seat.room.acquire(blocking=False)]
+            self._obey(wait=not turnable)
+            for seat in turnable:
+                if seat.session is None or seat not in self._seats:
+                    continue
+                self._turn(seat)
+
+    def _obey(self, *, wait: bool) -> None:
+        """Carries out the orders that have come in; with nothing to turn, waits for one."""
+        try:
+            if wait:
+                self._orders.get(timeout=BLOCKED_POLL_SECONDS if self._seats else None)()
+            while True:
+                self._orders.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _turn(self, seat: Seat) -> None:
+        session = seat.session
+        assert session is not None
+        started = time.monotonic()
+        try:
+            report = self._engine.step([session])[0]
+            step = self._step(seat, session, report, time.monotonic() - started)
+        except Exception as error:
+            self._fail(seat, error)
+            return
+        metrics.ITERATION_SECONDS.observe(step.seconds)
+        metrics.ITERATIONS.inc()
+        metrics.BATCH_SIZE.observe(1)
+        if report.finished:
+            self._seats.remove(seat)
+        self._post(seat, step)
+
+    def _step(self, seat: Seat, session: Session, report: StepReport, seconds: float) -> Step:
+        first_or_due = report.iteration == 1 or (
+            seat.preview_interval > 0 and report.iteration % seat.preview_interval == 0
+        )
+        shown = report.finished or (seat.preview_interval > 0 and first_or_due)
+        state = session.state_dict() if seat.snapshot_wanted else None
+        seat.snapshot_wanted = False
+        return Step(report, seconds, session.image() if shown else None, state, seat.control_version)
+
+    def _fail(self, seat: Seat, error: Exception) -> None:
+        if seat in self._seats:
+            self._seats.remove(seat)
+        seat.session = None
+        self._post(seat, Failure(error))
+
+    def _post(self, seat: Seat, item: Step | Failure) -> None:
+        self._loop.call_soon_threadsafe(seat.outbox.put_nowait, item)

