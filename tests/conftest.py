@@ -1,0 +1,40 @@
+"""What every test may use: pictures, and a real server."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import sklearn
+from nst_processes import Server, running_server
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A whole server that tests of one worker share; they may not kill it."""
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def content_path() -> Path:
+    """A photograph, 640 x 427."""
+    return Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
+
+
+@pytest.fixture(scope="session")
+def style_path() -> Path:
+    """A picture with a texture of its own, 512 x 512."""
+    return Path(skimage.__file__).parent / "data" / "ihc.png"
+
+
+@pytest.fixture(scope="session")
+def small_picture() -> bytes:
+    """A PNG file, 48 x 32."""
+    pixels = np.random.default_rng(7).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

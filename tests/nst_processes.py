@@ -1,0 +1,128 @@
+"""Real processes of the project, started on free ports and stopped by handle."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 90.0
+STOP_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """One command of the project, its output kept in a file."""
+
+    def __init__(self, log: Path, *command: str, **environment: str) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "nst_server", *command],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "NST_THREADS": "1", **environment},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def logged(self, message: str) -> list[dict[str, Any]]:
+        """The structured log entries with this message so far."""
+        entries = []
+        for line in self.log.read_text().splitlines():
+            if line.startswith("{") and json.loads(line)["message"] == message:
+                entries.append(json.loads(line))
+        return entries
+
+    def wait_for_log(self, message: str, count: int = 1) -> dict[str, Any]:
+        """Waits until a message has been logged `count` times; its latest entry."""
+        self._wait(lambda: len(self.logged(message)) >= count, f"{message!r} in its log")
+        return self.logged(message)[-1]
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would be."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def _wait(self, done: Any, what: str) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not done():
+            if self.popen.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"no {what}; the end of the log:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
+
+class Server(Process):
+    """`nst-server serve` with everything that belongs to it."""
+
+    def __init__(self, data_dir: Path, *arguments: str, port: int = 0, **environment: str) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir = data_dir
+        self._status_file = data_dir / "server.json"
+        super().__init__(
+            data_dir / "server.log",
+            "serve",
+            *("--data-dir", str(data_dir), "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"),
+            *arguments,
+            **environment,
+        )
+
+    def wait_ready(self) -> "Server":
+        """Waits until every part answers."""
+        self._wait(self._status_file.exists, "server.json")
+        return self
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What server.json says: addresses and process ids."""
+        status: dict[str, Any] = json.loads(self._status_file.read_text())
+        return status
+
+    @property
+    def address(self) -> str:
+        return str(self.status["address"])
+
+    def kill_child(self, name: str) -> int:
+        """SIGKILLs one part; returns the process id it had."""
+        pid = int(self.status["pids"][name])
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_restarted(self, name: str, old_pid: int) -> None:
+        """Waits until the supervisor has put another process in the place of the killed one."""
+        self._wait(lambda: self.status["pids"][name] not in (old_pid, None), f"restart of {name}")
+
+
+@contextlib.contextmanager
+def running_server(data_dir: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """A whole server for as long as the block runs."""
+    server = Server(data_dir, *arguments, **environment)
+    try:
+        yield server.wait_ready()
+    finally:
+        server.stop()
