@@ -117,6 +117,8 @@ def test_probes_ask_ports_that_exist(workload):
 def test_pods_are_locked_down(workload):
     pod = workload["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
+    # Else Kubernetes sets NST_GATEWAY_* variables of its own.
+    assert pod["enableServiceLinks"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container(workload)["securityContext"] == {
