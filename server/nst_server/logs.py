@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from nst_server import tracing
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -19,6 +21,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         entry.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        if trace := tracing.trace_id():
+            entry["trace_id"] = trace
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)

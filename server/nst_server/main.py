@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from nst_server import logs
+from nst_server import logs, tracing
 from nst_server.config import GatewaySettings, ModelServerSettings, StoreSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -16,7 +16,7 @@ Settings = TypeVar("Settings")
 ENV_PREFIX = "NST_"
 
 
-class Address(click.ParamType):
+class Address(click.ParamType[tuple[str, int], Any]):
     """HOST:PORT."""
 
     name = "host:port"
@@ -102,6 +102,7 @@ def gateway(
     """Answers clients; needs NATS, and no torch."""
     from nst_server.gateway import app
 
+    tracing.configure("nst-gateway")
     settings, store = take(GatewaySettings, values), take(StoreSettings, values)
     tls = tls_pair(tls_certificate, tls_key)
     asyncio.run(app.serve(nats, "{}:{}".format(*listen), tls, *metrics_listen, settings, store))
@@ -115,6 +116,7 @@ def model_server(nats: str, metrics_listen: tuple[str, int], **values: Any) -> N
     """Runs jobs on one device; needs NATS and torch."""
     from nst_server.model_server import app
 
+    tracing.configure("nst-model-server")
     settings, store = take(ModelServerSettings, values), take(StoreSettings, values)
     asyncio.run(app.serve(nats, *metrics_listen, settings, store))
 

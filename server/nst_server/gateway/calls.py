@@ -4,17 +4,19 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
 from google.rpc import code_pb2
 
-from nst_server import metrics
+from nst_server import metrics, tracing
 from nst_server.gateway.errors import Refusal, abort, as_refusal
 
 log = logging.getLogger(__name__)
 
 Handler = Any
+Context = grpc.aio.ServicerContext[Any, Any]
 OURS = "/nst.v1."
 
 
@@ -55,37 +57,31 @@ class _Call:
         self._labels = (kind, service, method)
 
     def single(self, behaviour: Any) -> Any:
-        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await self._watched(lambda: behaviour(request, context), context)
+        async def handle(request: Any, context: Context) -> Any:
+            async with self._around(context):
+                return await behaviour(request, context)
 
         return handle
 
     def stream(self, behaviour: Any) -> Any:
-        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            responses: AsyncIterator[Any] = behaviour(request, context)
-            started = self._started()
-            try:
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._around(context), aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
-            except BaseException as error:
-                await self._ended_badly(error, context, started)
-                raise
-            else:
-                self._ended("OK", started)
-            finally:
-                await responses.aclose()  # type: ignore[attr-defined]
 
         return handle
 
-    async def _watched(self, work: Callable[[], Awaitable[Any]], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    @asynccontextmanager
+    async def _around(self, context: Context) -> AsyncIterator[None]:
         started = self._started()
-        try:
-            response = await work()
-        except BaseException as error:
-            await self._ended_badly(error, context, started)
-            raise
+        _, service, method = self._labels
+        with tracing.span(f"{service}/{method}", incoming(context, "traceparent")):
+            try:
+                yield
+            except BaseException as error:
+                await self._ended_badly(error, context, started)
+                raise
         self._ended("OK", started)
-        return response
 
     def _started(self) -> float:
         metrics.RPC_STARTED.labels(*self._labels).inc()
@@ -95,9 +91,7 @@ class _Call:
         metrics.RPC_HANDLED.labels(*self._labels, code).inc()
         metrics.RPC_SECONDS.labels(*self._labels).observe(time.monotonic() - started)
 
-    async def _ended_badly(
-        self, error: BaseException, context: grpc.aio.ServicerContext[Any, Any], started: float
-    ) -> None:
+    async def _ended_badly(self, error: BaseException, context: Context, started: float) -> None:
         if isinstance(error, asyncio.CancelledError | GeneratorExit) or not isinstance(error, Exception):
             self._ended("CANCELLED", started)
             return
@@ -107,3 +101,11 @@ class _Call:
             refusal = Refusal(code_pb2.INTERNAL, "INTERNAL", "the server failed; its log says why")
         self._ended(code_pb2.Code.Name(refusal.code), started)
         await abort(context, refusal)
+
+
+def incoming(context: Context, name: str) -> str:
+    """A text value of the caller's metadata, cut at 256 characters; empty when there is none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == name and isinstance(value, str):
+            return value[:256]
+    return ""

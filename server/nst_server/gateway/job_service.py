@@ -4,14 +4,13 @@ import base64
 import binascii
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
-import grpc
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, job_service_pb2_grpc
 from nst.v1 import job_service_pb2 as pb
 from nst.v1 import style_transfer_service_pb2 as service_pb2
 
+from nst_server.gateway.calls import Context
 from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import check_update
 from nst_server.gateway.watching import Watching
@@ -19,8 +18,6 @@ from nst_server.jobs.commands import JobCommands
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):

@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Any
 
-import grpc
 from google.rpc import code_pb2
 from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
 
-from nst_server import pictures
+from nst_server import pictures, tracing
+from nst_server.gateway.calls import Context, incoming
 from nst_server.gateway.errors import Refusal, invalid
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
@@ -23,8 +22,6 @@ from nst_server.jobs.commands import JobCommands
 CHUNK_BYTES = 512 * 1024
 LONGEST_REQUEST_ID = 128
 DEFAULT_TENANT = "anonymous"
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceServicer):
@@ -56,13 +53,13 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         check_request_id(request.request_id)
         spec = await self._specs.complete(request.spec, {})
         await self._info.check_model(spec.options.model)
-        job = await self._commands.create(request.request_id, tenant(context), spec, traceparent(context))
+        job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent())
         return pb.CreateJobResponse(job=job)
 
     async def Stylize(
         self, request_iterator: AsyncIterator[pb.StylizeRequest], context: Context
     ) -> AsyncIterator[pb.StylizeResponse]:
-        async for response in self._streams.run(request_iterator, tenant(context), traceparent(context)):
+        async for response in self._streams.run(request_iterator, tenant(context), tracing.traceparent()):
             yield response
 
     async def GetResult(self, request: pb.GetResultRequest, context: Context) -> AsyncIterator[pb.GetResultResponse]:
@@ -97,19 +94,7 @@ def check_request_id(request_id: str) -> None:
 
 def tenant(context: Context) -> str:
     """Who calls. The one place where this is read."""
-    return _metadata(context, "x-nst-tenant") or DEFAULT_TENANT
-
-
-def traceparent(context: Context) -> str:
-    """The caller's W3C trace context, or nothing."""
-    return _metadata(context, "traceparent")
-
-
-def _metadata(context: Context, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name and isinstance(value, str):
-            return value[:256]
-    return ""
+    return incoming(context, "x-nst-tenant") or DEFAULT_TENANT
 
 
 def _streamed(image: image_pb2.Image) -> tuple[image_pb2.ImageHeader, bytes]:

@@ -1,5 +1,6 @@
 """What a gateway does to jobs: create, read, steer, cancel, delete."""
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 
@@ -68,10 +69,8 @@ class JobCommands:
             ticket=ticket,
         )
         queued = _state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
-        try:
+        with contextlib.suppress(HistoryMoved):  # an earlier try of this same request got this far
             await self.events.append(queued, None)
-        except HistoryMoved:
-            pass  # an earlier try of this same request got this far
         try:
             await self.records.create(record)
         except JobExists:

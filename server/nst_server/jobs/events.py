@@ -9,6 +9,7 @@ from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 from nst.v1 import job_pb2
 
+from nst_server import metrics
 from nst_server.jobs.backbone import EVENTS, WRONG_LAST_SEQUENCE, Backbone, persistently
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class EventLog:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
             return await self._own_or_moved(event, message_id)
+        if not event.HasField("progress") and not event.HasField("preview"):
+            metrics.JOBS.labels(job_pb2.JobState.Name(event.job_state).removeprefix("JOB_STATE_").lower()).inc()
         return Stored(event, ack.seq)
 
     async def _own_or_moved(self, event: job_pb2.JobEvent, message_id: str) -> Stored:

@@ -14,10 +14,10 @@ from nst.internal.v1.job_record_pb2 import Announcement, Ticket
 from nst.v1.style_transfer_service_pb2 import ModelServer
 
 from nst_engine import Engine
-from nst_server import metrics
+from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, StoreSettings
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
-from nst_server.jobs.lease import Leases
+from nst_server.jobs.lease import Lease, Leases
 from nst_server.jobs.tickets import TicketSource
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.runner import Runner
@@ -79,18 +79,24 @@ class ModelServerProcess:
             task.add_done_callback(lambda _: self._slots.release())
 
     async def _work(self, message: Msg) -> None:
-        lease = await self._leases.claim(message)
-        if lease is None:
-            return
+        try:
+            lease = await self._leases.claim(message)
+            if lease is not None:
+                await self._run_job(lease)
+        except Exception:
+            log.exception("job left to another attempt")
+
+    async def _run_job(self, lease: Lease) -> None:
         job = RunningJob(lease, self._backbone, self._runner, self._settings)
         self._running[lease.job_id] = job
-        if lease.attempt == 1:
-            metrics.JOB_QUEUE_SECONDS.observe(job.age())
-        log.info("job starts", extra=job.about())
-        try:
-            await job.run()
-        finally:
-            del self._running[lease.job_id]
+        with tracing.span("attempt", lease.record.traceparent, job_id=lease.job_id, attempt=lease.attempt):
+            if lease.attempt == 1:
+                metrics.JOB_QUEUE_SECONDS.observe(job.age())
+            log.info("job starts", extra=job.about())
+            try:
+                await job.run()
+            finally:
+                del self._running[lease.job_id]
 
     async def _announce(self) -> None:
         while True:

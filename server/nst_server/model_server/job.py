@@ -145,7 +145,6 @@ class RunningJob:
             self._runner.dismiss(seat)
             await self.lease.append_state(job_pb2.JOB_STATE_CANCELLED, "asked for by the client")
             await self.lease.close()
-            metrics.JOBS.labels("cancelled").inc()
             raise _Released
         if control.version > self._applied_version:
             weights = weights_from_proto(control.weights)
@@ -165,7 +164,8 @@ class RunningJob:
         if step.picture is not None:
             await self._preview(step)
         now = time.monotonic()
-        if now - self._progress_at >= self._settings.progress_seconds or pace.scale_ended:
+        milestone = pace.scale_ended or step.state is not None
+        if milestone or now - self._progress_at >= self._settings.progress_seconds:
             self._progress_at = now
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
@@ -177,19 +177,22 @@ class RunningJob:
 
     async def _keep(self, seat: Seat, step: Step, state: SessionState) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""
-        if self._checkpointing is not None:
-            await self._checkpointing
+        await self._checkpoint_ended()
         self._checkpointing = asyncio.create_task(self._save(step, state))
         self._checkpointing.add_done_callback(self._checkpoint_done)
         if not (self._draining or self.lease.record.control.paused):
             return
         self._runner.dismiss(seat)
-        await self._checkpointing
+        await self._checkpoint_ended()
         if self._draining:
             await self.lease.hand_back("the model server is shutting down")
         else:
             await self._pause()
         raise _Released
+
+    async def _checkpoint_ended(self) -> None:
+        if self._checkpointing is not None:
+            await asyncio.wait({self._checkpointing})
 
     async def _pause(self) -> None:
         try:
@@ -242,7 +245,6 @@ class RunningJob:
         )
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=result))
         await self.lease.close()
-        metrics.JOBS.labels("succeeded").inc()
         metrics.JOB_RUN_SECONDS.observe(self._run_seconds)
         log.info("job succeeded", extra={**self.about(), "run_seconds": round(self._run_seconds, 3)})
 
@@ -253,7 +255,6 @@ class RunningJob:
     async def _failed(self, error: Exception) -> None:
         failure = describe_failure(error)
         log.error("job failed", extra=self.about(), exc_info=error)
-        metrics.JOBS.labels("failed").inc()
         with contextlib.suppress(Superseded):
             await self.lease.end_with_error(failure.code, failure.reason, failure.message)
 
@@ -262,7 +263,7 @@ class RunningJob:
 
     def about(self) -> dict[str, Any]:
         record = self.lease.record
-        return {"job_id": record.job_id, "attempt": self.lease.attempt, "trace": record.traceparent}
+        return {"job_id": record.job_id, "attempt": self.lease.attempt}
 
 
 def weights_from_proto(update: job_pb2.JobUpdate) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Every part is killed while a job runs, and the job ends as if nothing had happened."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from nst.v1 import job_pb2
+from nst_calls import assert_gapless, calls, job_spec, metric, until
+from nst_processes import Server, running_server
+
+ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_MAX_RUNNING_JOBS": "1"}
+OPTIONS = {"size": 128, "iterations": 60, "scales": 2}
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that a test may hurt."""
+    with running_server(tmp_path / "data", **ENVIRONMENT) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def spec(content_path: Path, style_path: Path) -> job_pb2.JobSpec:
+    return job_spec(content_path, style_path, preview_interval=5, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def uncut(spec: job_pb2.JobSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the picture that an undisturbed run makes."""
+    with running_server(tmp_path_factory.mktemp("uncut"), **ENVIRONMENT) as server, calls(server.address) as call:
+        events = list(call.watch(call.create(spec)))
+    assert_gapless(events)
+    assert events[-1].attempt == 1
+    return str(events[-1].result.reference.sha256)
+
+
+def run_to_checkpoint(server: Server, job_id: str) -> list[job_pb2.JobEvent]:
+    """Follows the job until it has a checkpoint and is in the middle of its work."""
+    address = server.status["model_metrics_address"]
+    before = metric(address, "nst_checkpoint_seconds_count")
+    with calls(server.address) as call:
+        return until(
+            call.watch(job_id),
+            lambda event: event.progress.iteration > 8 and metric(address, "nst_checkpoint_seconds_count") > before,
+        )
+
+
+def assert_resumed(events: list[job_pb2.JobEvent], uncut: str) -> None:
+    assert_gapless(events)
+    starts = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING]
+    assert [event.attempt for event in starts] == [1, 2]
+    assert starts[1].state.from_iteration > 0
+    assert events[-1].result.reference.sha256 == uncut
+
+
+def test_a_killed_model_server_costs_seconds_and_no_pixel(own_server, spec, uncut):
+    with calls(own_server.address) as call:
+        job_id = call.create(spec)
+        seen = run_to_checkpoint(own_server, job_id)
+        own_server.kill_child("model-server")
+        events = seen + list(call.watch(job_id, after=seen[-1].sequence))
+        assert_resumed(events, uncut)
+        assert events == list(call.watch(job_id))
+
+
+def test_a_killed_nats_server_comes_back_with_the_whole_history(own_server, spec, uncut):
+    with calls(own_server.address) as call:
+        job_id = call.create(spec)
+        watching = call.watch(job_id)
+        seen = until(watching, lambda event: event.progress.iteration > 8)
+        own_server.kill_child("nats-server")
+        events = seen + list(watching)
+        assert_gapless(events)
+        assert events[-1].result.reference.sha256 == uncut
+        assert events == list(call.watch(job_id))
+
+
+def test_a_killed_supervisor_takes_its_children_along_and_goes_on_where_it_was(tmp_path, spec, uncut):
+    first = Server(tmp_path / "data", **ENVIRONMENT).wait_ready()
+    try:
+        with calls(first.address) as call:
+            job_id = call.create(spec)
+        seen = run_to_checkpoint(first, job_id)
+        children = [psutil.Process(pid) for pid in first.status["pids"].values()]
+    finally:
+        first.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, "children outlived their supervisor"
+    (tmp_path / "data" / "server.json").unlink()
+    with running_server(tmp_path / "data", **ENVIRONMENT) as second, calls(second.address) as call:
+        events = list(call.watch(job_id))
+        assert events[: len(seen)] == seen
+        assert_resumed(events, uncut)
+
+
+def test_sigterm_hands_running_jobs_over_at_once(tmp_path, spec, uncut):
+    with running_server(tmp_path / "data", **ENVIRONMENT) as server, calls(server.address) as call:
+        job_id = call.create(spec)
+        seen = until(call.watch(job_id), lambda event: event.progress.iteration > 8)
+        assert server.stop() == 0
+    with running_server(tmp_path / "data", **ENVIRONMENT) as server, calls(server.address) as call:
+        events = list(call.watch(job_id))
+    assert events[: len(seen)] == seen
+    assert_resumed(events, uncut)
+    handed_back = [event for event in events if event.state.state == job_pb2.JOB_STATE_QUEUED][-1]
+    resumed = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING][-1]
+    assert resumed.state.from_iteration == handed_back.latest_progress.iteration
