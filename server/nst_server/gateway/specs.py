@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from google.rpc import code_pb2
-from nst.v1 import image_pb2, job_pb2
+from nst.v1 import image_pb2, job_pb2, options_pb2
 
 from nst_engine.options import OptionError, StylizeOptions
 from nst_server import pictures
@@ -16,6 +16,7 @@ from nst_server.jobs.blobs import PictureStore
 from nst_server.options import options_from_proto, options_to_proto
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+WEIGHTS = frozenset({"strength", "content_weight", "style_weight", "tv_weight"})
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
 
@@ -129,18 +130,17 @@ def check_update(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
     Raises:
         Refusal: a value is out of range, or not of the kind that the job is balanced by.
     """
-    options = options_from_proto(job.spec.options)
-    balanced = options.strength is not None
-    for name in ("content_weight", "style_weight"):
-        if update.HasField(name) and balanced:  # type: ignore[arg-type]
-            raise invalid(f"update.{name}", "this job is balanced by strength: change strength instead")
-    if update.HasField("strength") and not balanced:
+    given = {field.name: value for field, value in update.ListFields() if field.name in WEIGHTS}
+    balanced = job.spec.options.HasField("strength")
+    for name in given.keys() & {"content_weight", "style_weight"} if balanced else ():
+        raise invalid(f"update.{name}", "this job is balanced by strength: change strength instead")
+    if "strength" in given and not balanced:
         raise invalid("update.strength", "this job has raw weights: change content_weight and style_weight instead")
+    changed = options_pb2.StylizeOptions()
+    changed.CopyFrom(job.spec.options)
+    for name, value in given.items():
+        setattr(changed, name, value)
     try:
-        changed = job_pb2.JobSpec(options=job.spec.options).options
-        for name in ("strength", "content_weight", "style_weight", "tv_weight"):
-            if update.HasField(name):
-                setattr(changed, name, getattr(update, name))
         options_from_proto(changed)
     except OptionError as error:
         raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
