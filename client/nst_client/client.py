@@ -13,6 +13,7 @@ from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetServerInfoReq
 
 from nst_client import transfer
 from nst_client.decoding import decode_status
+from nst_client.errors import InvalidRequest
 from nst_client.events import JobState, JobStatus
 from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef, to_picture
@@ -129,9 +130,22 @@ class AsyncClient:
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
 
-    async def upload(self, image: ImageInput) -> ImageRef:
-        """Store a picture, so that many jobs can use it by reference. Raises as `stylize` does."""
-        return await self._reference(image, "image")
+    async def upload(self, image: ImageInput, *, name: str = "image") -> ImageRef:
+        """Store a picture, so that many jobs can use it by reference. Raises as `stylize` does.
+
+        Args:
+            image: as the content of `stylize`.
+            name: what errors call the picture.
+        """
+        # Reading and packing a large picture takes long enough to stall other calls on this loop.
+        picture = await asyncio.to_thread(to_picture, image, name)
+        try:
+            return await transfer.upload(self._transport, picture)
+        except InvalidRequest as error:
+            cause = "; ".join(error.violations.values()) or error.message
+            raise InvalidRequest(
+                error.code, f"{name}: {cause}", reason=error.reason, violations={name: cause}
+            ) from error
 
     def job(self, job_id: str) -> AsyncJob:
         """The job of this id, to follow or steer from here. Asks the server nothing yet."""
@@ -163,6 +177,4 @@ class AsyncClient:
     async def _reference(self, source: Source, name: str) -> ImageRef:
         if isinstance(source, ImageRef):
             return source
-        # Reading and packing a large picture takes long enough to stall other calls on this loop.
-        picture = await asyncio.to_thread(to_picture, source, name)
-        return await transfer.upload(self._transport, picture)
+        return await self.upload(source, name=name)

@@ -27,13 +27,12 @@ class NstError(Exception):
         super().__init__(self._text())
 
     def _text(self) -> str:
-        lines = [self.message]
-        for field, description in self.violations.items():
-            if description not in self.message:
-                lines.append(f"  {field}: {description}")
-            elif field not in self.message:
-                lines[0] = f"{field}: {lines[0]}"
-        return "\n".join(lines)
+        unsaid = [
+            f"  {field}: {description}"
+            for field, description in self.violations.items()
+            if field not in self.message or description not in self.message
+        ]
+        return "\n".join([self.message, *unsaid])
 
 
 class InvalidRequest(NstError):

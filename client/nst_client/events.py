@@ -104,7 +104,7 @@ class StateEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgressEvent(Event, Progress):
+class ProgressEvent(Progress, Event):
     """The optimisation moved on."""
 
 
@@ -154,7 +154,7 @@ class ResultEvent(_PictureEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorEvent(Event, Failure):
+class ErrorEvent(Failure, Event):
     """The job failed; its last event."""
 
 

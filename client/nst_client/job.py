@@ -38,9 +38,12 @@ class AsyncJob:
     def __aiter__(self) -> AsyncIterator[AnyEvent]:
         return self.events()
 
-    async def events(self, after_sequence: int = 0) -> AsyncGenerator[AnyEvent, None]:
-        """The events after `after_sequence`, each once and in order, over broken connections too."""
-        async with aclosing(watch(self._transport, self._id, after_sequence)) as events:
+    async def events(self, after_sequence: int = 0, *, omit_pictures: bool = False) -> AsyncGenerator[AnyEvent, None]:
+        """The events after `after_sequence`, each once and in order, over broken connections too.
+
+        `omit_pictures` leaves the pictures out of previews and results.
+        """
+        async with aclosing(watch(self._transport, self._id, after_sequence, omit_pictures=omit_pictures)) as events:
             async for event in events:
                 if ends_history(event):
                     self._ending = event
@@ -65,14 +68,26 @@ class AsyncJob:
     async def result_picture(self, form: Format | None = None) -> Picture:
         """As `result`, but the bytes as they came."""
         message = format_message(form, "form")
-        match self._ending or await self._wait():
+        ending = await self.wait()
+        if message is None and ending.picture is not None:
+            return ending.picture
+        return await download(self._transport, self._id, message)
+
+    async def wait(self) -> ResultEvent:
+        """The last event of the job, once it has succeeded.
+
+        Raises:
+            JobFailed, JobCancelled: it ended otherwise.
+        """
+        match self._ending or await self._await_ending():
             case ErrorEvent() as error:
                 raise JobFailed(self._id, error.code, error.reason, error.message)
             case StateEvent() as cancelled:
                 raise JobCancelled(self._id, cancelled.reason)
-            case ResultEvent(picture=Picture() as picture) if message is None:
-                return picture
-        return await download(self._transport, self._id, message)
+            case ResultEvent() as result:
+                return result
+            case other:
+                raise NstError(grpc.StatusCode.INTERNAL, f"job {self._id} ended with {other}, which ends no history")
 
     async def cancel(self) -> JobStatus:
         """Ask for the job to end; its history then ends with a change to CANCELLED."""
@@ -121,12 +136,9 @@ class AsyncJob:
         answer = await self._transport.call(self._transport.jobs.UpdateJob, request)
         return decode_status(answer.job)
 
-    async def _wait(self) -> AnyEvent:
-        # A job that has ended replays its last event alone; pictures are fetched when they are wanted.
+    async def _await_ending(self) -> AnyEvent | None:
+        # A job that has ended replays its last event alone; its picture is fetched when it is wanted.
         after = max((await self.status()).last_sequence - 1, 0)
-        async with aclosing(watch(self._transport, self._id, after, omit_pictures=True)) as events:
-            async for event in events:
-                if ends_history(event):
-                    self._ending = event
-                    return event
-        raise NstError(grpc.StatusCode.INTERNAL, f"the history of job {self._id} has no end: look at its status")
+        async for _ in self.events(after, omit_pictures=True):
+            pass
+        return self._ending

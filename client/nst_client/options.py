@@ -8,6 +8,13 @@ from nst.v1 import options_pb2
 OptionValue = int | float | str | Mapping[str, float]
 
 _FIELDS: Mapping[str, FieldDescriptor] = options_pb2.StylizeOptions.DESCRIPTOR.fields_by_name
+_KINDS = {
+    FieldDescriptor.CPPTYPE_UINT32: "a whole number",
+    FieldDescriptor.CPPTYPE_UINT64: "a whole number",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_STRING: "text",
+}
+OPTION_NAMES = tuple(_FIELDS)
 
 
 def build_options(values: Mapping[str, OptionValue | None]) -> options_pb2.StylizeOptions:
@@ -35,10 +42,9 @@ def parse_option(name: str, text: str) -> OptionValue:
     field = _field(name)
     if field.message_type is not None:
         return _parse_layers(name, text)
-    if field.enum_type is not None:
+    if field.enum_type is not None or field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return text
-    whole = field.cpp_type in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
-    return _parse_number(name, text, int if whole else float)
+    return _parse_number(name, text, float if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE else int)
 
 
 def options_dict(message: options_pb2.StylizeOptions) -> dict[str, OptionValue]:
@@ -52,6 +58,12 @@ def options_dict(message: options_pb2.StylizeOptions) -> dict[str, OptionValue]:
         else:
             values[field.name] = value
     return values
+
+
+def option_choices(name: str) -> list[str]:
+    """The names of an option's choices; none for one that is a number, text or layers. Raises ValueError."""
+    enum = _field(name).enum_type
+    return list(short_names(enum).values()) if enum else []
 
 
 def short_names(enum: EnumDescriptor) -> dict[int, str]:
@@ -85,14 +97,14 @@ def _set(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: Opt
     elif field.enum_type is not None:
         setattr(message, field.name, enum_number(field.name, field.enum_type, value))
     else:
-        _set_number(message, field, value)
+        _set_scalar(message, field, value)
 
 
-def _set_number(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: object) -> None:
+def _set_scalar(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: object) -> None:
     try:
         setattr(message, field.name, value)
     except TypeError:
-        raise TypeError(f"{field.name}: must be a number of the option's kind, not {value!r}") from None
+        raise TypeError(f"{field.name}: must be {_KINDS[field.cpp_type]}, not {value!r}") from None
     except ValueError:
         raise ValueError(f"{field.name}: {value!r} is out of range") from None
 

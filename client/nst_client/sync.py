@@ -58,6 +58,7 @@ class Job(_Facade[AsyncJob]):
 
     events = _iterating(AsyncJob.events)
     status = _blocking(AsyncJob.status)
+    wait = _blocking(AsyncJob.wait)
     result = _blocking(AsyncJob.result)
     result_picture = _blocking(AsyncJob.result_picture)
     cancel = _blocking(AsyncJob.cancel)

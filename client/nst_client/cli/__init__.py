@@ -1,0 +1,46 @@
+"""The `nst` command."""
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from nst_client.cli.info import info
+from nst_client.cli.jobs import jobs
+from nst_client.cli.plugins import PluginGroup
+from nst_client.cli.stylize import stylize
+from nst_client.errors import NstError
+
+INTERRUPTED = 130
+
+
+@click.group(cls=PluginGroup, commands=[stylize, jobs, info])
+@click.version_option(package_name="nst-serve")
+def nst() -> None:
+    """Paint one picture in the style of others."""
+
+
+def main() -> None:
+    """Run the command and exit: 0 done, 1 the job or the server failed, 2 wrong usage, 130 interrupted."""
+    # From here on SIGTERM is Ctrl-C: what cleans up after one cleans up after the other.
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = nst.main(standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (NstError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGINT)

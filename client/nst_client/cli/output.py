@@ -1,0 +1,139 @@
+"""How commands show what they are told: one JSON object a line, or words and a progress bar."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import click
+import grpc
+from nst.v1 import job_pb2
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
+from nst_client.images import Picture
+
+_KINDS: Mapping[type, str] = {
+    StateEvent: "state",
+    ProgressEvent: "progress",
+    PreviewEvent: "preview",
+    ResultEvent: "result",
+    ErrorEvent: "error",
+}
+
+
+def plain(value: Any) -> Any:
+    """A value of this library as JSON holds it; fields keep their names, enums those of the protocol."""
+    match value:
+        case Picture():
+            return {"bytes": len(value.data), "sha256": hashlib.sha256(value.data).hexdigest()}
+        case JobState():
+            return job_pb2.JobState.Name(job_pb2.JobState.ValueType(value))
+        case grpc.StatusCode():
+            return value.value[0]
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case float() if not math.isfinite(value):
+            return None  # JSON has no NaN and no infinity
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def print_json(value: Any) -> None:
+    """One line on stdout, at once."""
+    click.echo(json.dumps(plain(value), allow_nan=False))
+
+
+def event_fields(event: AnyEvent) -> dict[str, Any]:
+    """An event for JSON: `sequence`, `event` (its kind), `job_id`, then its own fields.
+
+    A picture is told by the length (`bytes`) and `sha256` of the bytes that were delivered.
+    """
+    fields = plain(event)
+    if "picture" in fields:
+        fields |= fields.pop("picture") or {"bytes": None, "sha256": None}
+    return {"sequence": event.sequence, "event": _KINDS[type(event)], **fields}
+
+
+class JsonLines:
+    """Shows events as JSON on stdout."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: AnyEvent) -> None:
+        """Print one line."""
+        print_json(event_fields(event))
+
+
+class ProgressBar:
+    """Shows events on stderr: what happens in words, and a live bar if that is a terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("waiting", total=None, detail="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, event: AnyEvent) -> None:
+        """Move the bar, or say what happened."""
+        match event:
+            case ProgressEvent():
+                description = f"scale {event.scale}/{event.scales} {event.width}x{event.height}"
+                self._bar.update(
+                    self._task,
+                    description=description,
+                    completed=event.iteration,
+                    total=event.iterations,
+                    detail=_progress_detail(event),
+                )
+            case StateEvent():
+                self._console.print(_state_text(event), markup=False)
+            case ResultEvent():
+                size = f"{event.width}x{event.height}"
+                self._console.print(f"result: {size}, {event.iterations} iterations in {event.run_seconds:.1f} s")
+
+
+Display = JsonLines | ProgressBar
+
+
+def _progress_detail(event: ProgressEvent) -> str:
+    losses = " ".join(f"{name} {loss:.3g}" for name, loss in sorted(event.losses.items()))
+    left = f"{int(event.seconds_left) // 60}:{int(event.seconds_left) % 60:02d} left"
+    return f"loss {event.total_loss:.4g} ({losses})  {event.iterations_per_second:.1f} it/s  {left}"
+
+
+def _state_text(event: StateEvent) -> str:
+    text = f"{event.job_id} {event.state.name.lower()}"
+    if event.from_iteration:
+        text += f" from iteration {event.from_iteration}"
+    return f"{text}: {event.reason}" if event.reason else text

@@ -1,0 +1,48 @@
+"""The file that a result is saved to."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nst_client.formats import Codec
+
+_CODECS: dict[str, Codec] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A path, and the codec that its suffix asks for."""
+
+    path: Path
+    codec: Codec
+
+    def save(self, data: bytes) -> None:
+        """Write the file, whole or not at all."""
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(data)
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class OutputFileType(click.ParamType[OutputFile]):
+    """Checks the name before any work is done for it."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> OutputFile:
+        """The file of this name. Fails for a suffix that is no codec's and for a folder that is not there."""
+        path = Path(value)
+        codec = _CODECS.get(path.suffix.lower())
+        if codec is None:
+            self.fail(f"{value}: the suffix must be one of {', '.join(_CODECS)}", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"{value}: the folder {path.parent} does not exist", param, ctx)
+        return OutputFile(path, codec)
+
+
+output_option = click.option("-o", "--output", required=True, type=OutputFileType(), help="A .png, .jpg or .webp file.")

@@ -1,0 +1,75 @@
+"""Which server a command talks to."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+import grpc
+
+from nst_client.cli.private_server import private_server
+from nst_client.client import AsyncClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server that was named on the command line; `address` is None when none was."""
+
+    address: str | None
+    tls: bool
+    ca: Path | None
+
+    def client(self) -> AsyncClient:
+        """A client of it. Raises UsageError when no server was named."""
+        if self.address is None:
+            raise click.UsageError("which server? Give --server HOST:PORT or set NST_SERVER")
+        return AsyncClient(self.address, tls=self._credentials())
+
+    def ask(self, question: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
+        """What `question` returns when it is put to a client of this server."""
+
+        async def asking() -> T:
+            async with self.client() as client:
+                return await question(client)
+
+        return asyncio.run(asking())
+
+    @contextmanager
+    def or_private(self) -> Iterator["Server"]:
+        """This server, or one that runs as long as the context when none was named."""
+        if self.address is not None:
+            yield self
+            return
+        if self.tls or self.ca:
+            raise click.UsageError("--tls and --ca need --server HOST:PORT")
+        with private_server() as address:
+            yield Server(address, tls=False, ca=None)
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if not (self.tls or self.ca):
+            return None
+        return grpc.ssl_channel_credentials(self.ca.read_bytes() if self.ca else None)
+
+
+def server_options(command: Callable[Concatenate[Server, P], T]) -> Callable[..., T]:
+    """Gives a command the options that name a server, and the `Server` as its first argument."""
+
+    @click.option("--server", "address", envvar="NST_SERVER", metavar="HOST:PORT", help="Or set NST_SERVER.")
+    @click.option("--tls", is_flag=True, help="Talk TLS, trusting the system's authorities.")
+    @click.option(
+        "--ca",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Talk TLS, trusting the authorities in this PEM file.",
+    )
+    @functools.wraps(command)
+    def with_server(address: str | None, tls: bool, ca: Path | None, *args: P.args, **kwargs: P.kwargs) -> T:
+        return command(Server(address or None, tls, ca), *args, **kwargs)
+
+    return with_server

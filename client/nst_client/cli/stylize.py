@@ -1,0 +1,175 @@
+"""`nst stylize`: pictures in, picture out."""
+
+import asyncio
+import dataclasses
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nst_client.cli.output import Display, JsonLines, ProgressBar
+from nst_client.cli.output_file import OutputFile, output_option
+from nst_client.cli.server import Server, server_options
+from nst_client.client import AsyncClient
+from nst_client.events import AnyEvent, PreviewEvent, ResultEvent
+from nst_client.images import ImageRef
+from nst_client.job import AsyncJob
+from nst_client.options import OptionValue, build_options, parse_option
+
+_CANCEL_SECONDS = 5.0
+_UNSET = "Unset: the server's default, see `nst info`."
+_PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, as the command line says it."""
+
+    content: Path
+    styles: tuple[Path, ...]
+    output: OutputFile
+    options: dict[str, Any]
+    preview_interval: int | None
+    previews: Path | None
+    as_json: bool
+
+
+@click.command()
+@click.argument("content", type=_PICTURE)
+@click.argument("styles", type=_PICTURE, nargs=-1, required=True, metavar="STYLE...")
+@output_option
+@server_options
+@click.option("--size", metavar="N", help=f"Long side of the result in pixels. {_UNSET}")
+@click.option("--iterations", metavar="N", help=f"Iterations over all scales. {_UNSET}")
+@click.option("--strength", metavar="S", help=f"How much of the style to take, 0 to 1. {_UNSET}")
+@click.option("--seed", metavar="N", help=f"Seed of the noise start. {_UNSET}")
+@click.option(
+    "--option",
+    "others",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other option, such as optimizer=adam or content_layers=relu4_2=5,relu3_1=1; `nst info` lists them.",
+)
+@click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
+@click.option(
+    "--preview-interval",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Iterations between previews; 0: none. {_UNSET}",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON, and nothing else.")
+def stylize(
+    server: Server,
+    content: Path,
+    styles: tuple[Path, ...],
+    output: OutputFile,
+    size: str | None,
+    iterations: str | None,
+    strength: str | None,
+    seed: str | None,
+    others: tuple[str, ...],
+    previews: Path | None,
+    preview_interval: int | None,
+    as_json: bool,
+) -> None:
+    """Paint CONTENT in the style of the STYLE pictures.
+
+    Without a server this starts one for the length of the call, if it is installed here. Ctrl-C cancels the job;
+    a second Ctrl-C leaves at once.
+    """
+    named = {"size": size, "iterations": iterations, "strength": strength, "seed": seed}
+    options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
+    work = Work(content, styles, output, options, preview_interval, previews, as_json)
+    if previews is not None:
+        previews.mkdir(parents=True, exist_ok=True)
+    with server.or_private() as chosen:
+        asyncio.run(_stylize(chosen, work))
+
+
+def _parse_options(named: dict[str, str], others: tuple[str, ...]) -> dict[str, OptionValue]:
+    texts = dict(named)
+    for other in others:
+        name, equals, text = other.partition("=")
+        if not equals:
+            raise click.BadParameter(f"write NAME=VALUE, not {other!r}", param_hint="--option")
+        if name in texts:
+            raise click.BadParameter(f"{name} is given twice", param_hint="--option")
+        texts[name] = text
+    try:
+        options = {name: parse_option(name, text) for name, text in texts.items()}
+        build_options(options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return options
+
+
+async def _stylize(server: Server, work: Work) -> None:
+    async with server.client() as client:
+        content = await _upload(client, work.content)
+        styles = [await _upload(client, style) for style in work.styles]
+        making = asyncio.create_task(
+            client.stylize(
+                content,
+                styles,
+                preview_interval=work.preview_interval,
+                result_format=work.output.codec,
+                **work.options,
+            )
+        )
+        with JsonLines() if work.as_json else ProgressBar() as display:
+            follower = Follower(work, display)
+            try:
+                await follower.follow(await asyncio.shield(making))
+            except asyncio.CancelledError:  # Ctrl-C; a second one is a KeyboardInterrupt
+                # A job that is just being made must not be left behind.
+                await follower.cancel(await making)
+                raise
+
+
+async def _upload(client: AsyncClient, path: Path) -> ImageRef:
+    try:
+        return await client.upload(path, name=str(path))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+class Follower:
+    """Follows a job: shows its events, and saves its pictures."""
+
+    def __init__(self, work: Work, display: Display) -> None:
+        self._work = work
+        self._display = display
+        self._last = 0
+
+    async def follow(self, job: AsyncJob) -> None:
+        """Follow the job to its end. Raises JobFailed or JobCancelled when that is not a picture."""
+        wants_pictures = self._work.as_json or self._work.previews is not None
+        async for event in job.events(omit_pictures=not wants_pictures):
+            if isinstance(event, ResultEvent):
+                picture = await job.result_picture()
+                self._work.output.save(picture.data)
+                self._show(dataclasses.replace(event, picture=picture))
+                return
+            if isinstance(event, PreviewEvent):
+                self._save_preview(event)
+            self._show(event)
+        await job.result_picture()  # raises what the history ended with
+
+    async def cancel(self, job: AsyncJob) -> None:
+        """Cancel the job, and show what still comes of it for a short while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await job.cancel()
+                async for event in job.events(self._last):
+                    self._show(event)
+
+    def _show(self, event: AnyEvent) -> None:
+        self._last = event.sequence
+        self._display.show(event)
+
+    def _save_preview(self, event: PreviewEvent) -> None:
+        if self._work.previews is not None and event.picture is not None:
+            (self._work.previews / f"{event.iteration:04d}.png").write_bytes(event.picture.data)
