@@ -143,7 +143,7 @@ class JobCommands:
             JobNotFound: there is no such job.
             JobEnded: it has ended.
             NotWaiting: its priority cannot change any more.
-            QueueFull: it cannot be resumed now.
+            QueueFull: there is no place in the queue to resume it, or to move it by way of.
         """
         record = await self._live_record(job_id)
         if update.priority and update.priority != record.spec.priority:

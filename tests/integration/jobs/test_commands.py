@@ -1,0 +1,149 @@
+"""What gateways do to jobs, on a real nats-server."""
+
+import asyncio
+
+import pytest
+from nst.internal.v1.job_record_pb2 import Ticket
+from nst.v1 import job_pb2
+from nst_server.jobs.blobs import BlobNotFound, PictureStore, StoreFull
+from nst_server.jobs.commands import JobCommands, JobEnded, JobNotEnded, RequestReused, derive_job_id
+from nst_server.jobs.events import HistoryMoved
+from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.tickets import QueueFull, TicketSource
+
+
+@pytest.fixture
+def commands(backbone):
+    return JobCommands(backbone, patience=5)
+
+
+async def waiting(backbone) -> int:
+    return int((await backbone.jetstream.stream_info("NST_TICKETS")).state.messages)
+
+
+async def test_the_same_request_ten_times_at_once_is_one_job(backbone, commands, spec):
+    jobs = await asyncio.gather(*(commands.create("request", "tenant", spec, "") for _ in range(10)))
+    assert len({job.job_id for job in jobs}) == 1
+    assert await waiting(backbone) == 1
+    assert [stored.event.sequence async for stored in commands.events.read(jobs[0].job_id)] == [1]
+
+
+async def test_requests_of_two_tenants_are_two_jobs(commands, spec):
+    first, second = [await commands.create("request", tenant, spec, "") for tenant in ("a", "b")]
+    assert first.job_id != second.job_id
+
+
+async def test_a_request_id_cannot_be_used_for_something_else(commands, spec):
+    await commands.create("request", "tenant", spec, "")
+    spec.options.size = 64
+    with pytest.raises(RequestReused):
+        await commands.create("request", "tenant", spec, "")
+
+
+async def test_a_full_queue_refuses_and_leaves_nothing_behind(commands, spec):
+    for number in range(3):
+        await commands.create(f"request {number}", "tenant", spec, "")
+    with pytest.raises(QueueFull):
+        await commands.create("one too many", "tenant", spec, "")
+    job_id = derive_job_id("tenant", "one too many")
+    assert await commands.events.last(job_id) is None
+    with pytest.raises(JobNotFound):
+        await commands.get(job_id)
+    await commands.cancel(derive_job_id("tenant", "request 1"))
+    await commands.create("one too many", "tenant", spec, "")
+
+
+async def test_of_two_writers_one_appends(commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    last = await commands.events.last(job.job_id)
+
+    def event() -> job_pb2.JobEvent:
+        return job_pb2.JobEvent(job_id=job.job_id, progress=job_pb2.Progress(iteration=1))
+
+    outcomes = await asyncio.gather(*(commands.events.append(event(), last) for _ in range(5)), return_exceptions=True)
+    assert sum(not isinstance(outcome, Exception) for outcome in outcomes) == 1
+    moved = [outcome for outcome in outcomes if isinstance(outcome, HistoryMoved)]
+    assert len(moved) == 4
+    assert all(outcome.last.event.sequence == 2 for outcome in moved)
+
+
+async def test_cancelling_a_waiting_job_ends_it_and_frees_its_place(backbone, commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    cancelled = await commands.cancel(job.job_id)
+    assert cancelled.state == job_pb2.JOB_STATE_CANCELLED
+    assert await waiting(backbone) == 0
+    assert (await commands.cancel(job.job_id)).last_sequence == cancelled.last_sequence
+    with pytest.raises(JobEnded):
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+
+
+async def test_a_waiting_job_can_be_paused_and_resumed(backbone, commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    paused = await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    assert paused.state == job_pb2.JOB_STATE_PAUSED
+    assert await waiting(backbone) == 0
+    resumed = await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert resumed.state == job_pb2.JOB_STATE_QUEUED
+    assert await waiting(backbone) == 1
+
+
+async def in_order(backbone) -> list[str]:
+    """The ids of all waiting jobs as model servers get them."""
+    tickets = TicketSource(backbone, 30)
+    await tickets.open()
+    order = []
+    while await waiting(backbone):
+        message = await asyncio.wait_for(tickets.next(), 10)
+        order.append(str(Ticket.FromString(message.data).job_id))
+        await message.ack_sync()
+    return order
+
+
+async def test_interactive_jobs_go_first(backbone, commands, spec):
+    spec.priority = job_pb2.PRIORITY_BATCH
+    batch = await commands.create("first", "tenant", spec, "")
+    spec.priority = job_pb2.PRIORITY_INTERACTIVE
+    interactive = await commands.create("second", "tenant", spec, "")
+    assert await in_order(backbone) == [interactive.job_id, batch.job_id]
+
+
+async def test_a_waiting_job_can_be_moved_up(backbone, commands, spec):
+    spec.priority = job_pb2.PRIORITY_BATCH
+    first, second = [await commands.create(name, "tenant", spec, "") for name in ("first", "second")]
+    moved = await commands.update(second.job_id, job_pb2.JobUpdate(priority=job_pb2.PRIORITY_INTERACTIVE))
+    assert moved.spec.priority == job_pb2.PRIORITY_INTERACTIVE
+    assert await in_order(backbone) == [second.job_id, first.job_id]
+
+
+async def test_deleting_removes_everything_and_only_what_has_ended(backbone, commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    with pytest.raises(JobNotEnded):
+        await commands.delete(job.job_id)
+    await commands.cancel(job.job_id)
+    await commands.delete(job.job_id)
+    with pytest.raises(JobNotFound):
+        await commands.get(job.job_id)
+    assert await commands.events.last(job.job_id) is None
+    assert [record async for record in commands.all_records()] == []
+    again = await commands.create("request", "tenant", spec, "")
+    assert again.state == job_pb2.JOB_STATE_QUEUED
+
+
+async def test_the_same_bytes_are_stored_once(backbone):
+    pictures = PictureStore(backbone, patience=5)
+    data = bytes(range(256)) * 4096
+    first = await pictures.put(data)
+    size = (await backbone.pictures.status()).size
+    assert await pictures.put(data) == first
+    assert (await backbone.pictures.status()).size == size
+    assert await pictures.get(first) == data
+
+
+async def test_a_missing_picture_is_said_to_be_missing(backbone):
+    with pytest.raises(BlobNotFound):
+        await PictureStore(backbone, patience=5).get("0" * 64)
+
+
+async def test_a_full_picture_store_refuses(backbone):
+    with pytest.raises(StoreFull):
+        await PictureStore(backbone, patience=5).put(b"x" * 5 * 2**20)

@@ -1,0 +1,117 @@
+"""Following a job's history through a gateway's feeds, on a real nats-server."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from nst.v1 import job_pb2
+from nst_server.gateway.feeds import Draining, Feeds
+from nst_server.jobs.events import EventLog, Stored
+from nst_server.jobs.records import JobNotFound
+
+JOB = "job"
+
+
+@pytest.fixture
+def events(backbone):
+    return EventLog(backbone, patience=5)
+
+
+@pytest.fixture
+def feeds(backbone, events):
+    return Feeds(backbone, events, heartbeat_seconds=30)
+
+
+async def append(events: EventLog, last: Stored | None, count: int, *, end: bool = False) -> Stored | None:
+    """Appends `count` previews, and a result if the history is to end."""
+    for _ in range(count):
+        event = job_pb2.JobEvent(job_id=JOB, job_state=job_pb2.JOB_STATE_RUNNING, preview=job_pb2.Preview())
+        last = await events.append(event, last)
+    if end:
+        result = job_pb2.JobEvent(job_id=JOB, job_state=job_pb2.JOB_STATE_SUCCEEDED, result=job_pb2.Result())
+        last = await events.append(result, last)
+    return last
+
+
+async def watched(feeds: Feeds, after: int = 0) -> list[int]:
+    """The numbers of the events that a watcher gets, to the last."""
+    return [item[0].sequence async for item in feeds.watch(JOB, after) if item is not None]
+
+
+async def test_every_watcher_gets_the_whole_history_wherever_it_comes_in(events, feeds):
+    last = await append(events, None, 400)  # more than a feed keeps in memory
+    early = [asyncio.create_task(watched(feeds)), asyncio.create_task(watched(feeds, after=390))]
+    await asyncio.sleep(0)
+    last = await append(events, last, 300)
+    middle = asyncio.create_task(watched(feeds, after=100))
+    await append(events, last, 10, end=True)
+    late = asyncio.create_task(watched(feeds))
+    assert await early[0] == list(range(1, 712))
+    assert await early[1] == list(range(391, 712))
+    assert await middle == list(range(101, 712))
+    assert await late == list(range(1, 712))
+
+
+async def test_watchers_of_one_job_share_one_subscription(backbone, events, feeds):
+    await append(events, None, 1)
+    before = len(backbone.nats._subs)
+    async with aclosing(feeds.watch(JOB, 0)) as first, aclosing(feeds.watch(JOB, 0)) as second:
+        await anext(first)
+        await anext(second)
+        assert len(backbone.nats._subs) == before + 1
+    assert len(backbone.nats._subs) == before
+
+
+async def test_only_a_watcher_that_fell_behind_is_told_that_a_preview_is_stale(events, feeds):
+    last = await append(events, None, 3)
+    async with aclosing(feeds.watch(JOB, 0)) as slow:
+        replayed = [(await anext(slow))[1] for _ in range(3)]
+        waiting = asyncio.ensure_future(anext(slow))
+        await asyncio.sleep(0.05)  # it is up to date now, and waits
+        last = await append(events, last, 1)
+        live = (await waiting)[1]
+        await append(events, last, 3, end=True)
+        await asyncio.wait_for(_end_heard(feeds), 10)
+        late = [item[1] async for item in slow]
+    assert replayed == [False, False, False]
+    assert live is False
+    assert late == [True, True, False, False]
+
+
+async def _end_heard(feeds: Feeds) -> None:
+    feed = feeds._feeds[JOB]
+    async with feed.moved:
+        await feed.moved.wait_for(lambda: feed.ended)
+
+
+async def test_silence_is_filled_with_heartbeats(backbone, events):
+    await append(events, None, 1)
+    feeds = Feeds(backbone, events, heartbeat_seconds=0.05)
+    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+        assert await anext(watcher) is None
+        assert await anext(watcher) is None
+
+
+async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
+    await append(events, None, 2, end=True)
+    assert await asyncio.wait_for(watched(feeds, after=99), 5) == []
+
+
+async def test_a_history_that_is_deleted_ends_its_watches(events, feeds):
+    await append(events, None, 300)
+    async with aclosing(feeds.watch(JOB, 0)) as watcher:
+        await anext(watcher)
+        await events.delete(JOB)
+        with pytest.raises(JobNotFound):
+            async for _ in watcher:
+                pass
+
+
+async def test_draining_sends_waiting_watchers_away(events, feeds):
+    await append(events, None, 1)
+    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+        waiting = asyncio.ensure_future(anext(watcher))
+        await asyncio.sleep(0.05)
+        await feeds.drain()
+        with pytest.raises(Draining):
+            await waiting

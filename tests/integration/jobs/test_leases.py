@@ -1,0 +1,193 @@
+"""Tickets, leases and fencing, on a real nats-server."""
+
+import asyncio
+
+import pytest
+from nst.internal.v1.job_record_pb2 import Checkpoint
+from nst.v1 import job_pb2
+from nst_server.jobs import lease as lease_module
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.lease import Lease, Leases, StillWanted, Superseded
+from nst_server.jobs.tickets import TicketSource
+
+LEASE_SECONDS = 1.0
+
+
+@pytest.fixture
+def commands(backbone):
+    return JobCommands(backbone, patience=5)
+
+
+@pytest.fixture
+def leases(backbone):
+    return Leases(backbone, "server-a", LEASE_SECONDS, max_lost_attempts=2)
+
+
+@pytest.fixture
+def other_leases(backbone):
+    return Leases(backbone, "server-b", LEASE_SECONDS, max_lost_attempts=2)
+
+
+@pytest.fixture
+async def tickets(backbone):
+    source = TicketSource(backbone, LEASE_SECONDS)
+    await source.open()
+    return source
+
+
+async def claimed(leases: Leases, tickets: TicketSource) -> Lease:
+    lease = await leases.claim(await asyncio.wait_for(tickets.next(), 10))
+    assert lease is not None
+    return lease
+
+
+async def history(commands: JobCommands, job_id: str) -> list[job_pb2.JobEvent]:
+    return [stored.event async for stored in commands.events.read(job_id)]
+
+
+def progress(iteration: int) -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=job_pb2.Progress(iteration=iteration))
+
+
+def succeeded(iterations: int) -> job_pb2.JobEvent:
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=job_pb2.Result(iterations=iterations))
+
+
+async def test_what_a_superseded_attempt_writes_is_refused(commands, leases, other_leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    zombie = await claimed(leases, tickets)
+    await zombie.append(progress(1))
+    heir = await claimed(other_leases, tickets)  # the ticket comes again once the lease has run out
+    assert (zombie.attempt, heir.attempt) == (1, 2)
+
+    for write in (
+        zombie.append(progress(2)),
+        zombie.append(succeeded(2)),
+        zombie.save_checkpoint(b"old", Checkpoint(iteration=2)),
+        zombie.refresh(),
+        zombie.close(),
+        zombie.hand_back("late"),
+        zombie.pause(),
+    ):
+        with pytest.raises(Superseded):
+            await write
+
+    await heir.append(succeeded(5))
+    await heir.close()
+    events = await history(commands, job.job_id)
+    assert [event.sequence for event in events] == [1, 2, 3, 4, 5]
+    assert [event.attempt for event in events] == [0, 1, 1, 2, 2]
+    assert events[-1].result.iterations == 5
+
+
+async def test_a_zombie_that_wakes_after_the_end_cannot_end_the_job_again(
+    commands, leases, other_leases, tickets, spec
+):
+    job = await commands.create("request", "tenant", spec, "")
+    zombie = await claimed(leases, tickets)
+    heir = await claimed(other_leases, tickets)
+    await heir.append(succeeded(5))
+    await heir.close()
+    with pytest.raises(Superseded):
+        await zombie.append(succeeded(3))
+    assert sum(event.HasField("result") for event in await history(commands, job.job_id)) == 1
+    assert (await commands.get(job.job_id)).result.iterations == 5
+
+
+async def test_a_kept_lease_is_not_given_away(commands, leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    keeping = asyncio.create_task(lease.keep_alive())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tickets.next(), 2.5 * LEASE_SECONDS)
+    keeping.cancel()
+
+
+async def test_the_next_attempt_finds_the_last_whole_checkpoint(commands, leases, other_leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    first = await claimed(leases, tickets)
+    for iteration in (3, 6, 9):
+        await first.save_checkpoint(f"state {iteration}".encode(), Checkpoint(iteration=iteration))
+    second = await claimed(other_leases, tickets)
+    assert second.record.checkpoint.iteration == 9
+    assert await second.load_checkpoint() == b"state 9"
+    assert second.last.event.state.from_iteration == 9
+
+
+async def test_nothing_is_left_of_a_job_that_ended_but_its_history(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"x" * 2_000_000, Checkpoint(iteration=1))
+    await lease.save_checkpoint(b"y" * 2_000_000, Checkpoint(iteration=2))
+    await lease.append(succeeded(3))
+    await lease.close()
+    assert (await backbone.checkpoints.status()).size < 10_000
+    assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0
+    assert not (await commands.records.get(job.job_id)).checkpoint.object
+
+
+async def test_a_job_that_outlives_too_many_servers_is_failed(backbone, commands, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    for number in range(3):
+        leases = Leases(backbone, f"server-{number}", LEASE_SECONDS, max_lost_attempts=2)
+        await claimed(leases, tickets)
+    last = Leases(backbone, "server-3", LEASE_SECONDS, max_lost_attempts=2)
+    assert await last.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    error = (await commands.get(job.job_id)).error
+    assert error.reason == "ATTEMPTS_EXHAUSTED"
+    assert "max_lost_attempts = 2" in error.message
+
+
+async def test_handing_back_does_not_count_as_a_loss_and_is_quick(commands, leases, other_leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.hand_back("shutting down")
+    heir = await claimed(other_leases, tickets)
+    assert heir.record.lease.lost_attempts == 0
+    assert heir.last.event.state.state == job_pb2.JOB_STATE_RUNNING
+
+
+async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, leases, tickets, monkeypatch):
+    queue = JobCommands(backbone, patience=5)._tickets
+    await queue.put("nobody", 1, job_pb2.PRIORITY_BATCH)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
+    monkeypatch.setattr(lease_module, "RECORD_WAIT_SECONDS", 0.0)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    await backbone.nats.flush()
+    assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0
+
+
+async def test_a_pause_that_was_taken_back_keeps_the_lease(commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    with pytest.raises(StillWanted):
+        await lease.pause()
+    await lease.append(progress(1))
+
+
+async def test_a_paused_job_holds_no_ticket_and_resumes_elsewhere(
+    backbone, commands, leases, other_leases, tickets, spec
+):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=4))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause()
+    await backbone.nats.flush()
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
+    assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_QUEUED
+    heir = await claimed(other_leases, tickets)
+    assert await heir.load_checkpoint() == b"state"
+    states = [event.job_state for event in await history(commands, job.job_id)]
+    assert states == [
+        job_pb2.JOB_STATE_QUEUED,
+        job_pb2.JOB_STATE_RUNNING,
+        job_pb2.JOB_STATE_PAUSED,
+        job_pb2.JOB_STATE_QUEUED,
+        job_pb2.JOB_STATE_RUNNING,
+    ]
