@@ -20,7 +20,9 @@ from nst_server.pictures import PictureError
 DOMAIN = "nst.v1"
 QUEUE_RETRY_SECONDS = 5
 OUTAGE_RETRY_SECONDS = 1
-MAX_TEXT = 2000  # status details have a hard limit of 16 KB, and they carry the text twice
+# The text is sent three times over, and gRPC drops a status of more than 8 KB.
+MAX_TEXT = 1000
+MAX_PATH = 200
 
 
 @dataclass
@@ -36,19 +38,24 @@ class Refusal(Exception):
 
     def status(self) -> status_pb2.Status:
         """The google.rpc.Status, with BadRequest, ErrorInfo and RetryInfo as they apply."""
-        status = status_pb2.Status(code=self.code, message=self.message[:MAX_TEXT])
+        status = status_pb2.Status(code=self.code, message=_short(self.message, MAX_TEXT))
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         status.details.append(_packed(info))
         if self.fields:
             bad = error_details_pb2.BadRequest()
             for path, description in self.fields.items():
-                bad.field_violations.add(field=path, description=description[:MAX_TEXT])
+                bad.field_violations.add(field=_short(path, MAX_PATH), description=_short(description, MAX_TEXT))
             status.details.append(_packed(bad))
         if self.retry_seconds is not None:
             delay = Duration()
             delay.FromNanoseconds(int(self.retry_seconds * 1e9))
             status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         return status
+
+
+def _short(text: str, length: int) -> str:
+    """ASCII, because gRPC sends every other byte as three, and at most so many characters."""
+    return text.encode("ascii", "backslashreplace")[:length].decode()
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:
@@ -59,7 +66,7 @@ def _packed(detail: message.Message) -> any_pb2.Any:
 
 def invalid(path: str, description: str, reason: str = "INVALID_FIELD") -> Refusal:
     """A field has a value that is not allowed."""
-    return Refusal(code_pb2.INVALID_ARGUMENT, reason, f"{path}: {description}", {path: description})
+    return Refusal(code_pb2.INVALID_ARGUMENT, reason, f"{_short(path, MAX_PATH)}: {description}", {path: description})
 
 
 def exhausted(limit: str, value: float, description: str, retry_seconds: float | None) -> Refusal:
