@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
+from google.protobuf import message
 from google.rpc import code_pb2
 
 from nst_server import metrics, tracing
@@ -36,20 +37,41 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _wrapped(handler: Any, service: str, method: str) -> Handler:
+    parse = _parser(handler.request_deserializer)
+    # gRPC answers UNKNOWN when a deserializer raises before the handler runs: single requests come as bytes.
     coders = {
-        "request_deserializer": handler.request_deserializer,
+        "request_deserializer": parse if handler.request_streaming else None,
         "response_serializer": handler.response_serializer,
     }
     kind = ("client_" if handler.request_streaming else "") + ("server_" if handler.response_streaming else "")
     kind = {"": "unary", "client_": "client_stream", "server_": "server_stream"}.get(kind, "bidi_stream")
     call = _Call(kind, service, method)
     if kind == "unary":
-        return grpc.unary_unary_rpc_method_handler(call.single(handler.unary_unary), **coders)
+        return grpc.unary_unary_rpc_method_handler(call.single(_parsing(parse, handler.unary_unary)), **coders)
     if kind == "client_stream":
         return grpc.stream_unary_rpc_method_handler(call.single(handler.stream_unary), **coders)
     if kind == "server_stream":
-        return grpc.unary_stream_rpc_method_handler(call.stream(handler.unary_stream), **coders)
+        return grpc.unary_stream_rpc_method_handler(call.stream(_parsing(parse, handler.unary_stream)), **coders)
     return grpc.stream_stream_rpc_method_handler(call.stream(handler.stream_stream), **coders)
+
+
+def _parser(deserialize: Callable[[bytes], message.Message]) -> Callable[[bytes], message.Message]:
+    """Reads a request without the fields that this server does not know, which would be stored unbounded."""
+
+    def parse(data: bytes) -> message.Message:
+        try:
+            request = deserialize(data)
+        except message.DecodeError as error:
+            text = "the request is not the message that this call takes: generate the client from this server's protos"
+            raise Refusal(code_pb2.INVALID_ARGUMENT, "MALFORMED_MESSAGE", text) from error
+        request.DiscardUnknownFields()
+        return request
+
+    return parse
+
+
+def _parsing(parse: Callable[[bytes], message.Message], behaviour: Any) -> Any:
+    return lambda data, context: behaviour(parse(data), context)
 
 
 class _Call:
