@@ -1,0 +1,40 @@
+"""The README's example does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from nst_processes import Server
+from PIL import Image
+
+README = Path(__file__).parents[2] / "README.md"
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+def test_the_example_runs_as_printed(server: Server, content_path: Path, style_path: Path, tmp_path: Path):
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert DEFAULT_ADDRESS in example
+    (tmp_path / "photo.jpg").write_bytes(content_path.read_bytes())
+    Image.open(style_path).save(tmp_path / "painting.jpg")
+    script = example.replace(DEFAULT_ADDRESS, server.address)
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+    iterations = [int(iteration) for iteration in re.findall(r"^(\d+) of 50: loss \d+$", run.stdout, re.MULTILINE)]
+    assert iterations == sorted(set(iterations))
+    assert iterations[-1] == 50
+    assert Image.open(tmp_path / "stylised.png").size == (256, 171)
+    assert Image.open(tmp_path / "preview.png").size == (256, 171)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert local
+    assert [target for target in local if not (README.parent / target).exists()] == []
+
+
+def test_every_make_target_exists():
+    rules = re.findall(r"^([a-z]+):", (README.parent / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make ([a-z]+)", README.read_text())) <= set(rules)
