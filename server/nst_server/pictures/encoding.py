@@ -27,9 +27,11 @@ def check_format(form: image_pb2.ImageFormat) -> None:
     if not form.encoded.HasField("quality"):
         return
     if codec == "PNG":
-        raise PictureError("BAD_QUALITY", "quality is for JPEG and WebP; PNG is lossless, leave quality unset")
+        raise PictureError(
+            "BAD_QUALITY", "quality is for JPEG and WebP; PNG is lossless, leave quality unset", "quality"
+        )
     if not 1 <= form.encoded.quality <= 100:
-        raise PictureError("BAD_QUALITY", f"quality is {form.encoded.quality}; it must be from 1 to 100")
+        raise PictureError("BAD_QUALITY", f"quality is {form.encoded.quality}; it must be from 1 to 100", "quality")
 
 
 def encode(pixels: NDArray[np.uint8], form: image_pb2.ImageFormat) -> image_pb2.Image:
@@ -62,7 +64,8 @@ def _codec_name(codec: int) -> str:
     if codec == image_pb2.CODEC_UNSPECIFIED:
         return "PNG"
     if codec not in CODEC_NAMES:
-        raise PictureError("UNKNOWN_CODEC", f"codec {codec} is not one of {', '.join(CODEC_NAMES.values())}; set one")
+        known = ", ".join(CODEC_NAMES.values())
+        raise PictureError("UNKNOWN_CODEC", f"codec {codec} is not one of {known}; set one", "codec")
     return CODEC_NAMES[codec]
 
 

@@ -9,12 +9,14 @@ class PictureError(ValueError):
     Attributes:
         reason: a constant in capitals, for programs.
         message: what is wrong and what to do about it, for people.
+        field: what is wrong by its field in `EncodedImage`, `Tensor` or the format asked for.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, field: str = "data") -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,27 @@ class PictureLimits:
                 "shrink it or compress it more",
             )
 
-    def check_size(self, width: int, height: int) -> None:
-        """Raises PictureError when a picture of `width` x `height` pixels is too large or too small."""
+    def check_size(self, width: int, height: int, field: str = "data") -> None:
+        """Raises PictureError when a picture of `width` x `height` pixels is too large or too small.
+
+        `field` is where the size was read.
+        """
         if width * height > self.max_image_pixels:
             raise PictureError(
                 "TOO_MANY_PIXELS",
                 f"the picture is {width} x {height} = {width * height} pixels, "
                 f"over max_image_pixels = {self.max_image_pixels}; shrink it",
+                field,
             )
         if max(width, height) > self.max_image_side:
             raise PictureError(
                 "SIDE_TOO_LONG",
                 f"the picture is {width} x {height}, over max_image_side = {self.max_image_side}; shrink or crop it",
+                field,
             )
         if min(width, height) < self.min_image_side:
             raise PictureError(
                 "SIDE_TOO_SHORT",
                 f"the picture is {width} x {height}, under min_image_side = {self.min_image_side}; send a larger one",
+                field,
             )

@@ -54,14 +54,15 @@ class Header:
 def dtype_name(dtype: int) -> str:
     """The numpy name of an element type; PictureError when it is unset or unknown."""
     if dtype not in DTYPE_NAMES:
-        raise PictureError("UNKNOWN_DTYPE", f"dtype {dtype} is not one of {', '.join(DTYPE_NAMES.values())}; set one")
+        known = ", ".join(DTYPE_NAMES.values())
+        raise PictureError("UNKNOWN_DTYPE", f"dtype {dtype} is not one of {known}; set one", "dtype")
     return DTYPE_NAMES[dtype]
 
 
 def layout_name(layout: int) -> str:
     """The name of an order of dimensions; PictureError when it is unset or unknown."""
     if layout not in LAYOUT_NAMES:
-        raise PictureError("UNKNOWN_LAYOUT", f"layout {layout} is not one of {', '.join(LAYOUTS)}; set one")
+        raise PictureError("UNKNOWN_LAYOUT", f"layout {layout} is not one of {', '.join(LAYOUTS)}; set one", "layout")
     return LAYOUT_NAMES[layout]
 
 
@@ -74,7 +75,9 @@ def tensor_header(form: image_pb2.Tensor | image_pb2.TensorHeader) -> bytes:
     shape = tuple(form.shape)
     if len(shape) != 3:
         raise PictureError(
-            "BAD_TENSOR", f"shape has {len(shape)} dimensions; a picture has three, add or drop one to match layout"
+            "BAD_TENSOR",
+            f"shape has {len(shape)} dimensions; a picture has three, add or drop one to match layout",
+            "shape",
         )
     return bytes(Header(dtype_name(form.dtype), layout_name(form.layout), shape))
 
@@ -109,8 +112,9 @@ def read_tensor(stored: bytes, limits: PictureLimits) -> NDArray[np.uint8] | NDA
             "BAD_TENSOR",
             f"shape {list(header.shape)} in {header.layout} order has {channels} channels; "
             "send 1 (grey), 3 (RGB) or 4 (RGBA), or correct layout",
+            "shape",
         )
-    limits.check_size(width, height)
+    limits.check_size(width, height, "shape")
     if len(data) != header.data_size:
         raise PictureError(
             "BAD_TENSOR",
