@@ -1,8 +1,11 @@
 """Imports go one way only, and the light parts stay light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -64,7 +67,7 @@ def forbidden(module: str, imported: str) -> bool:
     if within(module, "nst_server.gateway"):
         return within(imported, "nst_server.model_server", "nst_client", *COMPUTE)
     if within(imported, "nst_server.gateway", "nst_server.model_server"):
-        return module not in ("nst_server.main", "nst_server.serve")
+        return module != "nst_server.main"
     return within(imported, "nst_client", *COMPUTE)
 
 
@@ -82,6 +85,40 @@ def test_every_import_follows_an_arrow():
         if forbidden(module, imported)
     ]
     assert wrong == []
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that an install with these extras asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"]]
+    for extra in extras:
+        requirements += project["optional-dependencies"][extra]
+    return {normal(re.split(r"[^\w-]", requirement)[0]) for requirement in requirements}
+
+
+def normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+def install_of(module: str) -> set[str]:
+    """What is installed where this module runs."""
+    if within(module, "nst_client"):
+        return declared()
+    if within(module, "nst_engine", "nst_server.model_server", "nst_server.supervisor"):
+        return declared("gateway", "server")
+    return declared("gateway")
+
+
+def test_every_import_is_asked_for_by_its_install():
+    distributions = packages_distributions()
+    missing = []
+    for module in sorted(SOURCES):
+        roots = {imported.partition(".")[0] for imported in imports(module)}
+        for root in sorted(roots - sys.stdlib_module_names - PACKAGES.keys() - {"nst"}):
+            if not {normal(name) for name in distributions[root]} & install_of(module):
+                missing.append(f"{module} imports {root}")
+    # The client takes part in a trace only where the program around it has OpenTelemetry.
+    assert missing == ["nst_client.transport imports opentelemetry"]
 
 
 LOAD_ALL = """
