@@ -118,6 +118,7 @@ def test_forms_that_do_not_exist_are_refused(form, reason, named):
         with pytest.raises(PictureError) as caught:
             call()
         assert caught.value.reason == reason
+        assert caught.value.field == reason.rpartition("_")[2].lower()
         assert named in caught.value.message
 
 

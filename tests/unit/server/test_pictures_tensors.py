@@ -110,7 +110,7 @@ def test_alpha_is_composited_over_white():
 def test_dimensions_other_than_three_are_refused(shape):
     with pytest.raises(PictureError, match=f"shape has {len(shape)} dimensions") as caught:
         tensor_header(image_pb2.TensorHeader(dtype=DTYPES["uint8"], layout=image_pb2.LAYOUT_HWC, shape=shape))
-    assert caught.value.reason == "BAD_TENSOR"
+    assert (caught.value.reason, caught.value.field) == ("BAD_TENSOR", "shape")
 
 
 @pytest.mark.parametrize("dtype", [0, 5, 99])
@@ -118,7 +118,7 @@ def test_unknown_element_types_are_refused(dtype):
     form = image_pb2.Tensor(dtype=dtype, layout=image_pb2.LAYOUT_HWC, shape=[20, 30, 3])
     with pytest.raises(PictureError, match="float16, bfloat16, float32") as caught:
         stored_bytes(form)
-    assert caught.value.reason == "UNKNOWN_DTYPE"
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_DTYPE", "dtype")
 
 
 @pytest.mark.parametrize("layout", [0, 3])
@@ -126,13 +126,13 @@ def test_unknown_layouts_are_refused(layout):
     form = image_pb2.Tensor(dtype=DTYPES["uint8"], layout=layout, shape=[20, 30, 3])
     with pytest.raises(PictureError, match="HWC, CHW") as caught:
         stored_bytes(form)
-    assert caught.value.reason == "UNKNOWN_LAYOUT"
+    assert (caught.value.reason, caught.value.field) == ("UNKNOWN_LAYOUT", "layout")
 
 
 @pytest.mark.parametrize("channels", [0, 2, 5, 640])
 def test_channel_counts_other_than_grey_rgb_and_rgba_are_refused(channels):
     error = refusal(stored_bytes(tensor(np.zeros((20, 30, channels), np.uint8))))
-    assert error.reason == "BAD_TENSOR"
+    assert (error.reason, error.field) == ("BAD_TENSOR", "shape")
     assert f"{channels} channels" in error.message
 
 
@@ -146,7 +146,7 @@ def test_a_swapped_layout_is_named():
 @pytest.mark.parametrize("size", [0, 1, 1799, 1801, 7200])
 def test_data_that_does_not_fit_the_shape_is_refused(size):
     error = refusal(b"nst-tensor/1 uint8 HWC 20,30,3\n" + bytes(size))
-    assert error.reason == "BAD_TENSOR"
+    assert (error.reason, error.field) == ("BAD_TENSOR", "data")
     assert f"data has {size} bytes" in error.message
     assert "takes 1800" in error.message
 
@@ -166,7 +166,7 @@ def test_values_outside_0_to_1_are_refused(value):
     values = fractions(20, 30)
     values[7, 8, 1] = value
     error = refusal(stored_bytes(tensor(values)))
-    assert error.reason == "OUT_OF_RANGE"
+    assert (error.reason, error.field) == ("OUT_OF_RANGE", "data")
     assert f"{value:g}" in error.message
     assert "divide" in error.message
 
@@ -183,7 +183,8 @@ def test_absurd_dimensions_are_refused_by_the_header():
 def test_limits_hold_for_tensors():
     stored = stored_bytes(tensor(noise(20, 40)))
     assert refusal(stored, PictureLimits(max_image_bytes=len(stored) - 1)).reason == "TOO_MANY_BYTES"
-    assert refusal(stored, PictureLimits(max_image_side=39)).reason == "SIDE_TOO_LONG"
+    too_long = refusal(stored, PictureLimits(max_image_side=39))
+    assert (too_long.reason, too_long.field) == ("SIDE_TOO_LONG", "shape")
     assert refusal(stored, PictureLimits(min_image_side=21)).reason == "SIDE_TOO_SHORT"
     assert check(stored, PictureLimits(max_image_bytes=len(stored))) == (40, 20)
 
