@@ -22,7 +22,7 @@ class StoreSettings:
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
     max_checkpoint_bytes: int = setting(16 * GIB, "Size of all checkpoints.")
-    store_timeout_seconds: float = setting(5.0, "How long one request to NATS may take.")
+    lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
     replicas: int = setting(1, "Copies of everything that NATS keeps; 3 in a cluster of three.")
 
 
@@ -52,7 +52,6 @@ class ModelServerSettings:
     device: str = setting("auto", "What to compute on: auto, cpu, cuda, cuda:1 ...")
     threads: int = setting(0, "CPU threads of torch; 0 means one per core.")
     max_running_jobs: int = setting(2, "Jobs worked on side by side.")
-    lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
     max_lost_attempts: int = setting(5, "A job whose model server dies this often is failed.")
     checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")

@@ -111,14 +111,13 @@ def gateway(
 @main.command("model-server")
 @_nats
 @_metrics
-@settings_options(ModelServerSettings, StoreSettings)
+@settings_options(ModelServerSettings)
 def model_server(nats: str, metrics_listen: tuple[str, int], **values: Any) -> None:
     """Runs jobs on one device; needs NATS and torch."""
     from nst_server.model_server import app
 
     tracing.configure("nst-model-server")
-    settings, store = take(ModelServerSettings, values), take(StoreSettings, values)
-    asyncio.run(app.serve(nats, *metrics_listen, settings, store))
+    asyncio.run(app.serve(nats, *metrics_listen, take(ModelServerSettings, values)))
 
 
 @main.command()

@@ -69,6 +69,19 @@ def invalid(path: str, description: str, reason: str = "INVALID_FIELD") -> Refus
     return Refusal(code_pb2.INVALID_ARGUMENT, reason, f"{_short(path, MAX_PATH)}: {description}", {path: description})
 
 
+@dataclass(frozen=True)
+class PicturePath:
+    """Where a request holds a picture: the field of its bytes, and the message that says what they are."""
+
+    data: str
+    form: str
+
+    def refusal(self, error: PictureError) -> Refusal:
+        """The error with the path of the field that it is about."""
+        path = self.data if error.field == "data" else f"{self.form}.{error.field}"
+        return invalid(path, error.message, error.reason)
+
+
 def exhausted(limit: str, value: float, description: str, retry_seconds: float | None) -> Refusal:
     """A limit of the server is reached; with `retry_seconds` when waiting helps."""
     return Refusal(
@@ -126,7 +139,6 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
         ),
     ),
     (OptionError, lambda error: invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION")),  # type: ignore[attr-defined]
-    (PictureError, lambda error: invalid("image", error.message, error.reason)),  # type: ignore[attr-defined]
 )
 
 

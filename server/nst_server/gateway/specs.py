@@ -11,12 +11,13 @@ from nst.v1 import image_pb2, job_pb2, options_pb2
 from nst_engine.options import OptionError, StylizeOptions
 from nst_server import pictures
 from nst_server.config import GatewaySettings
-from nst_server.gateway.errors import Refusal, invalid
+from nst_server.gateway.errors import PicturePath, Refusal, invalid
 from nst_server.jobs.blobs import PictureStore
 from nst_server.options import options_from_proto, options_to_proto
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = frozenset({"strength", "content_weight", "style_weight", "tv_weight"})
+LONGEST_REQUEST_ID = 128
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
 
@@ -93,24 +94,24 @@ class SpecReader:
         if source == "attached":
             if image.attached.name not in attached:
                 raise invalid(f"{path}.attached", "pictures are attached to Stylize only: upload it, or send it inline")
-            stored = attached[image.attached.name]
+            stored, place = attached[image.attached.name], attached_path(path)
         else:
+            place = PicturePath(f"{path}.{source}.data", f"{path}.{source}")
             try:
                 stored = pictures.stored_bytes(image.tensor if source == "tensor" else image.encoded)
             except pictures.PictureError as error:
-                raise invalid(path, error.message, error.reason) from error
-        digest, _, _ = await self.store(path, stored)
+                raise place.refusal(error) from error
+        digest, _, _ = await self.store(place, stored)
         return image_pb2.Image(reference=image_pb2.ImageReference(sha256=digest))
 
     async def _known(self, path: str, image: image_pb2.Image) -> image_pb2.Image:
-        if not DIGEST.fullmatch(image.reference.sha256):
-            raise invalid(path, "must be 64 lower-case hexadecimal digits")
+        check_digest(path, image.reference.sha256)
         if not await self._store.exists(image.reference.sha256):
             text = f"no picture {image.reference.sha256} is stored: upload it"
             raise Refusal(code_pb2.NOT_FOUND, "PICTURE_NOT_FOUND", f"{path}: {text}", {path: text})
         return image
 
-    async def store(self, path: str, stored: bytes) -> tuple[str, int, int]:
+    async def store(self, place: PicturePath, stored: bytes) -> tuple[str, int, int]:
         """Checks a picture and stores it: its digest, width and height.
 
         Raises:
@@ -120,8 +121,33 @@ class SpecReader:
             try:
                 width, height = await asyncio.to_thread(pictures.check, stored, self._limits)
             except pictures.PictureError as error:
-                raise invalid(path, error.message, error.reason) from error
+                raise place.refusal(error) from error
             return await self._store.put(stored), width, height
+
+
+def attached_path(path: str) -> PicturePath:
+    """Where the picture at `path` is, when its bytes come in chunks."""
+    return PicturePath(f"{path}.attached", f"{path}.attached.header.tensor")
+
+
+def check_digest(path: str, sha256: str) -> None:
+    """Refuses what cannot be a SHA-256."""
+    if not DIGEST.fullmatch(sha256):
+        raise invalid(path, "must be 64 lower-case hexadecimal digits")
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuses a request id that is empty or too long."""
+    if not 0 < len(request_id) <= LONGEST_REQUEST_ID:
+        raise invalid("request_id", f"must have 1 to {LONGEST_REQUEST_ID} characters; a UUID is a good one")
+
+
+def check_form(path: str, form: image_pb2.ImageFormat) -> None:
+    """Refuses a form that no picture can be made into."""
+    try:
+        pictures.check_format(form)
+    except pictures.PictureError as error:
+        raise invalid(f"{path}.{form.WhichOneof('form')}.{error.field}", error.message, error.reason) from error
 
 
 def check_update(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
@@ -160,10 +186,7 @@ def _check_shares(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
 
 
 def _form(path: str, form: image_pb2.ImageFormat) -> image_pb2.ImageFormat:
-    try:
-        pictures.check_format(form)
-    except pictures.PictureError as error:
-        raise invalid(path, error.message, error.reason) from error
+    check_form(path, form)
     if form.WhichOneof("form") is None:
         return image_pb2.ImageFormat(encoded=image_pb2.EncodedFormat(codec=image_pb2.CODEC_PNG))
     return form

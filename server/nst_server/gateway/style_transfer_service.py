@@ -1,26 +1,27 @@
 """StyleTransferService: making jobs, and giving their pictures back."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from google.rpc import code_pb2
 from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
 
-from nst_server import pictures, tracing
+from nst_server import tracing
 from nst_server.gateway.calls import Context, incoming
-from nst_server.gateway.errors import Refusal, invalid
+from nst_server.gateway.errors import Refusal
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import named
-from nst_server.gateway.specs import SpecReader
+from nst_server.gateway.specs import SpecReader, check_form, check_request_id
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
 from nst_server.jobs.blobs import BlobNotFound
 from nst_server.jobs.commands import JobCommands
 
 CHUNK_BYTES = 512 * 1024
-LONGEST_REQUEST_ID = 128
 DEFAULT_TENANT = "anonymous"
 
 
@@ -59,8 +60,10 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     async def Stylize(
         self, request_iterator: AsyncIterator[pb.StylizeRequest], context: Context
     ) -> AsyncIterator[pb.StylizeResponse]:
-        async for response in self._streams.run(request_iterator, tenant(context), tracing.traceparent()):
-            yield response
+        responses = self._streams.run(request_iterator, tenant(context), tracing.traceparent())
+        async with aclosing(responses):
+            async for response in responses:
+                yield response
 
     async def GetResult(self, request: pb.GetResultRequest, context: Context) -> AsyncIterator[pb.GetResultResponse]:
         job = await self._commands.get(named(request.job_id))
@@ -68,14 +71,12 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
             state = job_pb2.JobState.Name(job.state)
             raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
+        check_form("format", form)
         try:
-            pictures.check_format(form)
             image = await self._gallery.picture(job.result.reference.sha256, form)
-        except pictures.PictureError as error:
-            raise invalid("format", error.message, error.reason) from error
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
-        header, data = _streamed(image)
+        header, data = await asyncio.to_thread(_streamed, image)
         result = pb.ResultHeader(image=header, width=job.result.width, height=job.result.height)
         yield pb.GetResultResponse(header=result)
         for offset in range(0, len(data), CHUNK_BYTES):
@@ -84,12 +85,6 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         return await self._info.describe()
-
-
-def check_request_id(request_id: str) -> None:
-    """Refuses a request id that is empty or too long."""
-    if not 0 < len(request_id) <= LONGEST_REQUEST_ID:
-        raise invalid("request_id", f"must have 1 to {LONGEST_REQUEST_ID} characters; a UUID is a good one")
 
 
 def tenant(context: Context) -> str:

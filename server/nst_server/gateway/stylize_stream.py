@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from uuid import uuid4
 
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 
-from nst_server.gateway.errors import invalid
+from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
-from nst_server.gateway.specs import SpecReader, check_update
+from nst_server.gateway.specs import SpecReader, check_request_id, check_update
 from nst_server.gateway.uploads import Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands, JobEnded
@@ -33,20 +33,23 @@ class StylizeStreams:
         self._uploads = uploads
         self._watching = watching
         self._info = info
-        self._cancelling: set[asyncio.Task[job_pb2.Job]] = set()
+        self._cancelling: set[asyncio.Task[None]] = set()
 
-    async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncIterator[pb.StylizeResponse]:
+    async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[pb.StylizeResponse]:
         """Serves one stream to the job's last event."""
         with self._watching.place():
             start, spec = await self._begin(requests)
-            job = await self._commands.create(start.request_id or str(uuid4()), tenant, spec, traceparent)
+            request_id = start.request_id or str(uuid4())
+            creating = asyncio.create_task(self._commands.create(request_id, tenant, spec, traceparent))
             try:
-                async for response in self._follow(job, requests):
-                    yield response
-            except (asyncio.CancelledError, GeneratorExit):
-                # Nobody listens any more. A drained gateway refuses instead, and its jobs go on.
-                if not start.detach:
-                    self._cancel(job.job_id)
+                # Shielded: a stream that breaks here must still learn which job to cancel.
+                job = await asyncio.shield(creating)
+                async with aclosing(self._follow(job, requests)) as responses:
+                    async for response in responses:
+                        yield response
+            except BaseException as error:
+                if not start.detach and _for_good(error):
+                    self._cancel(creating)
                 raise
 
     async def _begin(self, requests: Requests) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
@@ -54,13 +57,13 @@ class StylizeStreams:
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("start", "the first message of a Stylize stream must be start")
         start = first.start
+        if start.request_id:
+            check_request_id(start.request_id)
         assemblies = self._assemblies(start.spec)
-        with ExitStack() as held:
-            for assembly in assemblies.values():
-                held.enter_context(self._uploads.hold(assembly.size))
+        with self._uploads.hold(sum(assembly.size for assembly in assemblies.values())):
             while not all(assembly.whole for assembly in assemblies.values()):
                 await self._add_chunk(requests, assemblies)
-            attached = {name: assembly.finish() for name, assembly in assemblies.items()}
+            attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
             spec = await self._specs.complete(start.spec, attached)
         await self._info.check_model(spec.options.model)
         return start, spec
@@ -74,7 +77,7 @@ class StylizeStreams:
                 continue
             if not image.attached.name or image.attached.name in assemblies:
                 raise invalid(f"{path}.attached.name", "must be set, and different for each attached picture")
-            assemblies[image.attached.name] = self._uploads.assembly(f"{path}.attached", image.attached.header)
+            assemblies[image.attached.name] = self._uploads.assembly(f"{path}.attached.header", image.attached.header)
         return assemblies
 
     async def _add_chunk(self, requests: Requests, assemblies: dict[str, Assembly]) -> None:
@@ -90,7 +93,7 @@ class StylizeStreams:
             raise invalid("chunk.name", f"no attached picture is called {request.chunk.name!r}")
         assemblies[request.chunk.name].add(request.chunk)
 
-    async def _follow(self, job: job_pb2.Job, requests: Requests) -> AsyncIterator[pb.StylizeResponse]:
+    async def _follow(self, job: job_pb2.Job, requests: Requests) -> AsyncGenerator[pb.StylizeResponse]:
         """The job's events, while a second task carries out what the client sends."""
         obeying = asyncio.create_task(self._obey(job, requests))
         events = self._watching.events(job, 0, omit_pictures=False)
@@ -116,10 +119,27 @@ class StylizeStreams:
             else:
                 raise invalid("message", "once the job is made, only update and cancel may come")
 
-    def _cancel(self, job_id: str) -> None:
-        task = asyncio.create_task(self._commands.cancel(job_id))
+    def _cancel(self, creating: asyncio.Task[job_pb2.Job]) -> None:
+        async def cancel() -> None:
+            try:
+                await self._commands.cancel((await creating).job_id)
+            except Exception:
+                log.warning("job of a broken stream not cancelled", exc_info=True)
+
+        task = asyncio.create_task(cancel())
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
+
+
+def _for_good(error: BaseException) -> bool:
+    """True when nobody will listen any more.
+
+    A client that is told to try again, as by a gateway that shuts down, comes back for its job.
+    """
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return True
+    refusal = as_refusal(error) if isinstance(error, Exception) else None
+    return refusal is not None and refusal.retry_seconds is None
 
 
 async def _unless_failed(

@@ -12,7 +12,8 @@ from nst.v1 import style_transfer_service_pb2 as service_pb2
 
 from nst_server import pictures
 from nst_server.config import GatewaySettings
-from nst_server.gateway.errors import Refusal, exhausted, invalid
+from nst_server.gateway.errors import PicturePath, Refusal, exhausted, invalid
+from nst_server.gateway.specs import check_digest
 
 RETRY_SECONDS = 2
 T = TypeVar("T")
@@ -30,8 +31,10 @@ class UploadMemory:
         """Sets `size` bytes aside for as long as the block runs.
 
         Raises:
-            Refusal: there is no room now.
+            Refusal: there is no room, now or ever.
         """
+        if size > self._limit:
+            raise exhausted("max_upload_bytes", self._limit, f"these {size} bytes never fit: send less at once", None)
         if self._held + size > self._limit:
             raise exhausted(
                 "max_upload_bytes", self._limit, "too many uploads are in flight: try again later", RETRY_SECONDS
@@ -47,7 +50,7 @@ class Assembly:
     """One picture being put together from its chunks."""
 
     def __init__(self, path: str, header: image_pb2.ImageHeader, limits: pictures.PictureLimits) -> None:
-        """`path` names the picture's field in errors.
+        """`path` is the header's, for errors.
 
         Raises:
             Refusal: the header is wrong, or the picture is over a limit.
@@ -55,11 +58,14 @@ class Assembly:
         self._path = path
         self._header = header
         self._received = bytearray()
+        if header.sha256:
+            check_digest(f"{path}.sha256", header.sha256)
+        place = PicturePath(f"{path}.size", f"{path}.tensor")
         try:
             limits.check_bytes(header.size)
             self._prefix = pictures.tensor_header(header.tensor) if header.HasField("tensor") else b""
         except pictures.PictureError as error:
-            raise invalid(path, error.message, error.reason) from error
+            raise place.refusal(error) from error
 
     @property
     def size(self) -> int:
@@ -80,13 +86,13 @@ class Assembly:
         here = len(self._received)
         if chunk.offset != here:
             raise invalid(
-                f"{self._path}.chunk.offset", f"is {chunk.offset}, but {here} bytes came before: send chunks in order"
+                "chunk.offset", f"is {chunk.offset}, but {here} bytes of this picture came before: send chunks in order"
             )
         if not chunk.data:
-            raise invalid(f"{self._path}.chunk.data", "is empty: send at least one byte")
+            raise invalid("chunk.data", "is empty: send at least one byte")
         if here + len(chunk.data) > self._header.size:
             raise invalid(
-                f"{self._path}.chunk.data",
+                "chunk.data",
                 f"reaches {here + len(chunk.data)} bytes, but the header announced {self._header.size}",
             )
         self._received += chunk.data
@@ -99,10 +105,12 @@ class Assembly:
         """
         if not self.whole:
             raise invalid(
-                self._path, f"ended after {len(self._received)} of {self._header.size} announced bytes", "TRUNCATED"
+                "chunk",
+                f"the stream ended after {len(self._received)} of {self._header.size} announced bytes: send them all",
+                "TRUNCATED",
             )
         if self._header.sha256 and hashlib.sha256(self._received).hexdigest() != self._header.sha256:
-            raise invalid(f"{self._path}.header.sha256", "the bytes have another digest: send them again", "BAD_DIGEST")
+            raise invalid(f"{self._path}.sha256", "the bytes have another digest: send them again", "BAD_DIGEST")
         return self._prefix + bytes(self._received)
 
 
@@ -141,16 +149,17 @@ class Uploads:
     async def read(
         self,
         requests: AsyncIterator[service_pb2.UploadImageRequest],
-        store: Callable[[str, bytes], Awaitable[T]],
+        store: Callable[[PicturePath, bytes], Awaitable[T]],
     ) -> T:
         """Reads one whole upload and stores it while its memory is held."""
         first = await self.next(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise invalid("header", "the first message of an upload must be the header")
-        assembly = self.assembly("image", first.header)
+        assembly = self.assembly("header", first.header)
         with self.hold(first.header.size):
             while (request := await self.next(requests)) is not None:
                 if request.WhichOneof("message") != "chunk":
-                    raise invalid("chunk", "after the header only chunks may come")
+                    raise invalid("header", "must come first and once: after it only chunks may come")
                 assembly.add(request.chunk)
-            return await store("image", assembly.finish())
+            stored = await asyncio.to_thread(assembly.finish)
+            return await store(PicturePath("chunk.data", "header.tensor"), stored)

@@ -10,26 +10,27 @@ from typing import TypeVar
 import nats
 import nats.errors
 from nats.aio.client import Client as NatsClient
-from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServerError, ServiceUnavailableError
+from nats.js import JetStreamContext
+from nats.js.errors import (
+    APIError,
+    BucketNotFoundError,
+    NoStreamResponseError,
+    ServerError,
+    ServiceUnavailableError,
+)
 from nats.js.kv import KeyValue
 from nats.js.object_store import ObjectStore
 
 from nst_server.config import StoreSettings
+from nst_server.jobs.topology import CHECKPOINTS, PICTURES, RECORDS, SERVERS, configure
 
 log = logging.getLogger(__name__)
-
-TICKETS = "NST_TICKETS"
-EVENTS = "NST_EVENTS"
-RECORDS = "nst_jobs"
-SERVERS = "nst_model_servers"
-PICTURES = "nst_pictures"
-CHECKPOINTS = "nst_checkpoints"
 
 WRONG_LAST_SEQUENCE = 10071
 STORE_FULL = (10047, 10077)  # no storage left; a stream at its limit of messages or bytes
 
-SERVER_ANNOUNCEMENT_SECONDS = 15.0
+REQUEST_SECONDS = 5.0
+START_SECONDS = 60.0
 RETRY_PAUSE_SECONDS = 0.2
 
 TRANSIENT = (
@@ -86,8 +87,15 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
 
 
 @asynccontextmanager
-async def connect(url: str, name: str, settings: StoreSettings) -> AsyncIterator[Backbone]:
-    """Connects for as long as the block runs; reconnects by itself for ever."""
+async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncIterator[Backbone]:
+    """Connects for as long as the block runs; reconnects by itself for ever.
+
+    With settings (a gateway) it sets the job store up, or changes it to them; without (a model
+    server) it waits until a gateway has done so.
+
+    Raises:
+        BackboneUnavailable: the job store was not there, or not set up, in `START_SECONDS`.
+    """
 
     async def on_error(error: Exception) -> None:
         log.warning("nats error", extra={"error": repr(error)})
@@ -110,75 +118,23 @@ async def connect(url: str, name: str, settings: StoreSettings) -> AsyncIterator
         reconnected_cb=on_reconnected,
     )
     try:
-        yield await persistently(lambda: _open(client, settings), seconds=60)
+        jetstream = client.jetstream(timeout=REQUEST_SECONDS)
+        if settings is not None:
+            await persistently(lambda: configure(jetstream, settings), seconds=START_SECONDS)
+        yield await persistently(lambda: _open(client, jetstream), seconds=START_SECONDS)
     finally:
         await client.close()
 
 
-async def _open(client: NatsClient, settings: StoreSettings) -> Backbone:
-    jetstream = client.jetstream(timeout=settings.store_timeout_seconds)
-    await _ensure_stream(jetstream, _tickets_config(settings))
-    await _ensure_stream(jetstream, _events_config(settings))
-    retention = settings.retention_hours * 3600.0
-    replicas = settings.replicas
-    return Backbone(
-        nats=client,
-        jetstream=jetstream,
-        records=await jetstream.create_key_value(
-            bucket=RECORDS, ttl=retention, max_bytes=settings.max_record_bytes, direct=True, replicas=replicas
-        ),
-        servers=await jetstream.create_key_value(
-            bucket=SERVERS, ttl=SERVER_ANNOUNCEMENT_SECONDS, storage=api.StorageType.MEMORY, replicas=replicas
-        ),
-        pictures=await _object_store(jetstream, PICTURES, retention, settings.max_picture_bytes, replicas),
-        checkpoints=await _object_store(jetstream, CHECKPOINTS, retention, settings.max_checkpoint_bytes, replicas),
-    )
-
-
-async def _object_store(
-    jetstream: JetStreamContext, bucket: str, ttl: float, max_bytes: int, replicas: int
-) -> ObjectStore:
-    # An existing bucket is opened, not configured anew: another process may run with other settings.
+async def _open(client: NatsClient, jetstream: JetStreamContext) -> Backbone:
     try:
-        return await jetstream.object_store(bucket)
-    except NotFoundError:
-        config = api.ObjectStoreConfig(ttl=ttl, max_bytes=max_bytes, storage=api.StorageType.FILE, replicas=replicas)
-        return await jetstream.create_object_store(bucket, config=config)
-
-
-def _tickets_config(settings: StoreSettings) -> api.StreamConfig:
-    return api.StreamConfig(
-        name=TICKETS,
-        subjects=["nst.ticket.*"],
-        retention=api.RetentionPolicy.WORK_QUEUE,
-        storage=api.StorageType.FILE,
-        discard=api.DiscardPolicy.NEW,
-        max_msgs=settings.max_queued_jobs,
-        duplicate_window=60,
-        num_replicas=settings.replicas,
-    )
-
-
-def _events_config(settings: StoreSettings) -> api.StreamConfig:
-    return api.StreamConfig(
-        name=EVENTS,
-        subjects=["nst.event.*"],
-        storage=api.StorageType.FILE,
-        # A full store refuses new events rather than cut a running job's history.
-        discard=api.DiscardPolicy.NEW,
-        max_bytes=settings.max_event_bytes,
-        max_age=settings.retention_hours * 3600.0,
-        duplicate_window=60,
-        allow_direct=True,
-        # Watchers listen here: only what was stored is republished, so a fenced write is never seen.
-        republish=api.RePublish(src="nst.event.*", dest="nst.stored.{{wildcard(1)}}"),
-        num_replicas=settings.replicas,
-    )
-
-
-async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) -> None:
-    try:
-        await jetstream.add_stream(config)
-    except APIError as error:
-        if error.err_code != 10058:  # name in use with a different configuration: keep what is there
-            raise
+        return Backbone(
+            nats=client,
+            jetstream=jetstream,
+            records=await jetstream.key_value(RECORDS),
+            servers=await jetstream.key_value(SERVERS),
+            pictures=await jetstream.object_store(PICTURES),
+            checkpoints=await jetstream.object_store(CHECKPOINTS),
+        )
+    except BucketNotFoundError as error:
+        raise NoStreamResponseError from error  # not there yet: try again

@@ -10,7 +10,8 @@ from nats.js.errors import APIError, NotFoundError
 from nst.v1 import job_pb2
 
 from nst_server import metrics
-from nst_server.jobs.backbone import EVENTS, WRONG_LAST_SEQUENCE, Backbone, persistently
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, persistently
+from nst_server.jobs.topology import EVENTS
 
 log = logging.getLogger(__name__)
 

@@ -1,21 +1,21 @@
 """The work queue: one ticket for each job that waits or runs, pulled by model servers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js import JetStreamContext, api
+from nats.js import JetStreamContext
 from nats.js.api import Header
 from nats.js.errors import APIError
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
 
-from nst_server.jobs.backbone import TICKETS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.topology import LANES, TICKETS
 
-LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
 WAKE_SUBJECT = "nst.wake"
 QUEUE_FULL = 10077
 POLL_SECONDS = 0.02
@@ -87,32 +87,21 @@ class TicketQueue:
 class TicketSource:
     """The model server's end: hands out tickets, interactive ones first."""
 
-    def __init__(self, backbone: Backbone, lease_seconds: float) -> None:
+    def __init__(self, backbone: Backbone) -> None:
+        self.lease_seconds = 0.0
         self._nats = backbone.nats
         self._jetstream = backbone.jetstream
-        self._lease_seconds = lease_seconds
         self._subscriptions: list[JetStreamContext.PullSubscription] = []
         self._woken = asyncio.Event()
 
     async def open(self) -> None:
-        """Creates the consumers where they are not there yet."""
+        """Binds to the lanes, and learns for how long the queue waits for a silent holder."""
         for lane in LANES.values():
-            config = api.ConsumerConfig(
-                durable_name=lane,
-                filter_subject=f"nst.ticket.{lane}",
-                ack_policy=api.AckPolicy.EXPLICIT,
-                ack_wait=self._lease_seconds,
-                max_deliver=-1,
-                max_ack_pending=100_000,
-            )
-            subscribe = self._subscribe(lane, config)
-            self._subscriptions.append(await persistently(subscribe, seconds=60))
+            info = await persistently(partial(self._jetstream.consumer_info, TICKETS, lane), seconds=START_SECONDS)
+            self.lease_seconds = float(info.config.ack_wait or 0)
+            bind = partial(self._jetstream.pull_subscribe_bind, durable=lane, stream=TICKETS)
+            self._subscriptions.append(await persistently(bind, seconds=START_SECONDS))
         await self._nats.subscribe(WAKE_SUBJECT, cb=self._on_wake)
-
-    def _subscribe(
-        self, lane: str, config: api.ConsumerConfig
-    ) -> Callable[[], Awaitable[JetStreamContext.PullSubscription]]:
-        return lambda: self._jetstream.pull_subscribe(f"nst.ticket.{lane}", durable=lane, stream=TICKETS, config=config)
 
     async def next(self) -> Msg:
         """Waits for the next ticket's message."""

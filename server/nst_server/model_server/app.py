@@ -15,7 +15,7 @@ from nst.v1.style_transfer_service_pb2 import ModelServer
 
 from nst_engine import Engine
 from nst_server import metrics, tracing
-from nst_server.config import ModelServerSettings, StoreSettings
+from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.lease import Lease, Leases
 from nst_server.jobs.tickets import TicketSource
@@ -37,8 +37,7 @@ class ModelServerProcess:
         self._engine = engine
         self._settings = settings
         self._runner = Runner(engine)
-        self._leases = Leases(backbone, self.name, settings.lease_seconds, settings.max_lost_attempts)
-        self._tickets = TicketSource(backbone, settings.lease_seconds)
+        self._tickets = TicketSource(backbone)
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.max_running_jobs)
@@ -47,8 +46,9 @@ class ModelServerProcess:
         """Works until `stop` is set, then hands back what it holds."""
         self._runner.start()
         await self._tickets.open()
+        leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
         announcing = asyncio.create_task(self._announce())
-        pulling = asyncio.create_task(self._pull())
+        pulling = asyncio.create_task(self._pull(leases))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (pulling, stopping, announcing):
@@ -63,7 +63,7 @@ class ModelServerProcess:
         if pulling.done() and not pulling.cancelled():
             pulling.result()
 
-    async def _pull(self) -> None:
+    async def _pull(self, leases: Leases) -> None:
         while True:
             await self._slots.acquire()
             message = await self._tickets.next()
@@ -73,14 +73,14 @@ class ModelServerProcess:
                 self._running[job_id].lease.redelivered(message)
                 self._slots.release()
                 continue
-            task = asyncio.create_task(self._work(message))
+            task = asyncio.create_task(self._work(leases, message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._slots.release())
 
-    async def _work(self, message: Msg) -> None:
+    async def _work(self, leases: Leases, message: Msg) -> None:
         try:
-            lease = await self._leases.claim(message)
+            lease = await leases.claim(message)
             if lease is not None:
                 await self._run_job(lease)
         except Exception:
@@ -115,16 +115,14 @@ def device_memory(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-async def serve(
-    nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings, store: StoreSettings
-) -> None:
+async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:
     """Runs a model server until SIGTERM or SIGINT."""
     stop = stop_requested()
     ready = False
     port = metrics.StatusPort(metrics_host, metrics_port, lambda: ready)
     try:
         engine = await asyncio.to_thread(warm_engine, settings)
-        async with connect(nats_url, "model-server", store) as backbone:
+        async with connect(nats_url, "model-server", None) as backbone:
             process = ModelServerProcess(backbone, engine, settings)
             ready = True
             log.info(

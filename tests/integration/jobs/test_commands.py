@@ -89,7 +89,7 @@ async def test_a_waiting_job_can_be_paused_and_resumed(backbone, commands, spec)
 
 async def in_order(backbone) -> list[str]:
     """The ids of all waiting jobs as model servers get them."""
-    tickets = TicketSource(backbone, 30)
+    tickets = TicketSource(backbone)
     await tickets.open()
     order = []
     while await waiting(backbone):

@@ -30,7 +30,7 @@ def other_leases(backbone):
 
 @pytest.fixture
 async def tickets(backbone):
-    source = TicketSource(backbone, LEASE_SECONDS)
+    source = TicketSource(backbone)
     await source.open()
     return source
 

@@ -1,0 +1,130 @@
+"""The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
+
+from typing import Any
+
+from nats.js import JetStreamContext, api
+from nats.js.errors import BucketNotFoundError, NotFoundError
+from nst.v1 import job_pb2
+
+from nst_server.config import StoreSettings
+
+TICKETS = "NST_TICKETS"
+EVENTS = "NST_EVENTS"
+RECORDS = "nst_jobs"
+SERVERS = "nst_model_servers"
+PICTURES = "nst_pictures"
+CHECKPOINTS = "nst_checkpoints"
+
+# The queue's lanes, in the order in which model servers look into them.
+LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
+
+ANNOUNCEMENT_SECONDS = 15.0
+DUPLICATE_SECONDS = 60.0
+
+
+async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> None:
+    """Makes what is missing, and brings what is there to the settings."""
+    for stream in (_tickets(settings), _events(settings)):
+        await _ensure_stream(jetstream, stream)
+    for lane in LANES.values():
+        await jetstream.add_consumer(TICKETS, config=_lane_consumer(lane, settings))
+    await _ensure_records(jetstream, settings)
+    await _ensure_servers(jetstream, settings)
+    await _ensure_objects(jetstream, PICTURES, settings.max_picture_bytes, settings)
+    await _ensure_objects(jetstream, CHECKPOINTS, settings.max_checkpoint_bytes, settings)
+
+
+def _tickets(settings: StoreSettings) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=TICKETS,
+        subjects=["nst.ticket.*"],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        storage=api.StorageType.FILE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs=settings.max_queued_jobs,
+        duplicate_window=DUPLICATE_SECONDS,
+        num_replicas=settings.replicas,
+    )
+
+
+def _lane_consumer(lane: str, settings: StoreSettings) -> api.ConsumerConfig:
+    return api.ConsumerConfig(
+        name=lane,
+        durable_name=lane,
+        filter_subject=f"nst.ticket.{lane}",
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=settings.lease_seconds,
+        max_deliver=-1,
+        max_ack_pending=settings.max_queued_jobs,
+    )
+
+
+def _events(settings: StoreSettings) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=EVENTS,
+        subjects=["nst.event.*"],
+        storage=api.StorageType.FILE,
+        # A full store refuses new events rather than cut a running job's history.
+        discard=api.DiscardPolicy.NEW,
+        max_bytes=settings.max_event_bytes,
+        max_age=_retention(settings),
+        duplicate_window=DUPLICATE_SECONDS,
+        allow_direct=True,
+        # Watchers listen here: only what was stored is republished, so a fenced write is never seen.
+        republish=api.RePublish(src="nst.event.*", dest="nst.stored.{{wildcard(1)}}"),
+        num_replicas=settings.replicas,
+    )
+
+
+async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) -> None:
+    try:
+        await jetstream.stream_info(str(config.name))
+    except NotFoundError:
+        await jetstream.add_stream(config)
+    else:
+        await jetstream.update_stream(config)
+
+
+async def _ensure_records(jetstream: JetStreamContext, settings: StoreSettings) -> None:
+    try:
+        await jetstream.key_value(RECORDS)
+    except BucketNotFoundError:
+        await jetstream.create_key_value(
+            bucket=RECORDS,
+            ttl=_retention(settings),
+            direct=True,
+            replicas=settings.replicas,
+            max_bytes=settings.max_record_bytes,
+        )
+    else:
+        await _change(jetstream, f"KV_{RECORDS}", settings, max_bytes=settings.max_record_bytes)
+
+
+async def _ensure_servers(jetstream: JetStreamContext, settings: StoreSettings) -> None:
+    try:
+        await jetstream.key_value(SERVERS)
+    except BucketNotFoundError:
+        await jetstream.create_key_value(
+            bucket=SERVERS, ttl=ANNOUNCEMENT_SECONDS, storage=api.StorageType.MEMORY, replicas=settings.replicas
+        )
+
+
+async def _ensure_objects(jetstream: JetStreamContext, bucket: str, max_bytes: int, settings: StoreSettings) -> None:
+    try:
+        await jetstream.object_store(bucket)
+    except BucketNotFoundError:
+        config = api.ObjectStoreConfig(
+            ttl=_retention(settings), max_bytes=max_bytes, storage=api.StorageType.FILE, replicas=settings.replicas
+        )
+        await jetstream.create_object_store(bucket, config=config)
+    else:
+        await _change(jetstream, f"OBJ_{bucket}", settings, max_bytes=max_bytes)
+
+
+async def _change(jetstream: JetStreamContext, stream: str, settings: StoreSettings, **limits: Any) -> None:
+    config = (await jetstream.stream_info(stream)).config
+    await jetstream.update_stream(config.evolve(max_age=_retention(settings), num_replicas=settings.replicas, **limits))
+
+
+def _retention(settings: StoreSettings) -> float:
+    return settings.retention_hours * 3600.0
