@@ -122,9 +122,13 @@ class StylizeStreams:
     def _cancel(self, creating: asyncio.Task[job_pb2.Job]) -> None:
         async def cancel() -> None:
             try:
-                await self._commands.cancel((await creating).job_id)
+                job = await creating
             except Exception:
-                log.warning("job of a broken stream not cancelled", exc_info=True)
+                return  # refused: there is no job
+            try:
+                await self._commands.cancel(job.job_id)
+            except Exception:
+                log.warning("job of a broken stream not cancelled", extra={"job_id": job.job_id}, exc_info=True)
 
         task = asyncio.create_task(cancel())
         self._cancelling.add(task)
