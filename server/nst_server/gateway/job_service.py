@@ -31,6 +31,9 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return pb.GetJobResponse(job=await self._commands.get(named(request.job_id)))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        for state in request.states:
+            if state not in job_pb2.JobState.values() or state == job_pb2.JOB_STATE_UNSPECIFIED:
+                raise invalid("states", f"{state} is no state that a job can be in")
         size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         records = sorted([record async for record in self._commands.all_records()], key=_position, reverse=True)
         if request.page_token:
