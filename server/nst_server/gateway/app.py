@@ -87,6 +87,7 @@ class Gateway:
         else:
             pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
             port = self._server.add_secure_port(listen, grpc.ssl_server_credentials([pair]))
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         return port
 
@@ -126,10 +127,11 @@ async def serve(
     stop = stop_requested()
     async with connect(nats_url, "gateway", store) as backbone:
         gateway = Gateway(backbone, settings, store)
+        port = await gateway.start(listen, tls)
+        # Opened last: who finds it ready may call at once.
         status = metrics.StatusPort(
             metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
         )
-        port = await gateway.start(listen, tls)
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         background = [asyncio.create_task(gateway.watch_over()), asyncio.create_task(gateway.feeds.check())]
         await stop.wait()
