@@ -16,6 +16,7 @@ from nst_server.config import GatewaySettings, StoreSettings, limits
 from nst_server.gateway.errors import Refusal
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.options import options_to_proto
+from nst_server.pictures import PictureLimits
 
 PATIENCE_SECONDS = 5.0
 
@@ -26,7 +27,8 @@ class ServerInfo:
     def __init__(self, backbone: Backbone, settings: GatewaySettings, store: StoreSettings) -> None:
         self._servers = backbone.servers
         self._settings = settings
-        self._limits = limits(settings, store)
+        sides = {name: getattr(PictureLimits, name) for name in ("max_image_side", "min_image_side")}
+        self._limits = {**limits(settings, store), **sides}
 
     async def describe(self) -> pb.GetServerInfoResponse:
         """The whole answer."""
