@@ -164,4 +164,5 @@ def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
                 return converted or colour.convert("RGB")
         except (ImageCms.PyCMSError, OSError):
             pass
-    return colour.convert("RGB")
+    # Pillow copies on a conversion to the same mode.
+    return colour if colour.mode == "RGB" else colour.convert("RGB")
