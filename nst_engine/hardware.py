@@ -32,7 +32,7 @@ def device_name(device: torch.device) -> str:
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware, rather than by way of float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
@@ -43,4 +43,4 @@ def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The arithmetic of the feature network for `StylizeOptions.precision`."""
     if precision == "auto":
         precision = "bfloat16" if has_native_bfloat16(device) else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[precision]
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -68,8 +68,9 @@ class Objective:
     def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
         """Takes the weights from `options` and blends the style targets by `shares`."""
         total = sum(shares)
+        pairs = list(zip(self._style_grams, shares, strict=True))
         self._style_targets = {
-            tap: sum(grams[tap] * (share / total) for grams, share in zip(self._style_grams, shares, strict=True))
+            tap: torch.stack([grams[tap] * (share / total) for grams, share in pairs]).sum(0)
             for tap in self._style_grams[0]
         }
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight

@@ -79,7 +79,8 @@ class LBFGS:
         projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
-        return -(preconditioned + combined[:, 0].roll(self._head) @ self._steps)
+        correction: Tensor = combined[:, 0].roll(self._head) @ self._steps
+        return -(preconditioned + correction)
 
     def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
         """See `Optimizer`."""
@@ -133,7 +134,8 @@ class FourierPreconditioner:
 
     def __call__(self, flat: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(flat.view(self._shape)) * self._gain
-        return torch.fft.irfft2(spectrum, s=self._shape[-2:]).flatten()
+        filtered: Tensor = torch.fft.irfft2(spectrum, s=self._shape[-2:])
+        return filtered.flatten()
 
 
 class Adam:

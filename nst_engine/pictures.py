@@ -1,5 +1,7 @@
 """Pictures at the edge of the engine: arrays in, tensors inside, 8-bit arrays out."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from nst_engine.options import OptionError
 
-Picture = NDArray[np.generic]
+Picture = NDArray[Any]
 
 
 def to_tensor(picture: Picture, name: str, device: torch.device) -> Tensor:

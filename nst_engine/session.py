@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from nst_engine import pictures
 from nst_engine.backbone import Backbone
 from nst_engine.objective import Evaluation, Objective
-from nst_engine.optimizers import make_optimizer
+from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.schedule import Scale, plan, taps_in_use
 
@@ -105,6 +106,10 @@ class Session:
         self._iteration = 0
         self._step = 1.0
         self._evaluation: Evaluation | None = None
+        self._scale: Scale
+        self._image: Tensor
+        self._objective: Objective
+        self._optimizer: Optimizer
         if state is None:
             self._enter(self._scales[0], _first_image(content, self._scales[0], options))
         else:
@@ -128,8 +133,8 @@ class Session:
     @property
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
-        held = [self._content, *self._styles, self._image, self._image]
-        return sum(tensor.nbytes for tensor in held) + self._optimizer.nbytes + self._objective.nbytes
+        held = sum(tensor.nbytes for tensor in (self._content, *self._styles))
+        return held + 2 * self._image.nbytes + self._optimizer.nbytes + self._objective.nbytes
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size."""
@@ -179,7 +184,7 @@ class Session:
                 other way round, or not one share per style. Nothing has changed then.
         """
         self._check_steering(strength, content_weight, style_weight)
-        given = {
+        given: dict[str, Any] = {
             "strength": strength,
             "content_weight": content_weight,
             "style_weight": style_weight,

@@ -18,13 +18,6 @@ def _declare_missing_operators() -> None:
     torchvision built for CUDA cannot load its operators beside a CPU-only torch, and its import
     then fails on registering shapes for these two. Nothing here calls them.
     """
-    if torch.version.cuda is not None:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(library)
-
-
-_libraries: list[torch.library.Library] = []
+        if torch.version.cuda is None and not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

