@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
@@ -58,11 +58,12 @@ class LoopThread:
             # Not waited for: the garbage collector may run this on the loop's own thread.
             self._submit(_close(stream))
 
-    def close(self) -> None:
-        """Cancel what still runs, and end the thread. Closing twice is closing once."""
+    def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `farewell`, cancel what still runs, and end the thread. Closing twice is closing once."""
         with self._lock:
             was_open, self._open = self._open, False
         if was_open:
+            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 

@@ -1,6 +1,7 @@
 """Options by name: from Python values or text into `StylizeOptions`, and back."""
 
 from collections.abc import Mapping
+from numbers import Real
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from nst.v1 import options_pb2
@@ -93,7 +94,9 @@ def _set(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: Opt
         layers: options_pb2.LayerWeights = getattr(message, field.name)
         layers.SetInParent()
         for tap, weight in value.items():
-            layers.weights[tap] = weight
+            if not isinstance(weight, Real):
+                raise TypeError(f"{field.name}.{tap}: must be a number, not {weight!r}")
+            layers.weights[tap] = float(weight)
     elif field.enum_type is not None:
         setattr(message, field.name, enum_number(field.name, field.enum_type, value))
     else:

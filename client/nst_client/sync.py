@@ -101,5 +101,4 @@ class Client(_Facade[AsyncClient]):
 
     def close(self) -> None:
         """Close the connection and end the background thread. Jobs go on without it."""
-        self._loop.run(self._core.close())
-        self._loop.close()
+        self._loop.close(self._core.close)

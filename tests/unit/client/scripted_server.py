@@ -2,13 +2,15 @@
 
 import hashlib
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import grpc
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as js
 from nst.v1 import style_transfer_service_pb2 as sts
@@ -28,6 +30,20 @@ class Fault:
 
     after: int
     how: Breaker
+
+
+def abort(code: grpc.StatusCode, message: str, *details: Message) -> Breaker:
+    """Ends a call with an error, whose google.rpc details are these."""
+
+    def how(context: grpc.ServicerContext) -> None:
+        status = status_pb2.Status(code=code.value[0], message=message)
+        for detail in details:
+            status.details.add().Pack(detail)
+        if details:
+            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(code, message)
+
+    return how
 
 
 def state_event(state: job_pb2.JobState.ValueType, reason: str = "") -> job_pb2.JobEvent:
@@ -65,22 +81,48 @@ def encoded(data: bytes) -> image_pb2.Image:
     return image_pb2.Image(encoded=image_pb2.EncodedImage(data=data))
 
 
+def without_pictures(message: js.WatchJobResponse) -> js.WatchJobResponse:
+    bare = js.WatchJobResponse.FromString(message.SerializeToString())
+    for kind in ("preview", "result"):
+        if message.event.HasField(kind):
+            getattr(bare.event, kind).ClearField("image")
+    return bare
+
+
+def result_messages(
+    data: bytes, *, chunk: int = 512 * 1024, sha256: str | None = None, tensor: image_pb2.TensorHeader | None = None
+) -> list[sts.GetResultResponse]:
+    """What GetResult sends for these bytes; `sha256` announces another digest than theirs."""
+    digest = hashlib.sha256(data).hexdigest() if sha256 is None else sha256
+    header = image_pb2.ImageHeader(size=len(data), sha256=digest, tensor=tensor)
+    return [
+        sts.GetResultResponse(header=sts.ResultHeader(image=header)),
+        *(
+            sts.GetResultResponse(chunk=image_pb2.ImageChunk(offset=offset, data=data[offset : offset + chunk]))
+            for offset in range(0, len(data), chunk)
+        ),
+    ]
+
+
 class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
     """Has one job, whose history a test writes, and keeps what it was sent.
 
     Attributes:
         faults: the watchers that come take them one by one; None is a stream that does not break.
-        refusals: CreateJob takes them one by one before it works.
+        breaks: calls of a method take them one by one as they come; None works. GetResult also takes those of
+            "GetResult/chunk", between its first chunk and its second.
         watches: `after_sequence` of every watcher.
         received: requests by method name.
         metadata: of every call.
         uploads: bytes by digest.
         result: what GetResult sends.
+        ignore_after_sequence: replay the whole history to every watcher.
+        heartbeat_seconds: a silent watcher is sent a heartbeat this often.
     """
 
     def __init__(self, port: int = 0) -> None:
         self.faults: deque[Fault | None] = deque()
-        self.refusals: deque[Breaker] = deque()
+        self.breaks: defaultdict[str, deque[Breaker | None]] = defaultdict(deque)
         self.watches: list[int] = []
         self.received: dict[str, list[Any]] = {}
         self.metadata: list[dict[str, str | bytes]] = []
@@ -88,6 +130,10 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         self.result: list[sts.GetResultResponse] = []
         self.info = sts.GetServerInfoResponse(version="scripted")
         self.jobs: list[job_pb2.Job] = []
+        self.heartbeat_seconds: float | None = None
+        self.ignore_after_sequence = False
+        self.heartbeats = 0
+        self.open_watchers = 0
         self._history: list[job_pb2.JobEvent] = []
         self._changed = threading.Condition()
         self._stopped = False
@@ -103,6 +149,10 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End every call and stop listening; once more does nothing."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -128,6 +178,11 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
             self.received.setdefault(method, []).append(request)
             self.metadata.append(dict(context.invocation_metadata()))
             self._changed.notify_all()
+        self._break(method, context)
+
+    def _break(self, method: str, context: grpc.ServicerContext) -> None:
+        if self.breaks[method] and (how := self.breaks[method].popleft()):
+            how(context)
 
     def _job(self) -> job_pb2.Job:
         last = self._history[-1] if self._history else job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_QUEUED)
@@ -137,33 +192,50 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         fault = self.faults.popleft() if self.faults else None
         self.watches.append(request.after_sequence)
         self._receive("WatchJob", request, context)
-        context.add_callback(self._wake)
-        position = request.after_sequence
-        sent = 0
-        while True:
-            if fault and sent == fault.after:
-                fault.how(context)
-                return
+        self._count_watchers(1)
+        context.add_callback(lambda: self._count_watchers(-1))
+        position, sent = 0 if self.ignore_after_sequence else request.after_sequence, 0
+        while not (fault and sent == fault.after):
             event = self._next_event(position, context)
             if event is None:
                 return
-            yield js.WatchJobResponse(event=event)
-            position, sent = event.sequence, sent + 1
+            yield without_pictures(event) if request.omit_pictures else event
+            sent += 1
+            position = max(position, event.event.sequence)
+        fault.how(context)
 
-    def _next_event(self, position: int, context: grpc.ServicerContext) -> job_pb2.JobEvent | None:
-        def ready() -> bool:
-            return len(self._history) > position or self._ended() or self._stopped or not context.is_active()
+    def _next_event(self, position: int, context: grpc.ServicerContext) -> js.WatchJobResponse | None:
+        def over() -> bool:
+            return self._stopped or not context.is_active()
 
         with self._changed:
-            self._changed.wait_for(ready)
-            return self._history[position] if len(self._history) > position and not self._stopped else None
+            if not self._changed.wait_for(
+                lambda: len(self._history) > position or self._ended() or over(), self.heartbeat_seconds
+            ):
+                self.heartbeats += 1
+                self._changed.notify_all()
+                return js.WatchJobResponse(heartbeat=sts.Heartbeat())
+            if len(self._history) > position and not over():
+                return js.WatchJobResponse(event=self._history[position])
+            return None
+
+    def _count_watchers(self, change: int) -> None:
+        with self._changed:
+            self.open_watchers += change
+            self._changed.notify_all()
+
+    def wait_for_heartbeats(self, count: int) -> None:
+        """Return once so many heartbeats were sent."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.heartbeats >= count, timeout=30)
+
+    def wait_until_unwatched(self) -> None:
+        """Return once no watcher's stream is open."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.open_watchers, timeout=30)
 
     def _ended(self) -> bool:
         return bool(self._history) and self._history[-1].job_state >= job_pb2.JOB_STATE_SUCCEEDED
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     def stay_silent(self, context: grpc.ServicerContext) -> None:
         """A fault: sends nothing more, and keeps the stream open until the watcher leaves."""
@@ -182,13 +254,14 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
 
     def CreateJob(self, request: Any, context: grpc.ServicerContext) -> sts.CreateJobResponse:  # type: ignore[override]
         self._receive("CreateJob", request, context)
-        if self.refusals:
-            self.refusals.popleft()(context)
         return sts.CreateJobResponse(job=self._job())
 
     def GetResult(self, request: Any, context: grpc.ServicerContext) -> Iterator[sts.GetResultResponse]:  # type: ignore[override]
         self._receive("GetResult", request, context)
-        yield from self.result
+        for position, message in enumerate(self.result):
+            if position == 2:
+                self._break("GetResult/chunk", context)
+            yield message
 
     def GetServerInfo(self, request: Any, context: grpc.ServicerContext) -> sts.GetServerInfoResponse:  # type: ignore[override]
         self._receive("GetServerInfo", request, context)

@@ -1,0 +1,352 @@
+"""The `nst` command: what it sends, prints, saves and exits with."""
+
+import hashlib
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from nst.v1 import job_pb2, options_pb2
+from nst_client import cli
+from PIL import Image
+from scripted_server import (
+    JOB_ID,
+    ScriptedServer,
+    abort,
+    preview_event,
+    progress_event,
+    result_event,
+    result_messages,
+    state_event,
+)
+
+
+def png(seed: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+PREVIEW, RESULT = png(1), png(2)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+Nst = Callable[..., Ended]
+
+
+@pytest.fixture
+def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Nst]:
+    """Runs the command in this process."""
+    monkeypatch.delenv("NST_SERVER", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["nst", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ended(ended.value.code, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, Path]:
+    content, style = tmp_path / "content.png", tmp_path / "style.png"
+    content.write_bytes(png(3))
+    style.write_bytes(png(4))
+    return content, style
+
+
+def publish_history(server: ScriptedServer) -> None:
+    server.publish(
+        state_event(job_pb2.JOB_STATE_QUEUED),
+        state_event(job_pb2.JOB_STATE_RUNNING),
+        progress_event(1),
+        preview_event(5, PREVIEW),
+        result_event(RESULT),
+    )
+
+
+def lines(ended: Ended) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def test_stylize_saves_exactly_what_the_server_delivers(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    server.result = result_messages(RESULT)
+    ended = nst("stylize", *pictures, "-o", tmp_path / "out.png", "--server", server.address)
+    assert ended.code == 0
+    assert ended.out == ""
+    assert "result: 4x3" in ended.err
+    assert (tmp_path / "out.png").read_bytes() == RESULT
+    assert set(server.uploads.values()) == {picture.read_bytes() for picture in pictures}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["content.png", "out.png", "style.png"]
+
+
+def test_stylize_sends_the_options(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    content, style = pictures
+    options = ["--size", 64, "--iterations", 7, "--strength", 0.75, "--seed", 3, "--preview-interval", 2]
+    options += ["--option", "optimizer=adam", "--option", "content_layers=relu4_2=5,relu3_1=1"]
+    ended = nst(
+        "stylize", content, style, content, "-o", tmp_path / "o.webp", "--json", "--server", server.address, *options
+    )
+    assert ended.code == 0
+    spec = server.received["CreateJob"][0].spec
+    assert spec.options == options_pb2.StylizeOptions(
+        size=64,
+        iterations=7,
+        strength=0.75,
+        seed=3,
+        optimizer=options_pb2.OPTIMIZER_ADAM,
+        content_layers=options_pb2.LayerWeights(weights={"relu4_2": 5.0, "relu3_1": 1.0}),
+    )
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (style, content)]
+    assert [style.image.reference.sha256 for style in spec.styles] == digests
+    assert spec.preview == job_pb2.PreviewOptions(interval=2)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".png", 1), (".jpg", 2), (".JPEG", 2), (".webp", 3)])
+def test_the_suffix_chooses_the_codec(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path, suffix: str, codec: int
+) -> None:
+    publish_history(server)
+    nst("stylize", *pictures, "-o", tmp_path / f"out{suffix}", "--json", "--server", server.address)
+    assert server.received["CreateJob"][0].spec.result_format.encoded.codec == codec
+    assert (tmp_path / f"out{suffix}").read_bytes() == RESULT
+
+
+def test_options_that_are_not_given_stay_unset(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
+    spec = server.received["CreateJob"][0].spec
+    assert spec.options == options_pb2.StylizeOptions()
+    assert spec.preview == job_pb2.PreviewOptions()
+
+
+def test_json_lines(nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+    publish_history(server)
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
+    events = lines(ended)
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5]
+    assert [event["event"] for event in events] == ["state", "state", "progress", "preview", "result"]
+    assert all(event["job_id"] == JOB_ID for event in events)
+    assert [event["job_state"] for event in events[:2]] == ["JOB_STATE_QUEUED", "JOB_STATE_RUNNING"]
+    assert events[1]["state"] == "JOB_STATE_RUNNING"
+    progress = job_pb2.Progress.DESCRIPTOR.fields_by_name.keys()
+    assert events[2].keys() == {"sequence", "event", "job_id", "time", "attempt", "job_state", *progress}
+    assert (events[2]["iteration"], events[2]["losses"]) == (1, {"content": 10.0, "style": 90.0})
+    for event, data in ((events[3], PREVIEW), (events[4], RESULT)):
+        assert event["bytes"] == len(data)
+        assert event["sha256"] == hashlib.sha256(data).hexdigest()
+    assert events[3]["iteration"] == 5
+    assert events[4]["run_seconds"] == 1.5
+
+
+def test_json_has_no_nan(nst: Nst, server: ScriptedServer) -> None:
+    event = progress_event(1)
+    event.progress.seconds_left = float("inf")
+    event.progress.total_loss = float("nan")
+    server.publish(event, result_event(b""))
+    (progress, _) = lines(nst("jobs", "watch", JOB_ID, "--json", "--server", server.address))
+    assert (progress["seconds_left"], progress["total_loss"]) == (None, None)
+
+
+def test_a_result_too_big_for_its_event_is_told_by_its_bytes(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.publish(result_event(None))
+    server.result = result_messages(RESULT)
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
+    (event,) = lines(ended)
+    assert (event["bytes"], event["sha256"]) == (len(RESULT), hashlib.sha256(RESULT).hexdigest())
+    assert (tmp_path / "o.png").read_bytes() == RESULT
+
+
+def test_previews_are_saved_by_iteration(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    folder = tmp_path / "a" / "previews"
+    nst("stylize", *pictures, "-o", tmp_path / "o.png", "--previews", folder, "--server", server.address)
+    assert [path.name for path in folder.iterdir()] == ["0005.png"]
+    assert (folder / "0005.png").read_bytes() == PREVIEW
+
+
+def test_a_failed_job_exits_with_1(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    error = job_pb2.JobError(code=8, reason="OUT_OF_MEMORY", message="use a smaller size")
+    server.publish(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
+    assert ended.code == 1
+    (event,) = lines(ended)
+    assert (event["event"], event["code"], event["reason"]) == ("error", 8, "OUT_OF_MEMORY")
+    assert event["message"] == "use a smaller size"
+    assert "use a smaller size" in ended.err
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_a_job_that_somebody_cancels_exits_with_1(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_CANCELLED, "by an operator"))
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--server", server.address)
+    assert ended.code == 1
+    assert "by an operator" in ended.err
+
+
+def test_a_refusal_exits_with_1_and_says_why(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.breaks["CreateJob"].append(abort(grpc.StatusCode.INVALID_ARGUMENT, "size: must be from 16 to 2048"))
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--size", 1, "--server", server.address)
+    assert (ended.code, ended.out) == (1, "")
+    assert "size: must be from 16 to 2048" in ended.err
+
+
+def test_no_server_there_exits_with_1_and_names_the_address(nst: Nst) -> None:
+    with ScriptedServer() as gone:
+        address = gone.address
+    ended = nst("info", "--server", address)
+    assert ended.code == 1
+    assert address in ended.err
+
+
+def test_the_server_may_come_from_the_environment(
+    nst: Nst, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_SERVER", server.address)
+    assert nst("info").code == 0
+
+
+USAGE = {
+    "no style": (["CONTENT", "-o", "OUT"], "STYLE"),
+    "no output": (["CONTENT", "STYLE"], "--output"),
+    "suffix": (["CONTENT", "STYLE", "-o", "out.gif"], "must be one of .png"),
+    "folder": (["CONTENT", "STYLE", "-o", "/none/out.png"], "/none does not exist"),
+    "missing picture": (["none.png", "STYLE", "-o", "OUT"], "none.png"),
+    "unknown option": (["CONTENT", "STYLE", "-o", "OUT", "--option", "sise=3"], "sise: no such option"),
+    "option without value": (["CONTENT", "STYLE", "-o", "OUT", "--option", "size"], "write NAME=VALUE"),
+    "option given twice": (["CONTENT", "STYLE", "-o", "OUT", "--size", "3", "--option", "size=4"], "given twice"),
+    "no number": (["CONTENT", "STYLE", "-o", "OUT", "--size", "big"], "size: must be a whole number"),
+    "out of range": (["CONTENT", "STYLE", "-o", "OUT", "--size=-1"], "size: -1 is out of range"),
+    "unknown choice": (["CONTENT", "STYLE", "-o", "OUT", "--option", "init=dream"], "must be one of content, noise"),
+    "empty picture": (["EMPTY", "STYLE", "-o", "OUT"], "is empty"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), USAGE.values(), ids=USAGE)
+def test_wrong_usage_exits_with_2(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    (tmp_path / "empty.png").touch()
+    names = {"CONTENT": pictures[0], "STYLE": pictures[1], "OUT": tmp_path / "o.png", "EMPTY": tmp_path / "empty.png"}
+    ended = nst("stylize", "--server", server.address, *(names.get(argument, argument) for argument in arguments))
+    assert ended.code == 2
+    assert text in " ".join(ended.err.split())
+    assert not server.received
+
+
+@pytest.mark.parametrize("command", [["list"], ["get", "x"], ["cancel", "x"], ["delete", "x"], ["watch", "x"]])
+def test_jobs_need_a_server(nst: Nst, command: list[str]) -> None:
+    ended = nst("jobs", *command)
+    assert ended.code == 2
+    assert "--server HOST:PORT" in ended.err
+
+
+def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
+    server.jobs = [job_pb2.Job(job_id=f"job-{n}", state=job_pb2.JOB_STATE_RUNNING, tenant="acme") for n in range(3)]
+    shown = nst("jobs", "list", "--state", "running", "--server", server.address)
+    assert [line.split()[:2] for line in shown.out.splitlines()[1:]] == [[f"job-{n}", "running"] for n in range(3)]
+    assert server.received["ListJobs"][0].states == [job_pb2.JOB_STATE_RUNNING]
+    listed = lines(nst("jobs", "list", "--json", "--server", server.address))
+    assert [(job["job_id"], job["state"], job["tenant"]) for job in listed] == [
+        (f"job-{n}", "JOB_STATE_RUNNING", "acme") for n in range(3)
+    ]
+    publish_history(server)
+    (job,) = lines(nst("jobs", "get", JOB_ID, "--json", "--server", server.address))
+    assert (job["job_id"], job["state"], job["last_sequence"]) == (JOB_ID, "JOB_STATE_SUCCEEDED", 5)
+    assert "JOB_STATE_SUCCEEDED" in nst("jobs", "get", JOB_ID, "--server", server.address).out
+
+
+def test_jobs_watch_begins_where_it_is_told(nst: Nst, server: ScriptedServer) -> None:
+    publish_history(server)
+    ended = nst("jobs", "watch", JOB_ID, "--after", 3, "--json", "--server", server.address)
+    assert ended.code == 0
+    assert [event["sequence"] for event in lines(ended)] == [4, 5]
+    assert server.watches == [3]
+
+
+def test_jobs_watch_of_a_cancelled_job_exits_with_1(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_CANCELLED))
+    assert nst("jobs", "watch", JOB_ID, "--after", 1, "--server", server.address).code == 1
+
+
+def test_jobs_cancel_and_delete(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    ended = nst("jobs", "cancel", JOB_ID, "--json", "--server", server.address)
+    assert lines(ended)[0]["state"] == "JOB_STATE_CANCELLED"
+    assert nst("jobs", "delete", JOB_ID, "--server", server.address).code == 0
+    assert server.received["DeleteJob"][0].job_id == JOB_ID
+
+
+def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
+    publish_history(server)
+    server.result = result_messages(b"a JPEG")
+    ended = nst("jobs", "result", JOB_ID, "-o", tmp_path / "r.jpg", "--server", server.address)
+    assert ended.code == 0
+    assert (tmp_path / "r.jpg").read_bytes() == b"a JPEG"
+    assert server.received["GetResult"][0].format.encoded.codec == 2
+
+
+def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> None:
+    server.info.defaults.CopyFrom(
+        options_pb2.StylizeOptions(size=345, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2}))
+    )
+    server.info.ranges["size"].minimum = 16
+    server.info.ranges["size"].maximum = 2048
+    server.info.limits["max_image_bytes"] = 987654
+    server.info.models.add(name="vgg-test", available=True, credit="someone")
+    server.info.model_servers.add(name="worker-1", device="cpu")
+    shown = nst("info", "--server", server.address).out
+    for text in ("scripted", "345", "16 to 2048", "987654", "vgg-test", "worker-1", "relu1_1=2", "lbfgs, adam"):
+        assert text in shown
+    (info,) = lines(nst("info", "--json", "--server", server.address))
+    assert info["defaults"] == {"size": 345, "style_layers": {"relu1_1": 2.0}}
+    assert info["limits"] == {"max_image_bytes": 987654}
+
+
+def test_help_repeats_no_default(nst: Nst) -> None:
+    ended = nst("stylize", "--help")
+    assert ended.code == 0
+    assert "see `nst info`" in " ".join(ended.out.split())
+    assert "default:" not in ended.out
+
+
+def test_broken_ca_file_is_usage(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
+    assert nst("info", "--server", server.address, "--ca", tmp_path / "none.pem").code == 2
+    assert nst("info", "--tls").code == 2

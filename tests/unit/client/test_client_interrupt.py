@@ -1,0 +1,127 @@
+"""Ctrl-C cancels the job in good order; a second one leaves at once. In real processes with real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from nst.v1 import job_pb2
+from PIL import Image
+from scripted_server import JOB_ID, ScriptedServer, progress_event, result_event, state_event
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(server: ScriptedServer, tmp_path: Path) -> Iterator[Start]:
+    """Starts `nst` as a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", "from nst_client.cli import main; main()", *map(str, arguments)]
+        environment = {**os.environ, "NST_SERVER": server.address}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def stylize(start: Start, tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    return lambda: start("stylize", "a.png", "a.png", "-o", "out.png", "--json")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_is_cancelled(
+    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"], number: int, tmp_path: Path
+) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING), progress_event(1))
+    process = stylize()
+    server.wait_for("WatchJob")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [request.job_id for request in server.received["CancelJob"]] == [JOB_ID]
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["sequence"] for event in events] == [1, 2, 3]
+    assert events[-1]["state"] == "JOB_STATE_CANCELLED"
+    assert "Traceback" not in err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]) -> None:
+    release = threading.Event()
+    server.breaks["CancelJob"].append(lambda context: release.wait(60) and None)
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    process = stylize()
+    server.wait_for("WatchJob")
+    process.send_signal(signal.SIGINT)
+    server.wait_for("CancelJob")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert not release.is_set()
+    release.set()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_a_job_that_is_just_being_made_is_not_left_behind(
+    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]
+) -> None:
+    release = threading.Event()
+    server.breaks["CreateJob"].append(lambda context: release.wait(60) and None)
+    process = stylize()
+    server.wait_for("CreateJob")
+    process.send_signal(signal.SIGINT)
+    release.set()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert server.received["CancelJob"]
+
+
+def test_ctrl_c_while_uploading_makes_no_job(
+    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]
+) -> None:
+    release = threading.Event()
+    server.breaks["UploadImage"].append(lambda context: release.wait(60) and None)
+    process = stylize()
+    server.wait_for("UploadImage")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    release.set()
+    assert process.returncode == 130
+    assert "CreateJob" not in server.received
+
+
+def test_leaving_a_watch_does_not_touch_the_job(server: ScriptedServer, start: Start) -> None:
+    server.publish(progress_event(1))
+    process = start("jobs", "watch", JOB_ID, "--json")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["sequence"] == 1
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "CancelJob" not in server.received
+
+
+def test_lines_are_flushed_one_by_one(server: ScriptedServer, start: Start) -> None:
+    process = start("jobs", "watch", JOB_ID, "--json")
+    assert process.stdout is not None
+    for sequence in (1, 2):
+        server.publish(progress_event(sequence))
+        assert json.loads(process.stdout.readline())["sequence"] == sequence
+    server.publish(result_event(b""))
+    process.communicate(timeout=60)
+    assert process.returncode == 0

@@ -1,0 +1,344 @@
+"""What a client asks of a server, and what it makes of the answers."""
+
+import asyncio
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from nst.v1 import image_pb2, job_pb2, options_pb2
+from nst_client import (
+    AsyncClient,
+    EncodedFormat,
+    ImageRef,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    NstError,
+    ResultEvent,
+    ServerUnavailable,
+    TensorFormat,
+)
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from PIL import Image
+from scripted_server import (
+    JOB_ID,
+    ScriptedServer,
+    abort,
+    encoded,
+    preview_event,
+    progress_event,
+    result_event,
+    state_event,
+)
+
+A, B = ImageRef("a" * 64), ImageRef("b" * 64)
+
+
+async def created(server: ScriptedServer, *args: Any, **kwargs: Any) -> job_pb2.JobSpec:
+    """The spec that `stylize` with these arguments sends."""
+    async with AsyncClient(server.address) as client:
+        await client.stylize(*args, **kwargs)
+    spec: job_pb2.JobSpec = server.received["CreateJob"][-1].spec
+    return spec
+
+
+async def test_nothing_is_set_that_was_not_asked_for(server: ScriptedServer) -> None:
+    spec = await created(server, A, B)
+    expected = job_pb2.JobSpec(
+        content=image_pb2.Image(reference=image_pb2.ImageReference(sha256=A.sha256)),
+        options=options_pb2.StylizeOptions(),
+        preview=job_pb2.PreviewOptions(),
+    )
+    expected.styles.add(image=image_pb2.Image(reference=image_pb2.ImageReference(sha256=B.sha256)))
+    assert spec == expected
+
+
+async def test_every_argument_has_its_place(server: ScriptedServer) -> None:
+    spec = await created(
+        server,
+        A,
+        [B, (A, 2.5)],
+        size=256,
+        iterations=30,
+        strength=0.25,
+        preview_interval=0,
+        preview_max_size=128,
+        result_format=EncodedFormat("jpeg", quality=90),
+        preview_format=TensorFormat("uint8", "CHW"),
+        priority="batch",
+        optimizer="adam",
+        style_layers={"relu1_1": 2, "relu2_1": 0.5},
+        seed=7,
+        model="vgg19",
+    )
+    assert [style.image.reference.sha256[0] for style in spec.styles] == ["b", "a"]
+    assert [(style.HasField("weight"), style.weight) for style in spec.styles] == [(False, 0.0), (True, 2.5)]
+    assert spec.options == options_pb2.StylizeOptions(
+        size=256,
+        iterations=30,
+        strength=0.25,
+        optimizer=options_pb2.OPTIMIZER_ADAM,
+        style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2.0, "relu2_1": 0.5}),
+        seed=7,
+        model="vgg19",
+    )
+    assert spec.preview == job_pb2.PreviewOptions(
+        interval=0,
+        max_size=128,
+        format=image_pb2.ImageFormat(
+            tensor=image_pb2.TensorFormat(dtype=image_pb2.DATA_TYPE_UINT8, layout=image_pb2.LAYOUT_CHW)
+        ),
+    )
+    assert spec.result_format.encoded == image_pb2.EncodedFormat(codec=image_pb2.CODEC_JPEG, quality=90)
+    assert spec.priority == job_pb2.PRIORITY_BATCH
+
+
+WRONG = {
+    "unknown option": ({"sise": 3}, ValueError, "sise: no such option"),
+    "unknown choice": ({"optimizer": "sgd"}, ValueError, "optimizer: must be one of lbfgs, adam"),
+    "text for a number": ({"size": "big"}, TypeError, "size: must be a whole number"),
+    "fraction for a whole number": ({"size": 2.5}, TypeError, "size: must be a whole number"),
+    "negative": ({"size": -1}, ValueError, "size: -1 is out of range"),
+    "layers that are no mapping": ({"style_layers": 3}, TypeError, "style_layers: must be weights by tap"),
+    "layer weight that is no number": (
+        {"style_layers": {"relu1_1": "x"}},
+        TypeError,
+        r"style_layers\.relu1_1: must be",
+    ),
+    "no style": ({"styles": []}, ValueError, "styles: give at least one"),
+    "style weight": ({"styles": [A, (B, 0)]}, ValueError, r"styles\[1\].weight: must be above 0"),
+    "codec": ({"result_format": "gif"}, ValueError, "result_format.codec: must be one of png"),
+    "quality": ({"preview_format": EncodedFormat("jpeg", 101)}, ValueError, "preview_format.quality: must be from 1"),
+    "no format": ({"result_format": 3}, TypeError, "result_format: must be"),
+    "priority": ({"priority": "urgent"}, ValueError, "priority: must be one of interactive, batch"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "text"), WRONG.values(), ids=WRONG)
+async def test_wrong_arguments_are_named_before_anything_is_sent(
+    server: ScriptedServer, arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(error, match=text):
+            await client.stylize(A, **{"styles": B, **arguments})
+    assert not server.received
+
+
+async def test_one_style_may_be_a_pair_and_many_a_tuple(server: ScriptedServer) -> None:
+    assert [s.weight for s in (await created(server, A, (B, np.float32(2)))).styles] == [2.0]
+    assert len((await created(server, A, (B, A))).styles) == 2
+    assert len((await created(server, A, b"the bytes of one file")).styles) == 1
+
+
+async def test_create_is_repeated_under_one_request_id(server: ScriptedServer) -> None:
+    server.breaks["CreateJob"].extend([None, abort(grpc.StatusCode.UNAVAILABLE, "restarting"), None])
+    async with AsyncClient(server.address) as client:
+        await client.stylize(A, B)
+        job = await client.stylize(A, B)
+    first, second, third = (request.request_id for request in server.received["CreateJob"])
+    assert first != second == third
+    assert job.id == JOB_ID
+
+
+async def test_a_given_request_id_is_used(server: ScriptedServer) -> None:
+    await created(server, A, B, request_id="mine")
+    assert server.received["CreateJob"][0].request_id == "mine"
+
+
+async def test_deleting_is_tried_once(server: ScriptedServer) -> None:
+    server.breaks["DeleteJob"].append(abort(grpc.StatusCode.UNAVAILABLE, "restarting"))
+    async with AsyncClient(server.address) as client:
+        await client.server_info()
+        with pytest.raises(ServerUnavailable):
+            await client.delete_job(JOB_ID)
+        await client.delete_job(JOB_ID)
+    assert [request.job_id for request in server.received["DeleteJob"]] == [JOB_ID, JOB_ID]
+
+
+async def test_steering_changes_only_what_is_named(server: ScriptedServer) -> None:
+    async with AsyncClient(server.address) as client:
+        job = client.job(JOB_ID)
+        await job.steer(strength=0.0, style_shares=[1, 2])
+        await job.steer(content_weight=1, style_weight=2, tv_weight=3, priority="interactive")
+        await job.pause()
+        await job.resume()
+    assert [request.update for request in server.received["UpdateJob"]] == [
+        job_pb2.JobUpdate(strength=0.0, style_shares=[1, 2]),
+        job_pb2.JobUpdate(content_weight=1, style_weight=2, tv_weight=3, priority=job_pb2.PRIORITY_INTERACTIVE),
+        job_pb2.JobUpdate(paused=True),
+        job_pb2.JobUpdate(paused=False),
+    ]
+
+
+async def test_the_result_is_awaited_and_decoded(server: ScriptedServer) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    async with AsyncClient(server.address) as client:
+        job = await client.stylize(A, B)
+        following = asyncio.create_task(_last(job))
+        server.publish(state_event(job_pb2.JOB_STATE_RUNNING), progress_event(1), result_event(png.getvalue()))
+        event = await following
+        assert isinstance(event, ResultEvent)
+        assert np.array_equal(np.asarray(event.image), pixels)
+        assert event.picture is not None
+        assert event.picture.data == png.getvalue()
+        assert np.array_equal(np.asarray(await job.result()), pixels)
+    assert "GetResult" not in server.received
+
+
+async def _last(job: Any) -> Any:
+    return [event async for event in job][-1]
+
+
+async def test_a_failed_job_raises_why(server: ScriptedServer) -> None:
+    error = job_pb2.JobError(code=8, reason="OUT_OF_MEMORY", message="use a smaller size")
+    server.publish(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(JobFailed, match="use a smaller size") as caught:
+            await client.job(JOB_ID).result()
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert caught.value.job_id == JOB_ID
+
+
+async def test_a_cancelled_job_raises_so(server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    async with AsyncClient(server.address) as client:
+        job = client.job(JOB_ID)
+        assert (await job.cancel()).state is JobState.CANCELLED
+        with pytest.raises(JobCancelled, match="cancelled by the client"):
+            await job.result()
+
+
+async def test_pictures_can_be_left_out(server: ScriptedServer) -> None:
+    server.publish(preview_event(1, b"png"), result_event(b"png"))
+    async with AsyncClient(server.address) as client:
+        bare = [event.picture async for event in client.job(JOB_ID).events(omit_pictures=True)]
+        whole = [event.picture async for event in client.job(JOB_ID).events()]
+    assert bare == [None, None]
+    assert [picture.data for picture in whole] == [b"png", b"png"]
+
+
+async def test_jobs_are_listed_page_by_page(server: ScriptedServer) -> None:
+    server.jobs = [job_pb2.Job(job_id=f"job-{n}", state=job_pb2.JOB_STATE_RUNNING) for n in range(5)]
+    async with AsyncClient(server.address) as client:
+        listing = client.jobs([JobState.RUNNING, JobState.QUEUED])
+        first = await anext(listing)
+        assert len(server.received["ListJobs"]) == 1
+        assert [first.job_id, *[job.job_id async for job in listing]] == [f"job-{n}" for n in range(5)]
+    requests = server.received["ListJobs"]
+    assert [request.page_token for request in requests] == ["", "2", "4"]
+    assert all(request.states == [job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_QUEUED] for request in requests)
+
+
+async def test_a_status_holds_what_the_job_does(server: ScriptedServer) -> None:
+    made = Timestamp(seconds=1_700_000_000)
+    spec = job_pb2.JobSpec(
+        content=image_pb2.Image(reference=image_pb2.ImageReference(sha256=A.sha256)),
+        options=options_pb2.StylizeOptions(optimizer=options_pb2.OPTIMIZER_LBFGS, size=64),
+        priority=job_pb2.PRIORITY_BATCH,
+    )
+    spec.styles.add(image=image_pb2.Image(reference=image_pb2.ImageReference(sha256=B.sha256)), weight=0.5)
+    server.jobs = [
+        job_pb2.Job(
+            job_id="j",
+            request_id="r",
+            state=job_pb2.JOB_STATE_FAILED,
+            spec=spec,
+            create_time=made,
+            attempt=2,
+            last_sequence=9,
+            progress=progress_event(3).progress,
+            error=job_pb2.JobError(code=3, reason="R", message="m"),
+            tenant="t",
+        )
+    ]
+    async with AsyncClient(server.address) as client:
+        (status,) = [job async for job in client.jobs()]
+    assert (status.job_id, status.request_id, status.tenant) == ("j", "r", "t")
+    assert (status.state, status.attempt, status.last_sequence) == (JobState.FAILED, 2, 9)
+    assert (status.content, status.styles, status.priority) == (A, ((B, 0.5),), "batch")
+    assert status.options == {"size": 64, "optimizer": "lbfgs"}
+    assert status.create_time == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert status.progress is not None
+    assert (status.progress.iteration, status.progress.losses["content"]) == (3, pytest.approx(10 / 3))
+    assert status.result is None
+    assert status.error is not None
+    assert (status.error.code, status.error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "R")
+
+
+async def test_server_info_and_its_defaults_can_be_sent_back(server: ScriptedServer) -> None:
+    server.info.defaults.CopyFrom(options_pb2.StylizeOptions(size=64, init=options_pb2.INIT_NOISE))
+    server.info.ranges["size"].minimum = 16
+    server.info.ranges["size"].maximum = 2048
+    server.info.limits["max_size"] = 2048
+    server.info.models.add(name="vgg", available=True, taps=["conv1_1"])
+    server.info.model_servers.add(name="m", device="cpu", running_jobs=2)
+    server.info.preview_defaults.interval = 10
+    async with AsyncClient(server.address) as client:
+        info = await client.server_info()
+        await client.stylize(A, B, **info.defaults)
+    assert info.version == "scripted"
+    assert info.ranges == {"size": (16.0, 2048.0)}
+    assert info.limits == {"max_size": 2048}
+    assert (info.models[0].name, info.models[0].available, info.models[0].taps) == ("vgg", True, ("conv1_1",))
+    assert (info.model_servers[0].device, info.model_servers[0].running_jobs) == ("cpu", 2)
+    assert info.preview_interval == 10
+    assert server.received["CreateJob"][0].spec.options == server.info.defaults
+
+
+async def test_a_state_of_a_later_server_is_no_error(server: ScriptedServer) -> None:
+    server.jobs = [job_pb2.Job(job_id="j", state=77)]  # type: ignore[arg-type]
+    async with AsyncClient(server.address) as client:
+        (status,) = [job async for job in client.jobs()]
+    assert status.state is JobState.UNSPECIFIED
+
+
+async def test_tenant_and_trace_travel_with_every_call(server: ScriptedServer) -> None:
+    server.publish(result_event(b"png"))
+    tracer = TracerProvider().get_tracer("test")
+    async with AsyncClient(server.address, tenant="acme") as client:
+        with tracer.start_as_current_span("caller") as span:
+            job = await client.stylize(b"content", B)
+            assert [event async for event in job]
+            trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+    assert {*server.received} >= {"UploadImage", "CreateJob", "WatchJob"}
+    for metadata in server.metadata:
+        assert metadata["x-nst-tenant"] == "acme"
+        assert str(metadata["traceparent"]).split("-")[1] == trace_id
+
+
+async def test_without_a_trace_or_tenant_nothing_is_added(server: ScriptedServer) -> None:
+    async with AsyncClient(server.address) as client:
+        await client.server_info()
+    assert not {"x-nst-tenant", "traceparent"} & server.metadata[0].keys()
+
+
+async def test_large_messages_pass(server: ScriptedServer) -> None:
+    server.publish(preview_event(1, bytes(20 * 2**20)), result_event(b"png"))
+    async with AsyncClient(server.address) as client:
+        first, _ = [event async for event in client.job(JOB_ID)]
+    assert len(first.picture.data) == 20 * 2**20
+
+
+async def test_an_ending_that_is_none_is_an_error(server: ScriptedServer) -> None:
+    event = progress_event(1)
+    event.job_state = job_pb2.JOB_STATE_SUCCEEDED
+    server.publish(event)
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(NstError, match="ends no history"):
+            await client.job(JOB_ID).result()
+
+
+def test_the_picture_of_an_event_is_decoded_once() -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(png, "PNG")
+    from nst_client.decoding import decode_event
+
+    event = decode_event(job_pb2.JobEvent(preview=job_pb2.Preview(image=encoded(png.getvalue()))))
+    assert event.image is event.image  # type: ignore[union-attr]

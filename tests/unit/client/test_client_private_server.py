@@ -1,0 +1,121 @@
+"""A private server lives as long as its command. A small program stands in for the server's own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import grpc
+import psutil
+import pytest
+from nst_client import Client, ServerUnavailable
+from nst_client.cli import private_server as module
+from nst_client.cli.private_server import private_server
+
+# Answers GetServerInfo, and leaves a note when it is told to stop.
+SERVER = """\
+import json, os, pathlib, signal, sys
+sys.path.insert(0, {tests!r})
+from scripted_server import ScriptedServer
+
+assert sys.argv[1:6] == ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], sys.argv
+assert sys.argv[6] == "--data-dir"
+folder = pathlib.Path(sys.argv[7])
+print("fetching weights: 40 %", file=sys.stderr, flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+with ScriptedServer() as server:
+    (folder / "part").write_text(json.dumps({{"address": server.address, "pid": os.getpid()}}))
+    (folder / "part").rename(folder / "server.json")
+    signal.sigwait([signal.SIGTERM])
+pathlib.Path({note!r}).write_text("stopped in good order")
+"""
+DYING = "import sys; sys.exit('no port is free')"
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    return tmp_path / "note"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose `nst_server` is what child processes find, and where data folders are made."""
+    package = tmp_path / "site" / "nst_server"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    data = tmp_path / "data"
+    data.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(data))
+    yield package / "__main__.py"
+    assert not list(data.iterdir())  # nothing is left behind
+    assert not psutil.Process().children()
+
+
+def test_it_serves_and_stops_in_good_order(install: Path, note: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
+    with private_server() as address:
+        with Client(address) as client:
+            assert client.server_info().version == "scripted"
+        assert not note.exists()
+    assert note.read_text() == "stopped in good order"
+    shown = capsys.readouterr()
+    assert "fetching weights: 40 %" in shown.err
+    assert shown.out == ""
+
+
+def test_one_that_dies_early_is_quoted(install: Path) -> None:
+    install.write_text(DYING)
+    with pytest.raises(click.ClickException, match="no port is free"), private_server():
+        pass
+
+
+def test_one_that_dies_later_is_quoted(install: Path, note: Path) -> None:
+    install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
+
+    def use() -> None:
+        with private_server() as address:
+            (child,) = psutil.Process().children()
+            child.kill()
+            child.wait()
+            raise ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "gone", address=address)
+
+    with pytest.raises(click.ClickException, match="fetching weights"):
+        use()
+
+
+def test_the_command_uses_it(install: Path, note: Path) -> None:
+    install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
+    environment = {key: value for key, value in os.environ.items() if key != "NST_SERVER"}
+    environment["TMPDIR"] = str(install.parents[2] / "data")
+    command = [sys.executable, "-c", "from nst_client.cli import main; main()", "info", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
+    assert '"version": "scripted"' in ended.stdout
+    assert note.exists()
+
+
+def test_ctrl_c_while_it_starts_stops_it(install: Path) -> None:
+    install.write_text("import signal, sys; print('starting', file=sys.stderr, flush=True); signal.pause()")
+    environment = {**os.environ, "TMPDIR": str(install.parents[2] / "data")}
+    environment.pop("NST_SERVER", None)
+    command = [sys.executable, "-c", "from nst_client.cli import main; main()", "info"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        while "starting" not in process.stderr.readline():
+            pass
+        (child,) = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not child.is_running()
+
+
+def test_without_the_servers_packages_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else object())
+    with (
+        pytest.raises(click.UsageError, match=r"torch not installed.*pip install 'nst-serve\[server\]'"),
+        private_server(),
+    ):
+        pass
