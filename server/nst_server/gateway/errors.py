@@ -10,8 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from nst_engine.options import OptionError
-from nst_server.jobs.backbone import BackboneUnavailable
-from nst_server.jobs.blobs import StoreFull
+from nst_server.jobs.backbone import BackboneUnavailable, StoreFull
 from nst_server.jobs.commands import JobEnded, JobNotEnded, NotWaiting, RequestReused
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.tickets import QueueFull
@@ -127,7 +126,7 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
         lambda error: Refusal(
             code_pb2.RESOURCE_EXHAUSTED,
             "STORE_FULL",
-            "the picture store is at its limit max_picture_bytes: try again later, or delete jobs",
+            "the job store is at one of its limits, max_picture_bytes for pictures: try again later, or delete jobs",
             retry_seconds=QUEUE_RETRY_SECONDS,
             metadata={"limit": "max_picture_bytes"},
         ),

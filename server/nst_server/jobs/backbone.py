@@ -52,6 +52,10 @@ class BackboneUnavailable(Exception):
     """NATS did not answer in time."""
 
 
+class StoreFull(Exception):
+    """A stream or bucket is at its limit."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """An open connection with every stream and bucket in place."""
@@ -71,6 +75,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
 
     Raises:
         BackboneUnavailable: the bound has passed.
+        StoreFull: there is no room for what was to be written.
     """
     loop = asyncio.get_running_loop()
     deadline = None if seconds is None else loop.time() + seconds
@@ -79,7 +84,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
             return await operation()
         except (*TRANSIENT, ServerError) as error:
             if isinstance(error, APIError) and error.err_code in STORE_FULL:
-                raise
+                raise StoreFull(str(error.description)) from error
             if deadline is not None and loop.time() > deadline:
                 raise BackboneUnavailable(f"the job store did not answer within {seconds:g} s") from error
             log.debug("job store away, trying again", extra={"error": repr(error)})

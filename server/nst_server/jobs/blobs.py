@@ -7,10 +7,10 @@ import io
 
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import api
-from nats.js.errors import APIError, DigestMismatchError, NotFoundError
+from nats.js.errors import DigestMismatchError, NotFoundError
 from nats.js.object_store import ObjectStore
 
-from nst_server.jobs.backbone import STORE_FULL, Backbone, persistently
+from nst_server.jobs.backbone import Backbone, persistently
 
 CHUNK_BYTES = 512 * 1024
 READ_BASE_SECONDS = 5.0
@@ -19,10 +19,6 @@ READ_BYTES_PER_SECOND = 5e6
 
 class BlobNotFound(Exception):
     """The store has no such object."""
-
-
-class StoreFull(Exception):
-    """The store's size limit is reached."""
 
 
 class BlobStore:
@@ -52,12 +48,7 @@ class BlobStore:
             meta = api.ObjectMeta(name=name, options=api.ObjectMetaOptions(max_chunk_size=CHUNK_BYTES))
             await self._bucket.put(name, data, meta=meta)
 
-        try:
-            await persistently(attempt, seconds=self._patience)
-        except APIError as error:
-            if error.err_code in STORE_FULL:
-                raise StoreFull(str(error.description)) from error
-            raise
+        await persistently(attempt, seconds=self._patience)
 
     async def get(self, name: str) -> bytes:
         """The object's bytes, their digest checked.

@@ -13,11 +13,10 @@ from nats.js.errors import APIError
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
 
-from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, StoreFull, persistently
 from nst_server.jobs.topology import LANES, TICKETS
 
 WAKE_SUBJECT = "nst.wake"
-QUEUE_FULL = 10077
 POLL_SECONDS = 0.02
 IDLE_SECONDS = 1.0
 
@@ -49,10 +48,8 @@ class TicketQueue:
                 ),
                 seconds=self._patience,
             )
-        except APIError as error:
-            if error.err_code == QUEUE_FULL:
-                raise QueueFull from error
-            raise
+        except StoreFull as error:
+            raise QueueFull from error
         ticket.stream_sequence = ack.seq
         return ticket
 

@@ -7,6 +7,7 @@ from google.rpc import code_pb2
 
 from nst_engine.options import OptionError
 from nst_engine.weights import WeightsError
+from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.blobs import BlobNotFound
 from nst_server.pictures import PictureError
 
@@ -34,6 +35,8 @@ def describe_failure(error: Exception) -> FailureText:
             "PICTURE_REMOVED",
             f"the picture {error} is no longer stored: upload it again and make a new job",
         )
+    if isinstance(error, StoreFull):
+        return FailureText(code_pb2.RESOURCE_EXHAUSTED, "STORE_FULL", f"the job store is full: {error}")
     if isinstance(error, torch.OutOfMemoryError):
         return FailureText(
             code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "the device has too little memory: ask for a smaller size"

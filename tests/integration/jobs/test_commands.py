@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
-from nst_server.jobs.blobs import BlobNotFound, PictureStore, StoreFull
+from nst_server.jobs.backbone import StoreFull
+from nst_server.jobs.blobs import BlobNotFound, PictureStore
 from nst_server.jobs.commands import JobCommands, JobEnded, JobNotEnded, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
 from nst_server.jobs.records import JobNotFound
