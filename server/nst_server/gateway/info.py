@@ -11,9 +11,10 @@ from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 
 from nst_engine.networks import NETWORKS
-from nst_engine.options import StylizeOptions, ranges
+from nst_engine.options import ranges
 from nst_server.config import GatewaySettings, StoreSettings, limits
 from nst_server.gateway.errors import Refusal
+from nst_server.gateway.specs import defaults
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.options import options_to_proto
 from nst_server.pictures import PictureLimits
@@ -48,7 +49,7 @@ class ServerInfo:
             ],
             model_servers=[announcement.server for announcement in announcements],
             limits=self._limits,
-            defaults=options_to_proto(StylizeOptions()),
+            defaults=options_to_proto(defaults(self._settings)),
             ranges={name: pb.Range(minimum=low, maximum=high) for name, (low, high) in ranges().items()},
             preview_defaults=job_pb2.PreviewOptions(interval=self._settings.preview_interval),
         )

@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from google.rpc import code_pb2
 from nst.v1 import image_pb2, job_pb2, options_pb2
@@ -53,8 +54,11 @@ class SpecReader:
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
+        unset = defaults(self._settings)
+        asked = options_pb2.StylizeOptions(size=unset.size, iterations=unset.iterations)
+        asked.MergeFrom(spec.options)
         try:
-            options = options_from_proto(spec.options)
+            options = options_from_proto(asked)
         except OptionError as error:
             raise invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION") from error
         for name, limit in (("size", self._settings.max_size), ("iterations", self._settings.max_iterations)):
@@ -123,6 +127,16 @@ class SpecReader:
             except pictures.PictureError as error:
                 raise place.refusal(error) from error
             return await self._store.put(stored), width, height
+
+
+def defaults(settings: GatewaySettings) -> StylizeOptions:
+    """What unset options mean: the engine's defaults, but nothing over this server's limits."""
+    engine = StylizeOptions()
+    return replace(
+        engine,
+        size=min(engine.size, settings.max_size),
+        iterations=min(engine.iterations, settings.max_iterations),
+    )
 
 
 def attached_path(path: str) -> PicturePath:
