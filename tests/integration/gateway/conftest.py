@@ -21,8 +21,13 @@ def call(server: Server) -> Iterator[Calls]:
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
     """Calls to a gateway without a model server, where jobs wait for ever."""
     folder = tmp_path_factory.mktemp("idle")
-    with running_nats(folder) as nats_url, running_gateway(folder, nats_url) as gateway, calls(gateway.address) as call:
+    with (
+        running_nats(folder) as nats_url,
+        running_gateway(folder, nats_url, NST_HEARTBEAT_SECONDS="0.1") as gateway,
+        calls(gateway.address) as call,
+    ):
         yield call
+        assert gateway.logged("call failed") == []
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,240 @@
+"""A gateway with low limits names the one that is reached, and what it held is free again."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from gateway_support import (
+    CONTENT,
+    SECONDS,
+    STYLE,
+    Refused,
+    assert_invalid,
+    cancel,
+    encoded,
+    file_of,
+    pixels,
+    read_status,
+    refusal_of,
+    running_gateway,
+    tiny_spec,
+    upload,
+)
+from nst.v1 import image_pb2, job_pb2
+from nst.v1.job_service_pb2 import WatchJobRequest
+from nst.v1.style_transfer_service_pb2 import (
+    CreateJobRequest,
+    GetServerInfoRequest,
+    StylizeRequest,
+    StylizeStart,
+    UploadImageRequest,
+)
+from nst_calls import Calls, calls
+
+LIMITS = {
+    "max_message_bytes": 256 * 1024,
+    "max_image_bytes": 40_000,
+    "max_image_pixels": 10_000,
+    "max_upload_bytes": 40_000,
+    "max_styles": 2,
+    "max_size": 64,
+    "max_iterations": 5000,
+    "max_open_watches": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def small(server, tmp_path_factory) -> Iterator[Calls]:
+    """Calls to a second gateway of the shared server, with low limits."""
+    environment = {f"NST_{name.upper()}": str(value) for name, value in LIMITS.items()}
+    folder = tmp_path_factory.mktemp("small")
+    with running_gateway(folder, server.status["nats"], **environment) as gateway:
+        with calls(gateway.address) as call:
+            yield call
+        assert gateway.logged("call failed") == []
+
+
+def test_the_limits_are_told(small):
+    told = small.making.GetServerInfo(GetServerInfoRequest(), timeout=SECONDS)
+    assert {name: told.limits[name] for name in LIMITS} == LIMITS
+    assert told.defaults.size == LIMITS["max_size"]
+
+
+def test_unset_options_stay_within_the_limits(small):
+    job = create(small, with_content(CONTENT)).job
+    cancel(small, job.job_id)
+    assert job.spec.options.size == LIMITS["max_size"]
+
+
+def create(call: Calls, spec: job_pb2.JobSpec):
+    return call.making.CreateJob(CreateJobRequest(request_id="limits", spec=spec), timeout=SECONDS)
+
+
+def with_content(data: bytes) -> job_pb2.JobSpec:
+    return job_pb2.JobSpec(content=encoded(data), styles=[{"image": encoded(STYLE)}])
+
+
+def test_pictures_over_the_limits(small):
+    many_bytes, many_pixels = file_of(pixels(115, 116)), file_of(pixels(101, 100) // 255)
+    for data, words in ((many_bytes, "max_image_bytes = 40000"), (many_pixels, "max_image_pixels = 10000")):
+        assert_invalid(
+            lambda data=data: create(small, with_content(data)), CreateJobRequest, "spec.content.encoded.data", words
+        )
+    for data, field in ((many_bytes, "header.size"), (many_pixels, "chunk.data")):
+        assert_invalid(lambda data=data: upload(small, data), UploadImageRequest, field, "max_image_")
+    assert upload(small, file_of(pixels(100, 100))).width == 100
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "words"),
+    [
+        (tiny_spec(styles=3), "spec.styles", "max_styles = 2"),
+        (tiny_spec(size=65), "spec.options.size", "max_size = 64"),
+        (tiny_spec(iterations=5001), "spec.options.iterations", "max_iterations = 5000"),
+    ],
+)
+def test_jobs_over_the_limits(small, spec, field, words):
+    assert_invalid(lambda: create(small, spec), CreateJobRequest, field, words)
+
+
+def too_long_calls(call: Calls) -> dict[str, object]:
+    content = encoded(bytes(LIMITS["max_message_bytes"]))
+    start = StylizeStart(spec=job_pb2.JobSpec(content=content))
+    chunk = image_pb2.ImageChunk(data=bytes(LIMITS["max_message_bytes"]))
+    return {
+        "CreateJob": lambda: create(call, job_pb2.JobSpec(content=content)),
+        "UploadImage": lambda: call.making.UploadImage(iter([UploadImageRequest(chunk=chunk)]), timeout=SECONDS),
+        "Stylize": lambda: list(call.making.Stylize(iter([StylizeRequest(start=start)]), timeout=SECONDS)),
+    }
+
+
+@pytest.mark.parametrize("method", ["CreateJob", "UploadImage", "Stylize"])
+def test_a_message_over_the_limit(small, method):
+    with pytest.raises(grpc.RpcError) as caught:
+        too_long_calls(small)[method]()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(LIMITS["max_message_bytes"]) in caught.value.details()
+
+
+@contextmanager
+def open_upload(call: Calls, size: int) -> Iterator[grpc.Future]:
+    """An upload that has announced its size and sent one byte, and is then silent."""
+    leave = threading.Event()
+
+    def messages() -> Iterator[UploadImageRequest]:
+        yield UploadImageRequest(header=image_pb2.ImageHeader(size=size))
+        yield UploadImageRequest(chunk=image_pb2.ImageChunk(data=b"x"))
+        leave.wait(SECONDS)
+
+    running = call.making.UploadImage.future(messages(), timeout=SECONDS)
+    try:
+        yield running
+    finally:
+        running.cancel()
+        leave.set()
+
+
+def upload_refused(call: Calls, size: int) -> Refused | None:
+    """How an upload of one byte of `size` is refused: for want of memory, or else for being cut short."""
+    chunk = UploadImageRequest(chunk=image_pb2.ImageChunk(data=b"x"))
+    header = UploadImageRequest(header=image_pb2.ImageHeader(size=size))
+    refused = refusal_of(lambda: call.making.UploadImage(iter([header, chunk]), timeout=SECONDS))
+    return refused if refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+
+
+def wait_for_refusal(call: Calls, size: int) -> Refused:
+    while (refused := upload_refused(call, size)) is None:
+        pass
+    return refused
+
+
+def wait_for_room(call: Calls, size: int) -> None:
+    while upload_refused(call, size) is not None:
+        pass
+
+
+def test_uploads_in_flight_share_a_bounded_memory(small):
+    with open_upload(small, 30_000):
+        refused = wait_for_refusal(small, 10_001)
+        assert refused.metadata == {"limit": "max_upload_bytes"}
+        assert "max_upload_bytes = 40000" in refused.message
+        assert refused.retry_seconds > 0
+        assert upload_refused(small, 10_000) is None
+        assert upload(small, CONTENT).width == 48
+
+
+def test_the_memory_of_abandoned_uploads_is_free_again(small):
+    for _ in range(5):
+        with open_upload(small, 20_000), open_upload(small, 20_000):
+            wait_for_refusal(small, 1)
+        # A picture of this size needs all of it.
+        wait_for_room(small, 40_000)
+
+
+def attached(*sizes: int) -> StylizeStart:
+    """A start whose style pictures are to come in chunks."""
+    headers = [image_pb2.AttachedImage(name=f"style {size}", header={"size": size}) for size in sizes]
+    styles = [job_pb2.Style(image=image_pb2.Image(attached=header)) for header in headers]
+    return StylizeStart(spec=job_pb2.JobSpec(content=encoded(CONTENT), styles=styles))
+
+
+def test_attached_pictures_that_never_fit_are_not_asked_for_again(small):
+    messages = iter([StylizeRequest(start=attached(20_000, 20_001))])
+    refused = refusal_of(lambda: small.making.Stylize(messages, timeout=SECONDS))
+    assert (refused.code, refused.metadata) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"limit": "max_upload_bytes"})
+    assert refused.retry_seconds is None
+
+
+def test_the_memory_of_a_broken_stylize_stream_is_free_again(small):
+    leave = threading.Event()
+
+    def messages() -> Iterator[StylizeRequest]:
+        yield StylizeRequest(start=attached(20_000, 19_000))
+        leave.wait(SECONDS)
+
+    stream = small.making.Stylize(messages(), timeout=SECONDS)
+    wait_for_refusal(small, 1_001)
+    stream.cancel()
+    leave.set()
+    wait_for_room(small, 40_000)
+
+
+def test_watchers_have_a_limited_number_of_places(small):
+    job_id = small.create(tiny_spec(iterations=LIMITS["max_iterations"]))
+    watches = [small.jobs.WatchJob(WatchJobRequest(job_id=job_id), timeout=SECONDS) for _ in range(2)]
+    for watch in watches:
+        next(watch)
+    start = StylizeRequest(start=StylizeStart(spec=tiny_spec()))
+    for call in (lambda: small.watch(job_id), lambda: small.making.Stylize(iter([start]), timeout=SECONDS)):
+        refused = refusal_of(call)
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.metadata == {"limit": "max_open_watches"}
+        assert refused.retry_seconds > 0
+    watches[0].cancel()
+    cancel(small, job_id)
+    *_, last = watches[1]
+    assert last.event.job_state == job_pb2.JOB_STATE_CANCELLED
+    # Both places are free again, and go on being so.
+    for _ in range(3):
+        assert list(small.watch(job_id))[-1].job_state == job_pb2.JOB_STATE_CANCELLED
+
+
+def test_a_silent_upload_is_dropped(server, tmp_path):
+    environment = {"NST_UPLOAD_TIMEOUT_SECONDS": "0.3"}
+    with (
+        running_gateway(tmp_path, server.status["nats"], **environment) as gateway,
+        calls(gateway.address) as call,
+        open_upload(call, 1000) as running,
+    ):
+        refused = read_status(running.exception(SECONDS))
+    assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "upload_timeout_seconds = 0.3" in refused.message
+
+
+def test_a_silent_watch_beats(idle):
+    watch = idle.jobs.WatchJob(WatchJobRequest(job_id=idle.create(tiny_spec())), timeout=SECONDS)
+    assert next(watch).event.job_state == job_pb2.JOB_STATE_QUEUED
+    assert [next(watch).WhichOneof("message") for _ in range(2)] == ["heartbeat", "heartbeat"]
+    watch.cancel()
