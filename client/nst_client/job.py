@@ -1,5 +1,6 @@
 """A job on a server, as the client holds it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
@@ -63,7 +64,8 @@ class AsyncJob:
         Raises:
             JobFailed, JobCancelled: there is no picture.
         """
-        return (await self.result_picture(form)).decode()
+        picture = await self.result_picture(form)
+        return await asyncio.to_thread(picture.decode)
 
     async def result_picture(self, form: Format | None = None) -> Picture:
         """As `result`, but the bytes as they came."""

@@ -79,7 +79,8 @@ class Client(_Facade[AsyncClient]):
     """A client that blocks, usable from any number of threads. Takes the arguments of `AsyncClient`."""
 
     def __init__(self, address: str, **settings: Unpack[ConnectionSettings]) -> None:
-        super().__init__(LoopThread(), AsyncClient(address, **settings))
+        core = AsyncClient(address, **settings)
+        super().__init__(LoopThread(), core)
 
     stylize = _making_job(AsyncClient.stylize)
     upload = _blocking(AsyncClient.upload)

@@ -63,6 +63,8 @@ class Transport:
         reconnect_timeout: float,
         silence_timeout: float,
     ) -> None:
+        if tenant is not None and not (tenant.isascii() and tenant.isprintable()):
+            raise ValueError(f"tenant: must be printable ASCII, not {tenant!r}")
         self.address = address
         self.reconnect_timeout = reconnect_timeout
         self.silence_timeout = silence_timeout

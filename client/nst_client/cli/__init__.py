@@ -1,5 +1,6 @@
 """The `nst` command."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -36,6 +37,10 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone; what Python still holds for it must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (NstError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         return 1

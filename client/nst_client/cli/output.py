@@ -13,7 +13,7 @@ import click
 import grpc
 from nst.v1 import job_pb2
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
 from nst_client.images import Picture
@@ -85,15 +85,14 @@ class ProgressBar:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[detail]}"),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("waiting", total=None, detail="")
+        self._task = self._bar.add_task("waiting", total=None)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -108,14 +107,8 @@ class ProgressBar:
         """Move the bar, or say what happened."""
         match event:
             case ProgressEvent():
-                description = f"scale {event.scale}/{event.scales} {event.width}x{event.height}"
-                self._bar.update(
-                    self._task,
-                    description=description,
-                    completed=event.iteration,
-                    total=event.iterations,
-                    detail=_progress_detail(event),
-                )
+                description = _progress_text(event)
+                self._bar.update(self._task, completed=event.iteration, total=event.iterations, description=description)
             case StateEvent():
                 self._console.print(_state_text(event), markup=False)
             case ResultEvent():
@@ -126,10 +119,15 @@ class ProgressBar:
 Display = JsonLines | ProgressBar
 
 
-def _progress_detail(event: ProgressEvent) -> str:
-    losses = " ".join(f"{name} {loss:.3g}" for name, loss in sorted(event.losses.items()))
-    left = f"{int(event.seconds_left) // 60}:{int(event.seconds_left) % 60:02d} left"
-    return f"loss {event.total_loss:.4g} ({losses})  {event.iterations_per_second:.1f} it/s  {left}"
+def _progress_text(event: ProgressEvent) -> str:
+    pace = f"{event.iterations_per_second:.1f} it/s"
+    if math.isfinite(event.seconds_left):
+        minutes, seconds = divmod(round(event.seconds_left), 60)
+        pace += f" {minutes}:{seconds:02d} left"
+    scale = f"scale {event.scale}/{event.scales} {event.width}x{event.height}"
+    # The parts come last: a narrow terminal cuts them off.
+    parts = " ".join(f"{name} {loss:.2g}" for name, loss in sorted(event.losses.items()))
+    return f"{pace}  {scale}  loss {event.total_loss:.3g}: {parts}"
 
 
 def _state_text(event: StateEvent) -> str:

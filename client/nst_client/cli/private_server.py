@@ -26,7 +26,7 @@ _LAST_WORDS_SECONDS = 1.0
 
 
 class Child:
-    """The server's process and the end of its log. The log is shown until `quiet` is set."""
+    """The server's process and the end of its log, whose messages are shown until it is ready."""
 
     def __init__(self, data_dir: Path) -> None:
         command = [sys.executable, "-m", "nst_server", "serve", "--listen", "127.0.0.1:0"]
@@ -79,8 +79,16 @@ class Child:
         for line in self._process.stdout:
             text = line.decode(errors="replace").rstrip()
             self._tail.append(text)
-            if not self._quiet.is_set():
-                click.echo(text, err=True)
+            if (message := _message(text)) and not self._quiet.is_set():
+                click.echo(f"server: {message}", err=True)
+
+
+def _message(line: str) -> str | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # not from the server's structured log: only of interest if the server dies
+        return None
+    return str(entry["message"]) if isinstance(entry, dict) and "message" in entry else None
 
 
 @contextmanager

@@ -120,7 +120,7 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         heartbeat_seconds: a silent watcher is sent a heartbeat this often.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.faults: deque[Fault | None] = deque()
         self.breaks: defaultdict[str, deque[Breaker | None]] = defaultdict(deque)
         self.watches: list[int] = []
@@ -141,7 +141,12 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         add_JobServiceServicer_to_server(self, self._server)
         add_StyleTransferServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        self.port = (
+            self._server.add_secure_port(address, credentials)
+            if credentials
+            else self._server.add_insecure_port(address)
+        )
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()
 

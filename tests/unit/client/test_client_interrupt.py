@@ -34,7 +34,9 @@ def start(server: ScriptedServer, tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            stream.close()  # type: ignore[union-attr]
 
 
 @pytest.fixture
@@ -125,3 +127,15 @@ def test_lines_are_flushed_one_by_one(server: ScriptedServer, start: Start) -> N
     server.publish(result_event(b""))
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_a_reader_that_leaves_is_no_traceback(server: ScriptedServer, start: Start) -> None:
+    server.publish(progress_event(1))
+    process = start("jobs", "watch", JOB_ID, "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    server.publish(progress_event(2), result_event(b""))
+    assert process.wait(60) == 1
+    assert process.stderr.read() == ""

@@ -313,6 +313,11 @@ async def test_tenant_and_trace_travel_with_every_call(server: ScriptedServer) -
         assert str(metadata["traceparent"]).split("-")[1] == trace_id
 
 
+def test_a_tenant_that_cannot_be_sent_is_refused() -> None:
+    with pytest.raises(ValueError, match="tenant: must be printable ASCII"):
+        AsyncClient("127.0.0.1:1", tenant="Müller")
+
+
 async def test_without_a_trace_or_tenant_nothing_is_added(server: ScriptedServer) -> None:
     async with AsyncClient(server.address) as client:
         await client.server_info()

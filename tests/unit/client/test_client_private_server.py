@@ -24,7 +24,8 @@ from scripted_server import ScriptedServer
 assert sys.argv[1:6] == ["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"], sys.argv
 assert sys.argv[6] == "--data-dir"
 folder = pathlib.Path(sys.argv[7])
-print("fetching weights: 40 %", file=sys.stderr, flush=True)
+print("a banner", file=sys.stderr)
+print(json.dumps({{"level": "info", "message": "fetching weights"}}), file=sys.stderr, flush=True)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 with ScriptedServer() as server:
     (folder / "part").write_text(json.dumps({{"address": server.address, "pid": os.getpid()}}))
@@ -63,7 +64,8 @@ def test_it_serves_and_stops_in_good_order(install: Path, note: Path, capsys: py
         assert not note.exists()
     assert note.read_text() == "stopped in good order"
     shown = capsys.readouterr()
-    assert "fetching weights: 40 %" in shown.err
+    assert "server: fetching weights\n" in shown.err
+    assert "banner" not in shown.err
     assert shown.out == ""
 
 
@@ -83,7 +85,7 @@ def test_one_that_dies_later_is_quoted(install: Path, note: Path) -> None:
             child.wait()
             raise ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "gone", address=address)
 
-    with pytest.raises(click.ClickException, match="fetching weights"):
+    with pytest.raises(click.ClickException, match="a banner"):
         use()
 
 
@@ -98,7 +100,7 @@ def test_the_command_uses_it(install: Path, note: Path) -> None:
 
 
 def test_ctrl_c_while_it_starts_stops_it(install: Path) -> None:
-    install.write_text("import signal, sys; print('starting', file=sys.stderr, flush=True); signal.pause()")
+    install.write_text('import signal; print(\'{"message": "starting"}\', flush=True); signal.pause()')
     environment = {**os.environ, "TMPDIR": str(install.parents[2] / "data")}
     environment.pop("NST_SERVER", None)
     command = [sys.executable, "-c", "from nst_client.cli import main; main()", "info"]
