@@ -189,6 +189,7 @@ def test_exif_orientation(orientation, codec, parameters, tolerance):
     assert distance(saved(as_stored, codec, exif=exif, **parameters), upright) <= tolerance
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage"])
 def test_broken_exif_is_ignored(exif):
     pixels = noise(16, 20)

@@ -1,6 +1,7 @@
 """Whatever the bytes are: a picture or a PictureError, and `check` and `decode` of one mind."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nst_server.pictures import PictureError, PictureLimits, check, decode
@@ -59,6 +60,7 @@ def test_the_seeds_are_valid():
     assert {outcome(check, data) for data in VALID} == {(19, 17), (17, 19)}
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(mutated())
 def test_mutated_files(data):
