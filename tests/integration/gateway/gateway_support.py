@@ -203,12 +203,10 @@ def assert_invalid(call: Callable[[], Any], request: Any, field: str, *words: st
 
 
 def assert_has_field(message: Descriptor, path: str) -> None:
-    """The path leads through fields that there are; a key of a map may end it."""
+    """The path leads through fields that there are; a key of a map, or the name of a oneof, may end it."""
     for step in path.split("."):
-        if message is options_pb2.LayerWeights.DESCRIPTOR:
+        if message is options_pb2.LayerWeights.DESCRIPTOR or step in message.oneofs_by_name:
             return
-        name, index = re.fullmatch(r"(\w+)(\[\d+\])?", step).groups()  # type: ignore[union-attr]
-        field = message.fields_by_name.get(name)
-        assert field is not None, f"{path}: {message.full_name} has no {name}"
-        assert field.is_repeated == (index is not None) or step == path.rpartition(".")[2], path
-        message = field.message_type
+        name = re.sub(r"\[\d+\]$", "", step)
+        assert name in message.fields_by_name, f"{path}: {message.full_name} has no {name}"
+        message = message.fields_by_name[name].message_type
