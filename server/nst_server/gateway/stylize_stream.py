@@ -117,7 +117,7 @@ class StylizeStreams:
             elif kind == "cancel":
                 await self._commands.cancel(job.job_id)
             else:
-                raise invalid("message", "once the job is made, only update and cancel may come")
+                raise invalid(kind or "message", "once the job is made, only update and cancel may come")
 
     def _cancel(self, creating: asyncio.Task[job_pb2.Job]) -> None:
         async def cancel() -> None:
