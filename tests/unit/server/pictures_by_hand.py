@@ -1,13 +1,15 @@
-"""Picture files and profiles put together byte by byte, so that tests know what is in them."""
+"""Picture files and profiles put together byte by byte, so that tests know what is in them; and refusals."""
 
 import io
 import struct
 import zlib
 
 import numpy as np
+import pytest
+from nst_server.pictures import PictureError, PictureLimits, check, decode
 from PIL import Image
 
-RGB = 2
+LIMITS = PictureLimits()
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -68,3 +70,13 @@ def icc_profile(red: tuple, green: tuple, blue: tuple, kind: bytes = b"RGB ") ->
 
 def _xyz(values: tuple[float, float, float]) -> bytes:
     return b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(value * 65536) for value in values))
+
+
+def refusal(data: bytes, limits: PictureLimits = LIMITS) -> PictureError:
+    """The error with which both `check` and `decode` refuse, for the same reason."""
+    with pytest.raises(PictureError) as caught:
+        check(data, limits)
+    with pytest.raises(PictureError) as also:
+        decode(data, limits)
+    assert also.value.reason == caught.value.reason
+    return caught.value

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nst.v1 import image_pb2
 from nst_server.pictures import PictureError, PictureLimits, check, decode, digest, stored_bytes, tensor_header
-from pictures_by_hand import noise
+from pictures_by_hand import noise, refusal
 
 LIMITS = PictureLimits()
 DTYPES = {
@@ -25,15 +25,6 @@ def tensor(values: np.ndarray, dtype: str = "", layout: str = "HWC") -> image_pb
         shape=values.shape,
         data=np.ascontiguousarray(values).tobytes(),
     )
-
-
-def refusal(stored: bytes, limits: PictureLimits = LIMITS) -> PictureError:
-    with pytest.raises(PictureError) as caught:
-        check(stored, limits)
-    with pytest.raises(PictureError) as also:
-        decode(stored, limits)
-    assert also.value.reason == caught.value.reason
-    return caught.value
 
 
 def fractions(height: int, width: int, channels: int = 3) -> np.ndarray:
