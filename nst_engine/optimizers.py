@@ -6,11 +6,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nst_engine.losses import root_mean_square
 from nst_engine.options import StylizeOptions
 
-# Root mean square, in pixel units, of the first L-BFGS step, when no curvature is known yet.
-FIRST_STEP = 1.0
+# The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
+# the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
+FREQUENCY_EXPONENT = 0.75
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
 
@@ -22,7 +22,7 @@ class Optimizer(Protocol):
     def nbytes(self) -> int:
         """Bytes of the state."""
 
-    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """The next image to try, `step` times as far as the rule says."""
 
     def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
@@ -39,12 +39,14 @@ class Optimizer(Protocol):
 
 
 class LBFGS:
-    """Limited-memory BFGS with a 1/f Fourier preconditioner as its initial inverse Hessian.
+    """Limited-memory BFGS with a Fourier preconditioner as its initial inverse Hessian.
 
     The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
     Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
     slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
     every product, so that nothing here waits for the device.
+    While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
+    halves the distance to a minimum of zero on a quadratic.
     """
 
     def __init__(self, shape: torch.Size, device: torch.device, history_size: int, learning_rate: float) -> None:
@@ -60,11 +62,11 @@ class LBFGS:
         """See `Optimizer`."""
         return self._steps.nbytes + self._changes.nbytes
 
-    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
-        return image + self._direction(gradient).view_as(image) * (step * self._learning_rate)
+        return image + self._direction(loss, gradient).view_as(image) * (step * self._learning_rate)
 
-    def _direction(self, gradient: Tensor) -> Tensor:
+    def _direction(self, loss: float, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
         oldest_first = (-self._head, -self._head)
         curvature = (self._steps @ self._changes.T).roll(oldest_first, (0, 1)).triu()
@@ -74,8 +76,7 @@ class LBFGS:
         newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
         residual = flat - newest_effect[:, 0].roll(self._head) @ self._changes
         preconditioned = self._precondition(residual)
-        scale = torch.where(self._scale > 0, self._scale, FIRST_STEP / root_mean_square(preconditioned))
-        preconditioned *= scale
+        preconditioned *= torch.where(self._scale > 0, self._scale, loss / (residual @ preconditioned))
         projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
@@ -118,7 +119,7 @@ class LBFGS:
 
 
 class FourierPreconditioner:
-    """Multiplies by 1/f in the frequency domain, which is a start from images with a 1/sqrt(f) basis.
+    """Multiplies by a falling power of the frequency f: the inverse Hessian of an image in a weighted Fourier basis.
 
     Photographs have most of their energy at low frequencies, while the losses pull hardest at high
     ones; evening that out saves iterations.
@@ -130,7 +131,7 @@ class FourierPreconditioner:
         vertical = torch.fft.fftfreq(height, device=device)[:, None]
         horizontal = torch.fft.rfftfreq(width, device=device)[None, :]
         frequency = torch.hypot(vertical, horizontal)
-        self._gain = 1.0 / frequency.clamp(min=1.0 / max(height, width))
+        self._gain = frequency.clamp(min=1.0 / max(height, width)) ** -FREQUENCY_EXPONENT
 
     def __call__(self, flat: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(flat.view(self._shape)) * self._gain
@@ -156,7 +157,7 @@ class Adam:
         """See `Optimizer`."""
         return self._mean.nbytes + self._square.nbytes
 
-    def propose(self, image: Tensor, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
         first, second = self.BETAS
         mean = self._mean.lerp(gradient, 1 - first)

@@ -154,7 +154,7 @@ class Session:
             following = self._scales[self._scale.number]
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
         current = self._evaluation or self._objective.evaluate(self._image)
-        proposal = self._optimizer.propose(self._image, current.gradient, self._step)
+        proposal = self._optimizer.propose(self._image, current.total, current.gradient, self._step)
         candidate = self._objective.evaluate(proposal)
         if math.isfinite(candidate.total) and candidate.total <= EXPLOSION * current.total:
             self._optimizer.accept(self._image, current.gradient, proposal, candidate.gradient)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nst_engine.torchvision_import import weights_url
 
-
 STDERR = 2  # the process's own, so that pip shows its progress bar and stdout stays clean
 
 
