@@ -1,0 +1,57 @@
+"""Short runs of the engine on small pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
+
+Pixels = NDArray[np.uint8]
+
+MODEL = "vgg16-caffe"
+# Shallow taps keep a run to a fraction of a second.
+SHALLOW = {"content_layers": {"relu2_2": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}}
+
+
+def quick(**changes: Any) -> StylizeOptions:
+    """Options for a short run at 64 px in float32."""
+    return StylizeOptions(
+        **{"size": 64, "scales": 1, "iterations": 6, "precision": "float32", **SHALLOW, **changes},
+    )
+
+
+def finish(engine: Engine, session: Session) -> list[StepReport]:
+    """Steps a session to its end."""
+    reports = []
+    while not session.finished:
+        reports += engine.step([session])
+    return reports
+
+
+def run(engine: Engine, content: Pixels, style: Pixels, options: StylizeOptions) -> tuple[list[StepReport], Session]:
+    """A whole run with one style."""
+    session = engine.start(content, [Style(style)], options)
+    return finish(engine, session), session
+
+
+def steps(engine: Engine, session: Session, count: int) -> list[StepReport]:
+    return [engine.step([session])[0] for _ in range(count)]
+
+
+def as_image(picture: Pixels) -> Tensor:
+    """(H, W, 3) as (1, 3, H, W) float32 in 0-255."""
+    return torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1)[None]
+
+
+def noisy(picture: Pixels, deviation: float = 12.0, seed: int = 5) -> Tensor:
+    """The picture as an image with seeded noise on it, some of it outside 0-255."""
+    image = as_image(picture)
+    return image + deviation * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shares_of(styles: Sequence[Pixels], shares: Sequence[float]) -> list[Style]:
+    return [Style(picture, share) for picture, share in zip(styles, shares, strict=True)]
