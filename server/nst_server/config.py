@@ -21,6 +21,7 @@ class StoreSettings:
     max_record_bytes: int = setting(1 * GIB, "Size of the job records.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
+    max_preview_bytes: int = setting(4 * GIB, "Size of all previews; the oldest make room for new ones.")
     max_checkpoint_bytes: int = setting(16 * GIB, "Size of all checkpoints.")
     lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
     replicas: int = setting(1, "Copies of everything that NATS keeps; 3 in a cluster of three.")
@@ -55,6 +56,7 @@ class ModelServerSettings:
     max_lost_attempts: int = setting(5, "A job whose model server dies this often is failed.")
     checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
+    hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.")
     warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -39,7 +40,14 @@ RPC_SECONDS = Histogram(
 )
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    # A client that connects and says nothing must not keep the next probe waiting.
+    daemon_threads = True
+
+
 class _Handler(WSGIRequestHandler):
+    timeout = 5
+
     def log_message(self, format: str, *args: object) -> None:
         return
 
@@ -51,7 +59,7 @@ class StatusPort:
         """Listens at once; port 0 takes a free one, see `port`."""
         self._ready = ready
         self._metrics = make_wsgi_app()
-        self._server = make_server(host, port, self._answer, WSGIServer, _Handler)
+        self._server = make_server(host, port, self._answer, _Server, _Handler)
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="status-port", daemon=True)
         self._thread.start()

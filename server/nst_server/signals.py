@@ -1,7 +1,15 @@
-"""SIGTERM and SIGINT as an event of the running loop."""
+"""SIGTERM and SIGINT as an event of the running loop, and work that ends when it comes."""
 
 import asyncio
 import signal
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The process was asked to stop before the work was done."""
 
 
 def stop_requested() -> asyncio.Event:
@@ -11,3 +19,20 @@ def stop_requested() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T:
+    """The work's outcome; when `stop` comes first, the work is cancelled.
+
+    Raises:
+        Stopped: `stop` came first.
+    """
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        return working.result()
+    working.cancel()
+    await asyncio.wait({working})
+    raise Stopped

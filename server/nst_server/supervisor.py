@@ -33,6 +33,8 @@ FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 10.0
 STEADY_SECONDS = 30.0
 STOP_SECONDS = {"gateway": 20.0, "model-server": 60.0, "nats-server": 10.0}
+NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+LIBC = ctypes.CDLL(None)  # looked up here: after a fork only what is loaded may be used
 MAX_NATS_PAYLOAD = 8 * 2**20
 
 
@@ -219,7 +221,7 @@ async def report_ready(addresses: Addresses, children: list[Child], status_file:
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as response:
+        with NO_PROXY.open(f"http://{address}/readyz", timeout=2) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -244,4 +246,4 @@ def locked(path: Path) -> Iterator[None]:
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent dies, however that happens (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

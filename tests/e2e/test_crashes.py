@@ -74,6 +74,15 @@ def test_a_killed_nats_server_comes_back_with_the_whole_history(own_server, spec
         assert_gapless(events)
         assert events[-1].result.reference.sha256 == uncut
         assert events == list(call.watch(job_id))
+        assert_gapless(list(call.watch(call.create(tiny(spec)))))
+
+
+def tiny(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """The same work, in no time."""
+    small = job_pb2.JobSpec()
+    small.CopyFrom(spec)
+    small.options.size, small.options.iterations = 32, 2
+    return small
 
 
 def test_a_killed_supervisor_takes_its_children_along_and_goes_on_where_it_was(tmp_path, spec, uncut):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.backbone import Backbone, connect
-from nst_server.jobs.blobs import PictureStore
+from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.tickets import TicketQueue
-from nst_server.signals import stop_requested
+from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,11 @@ class Gateway:
         self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
         commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
-        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=_channel_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            options=_channel_options(settings),
+            maximum_concurrent_rpcs=settings.max_open_watches + settings.max_streams,
+        )
         self._add_services(commands, store)
 
     def _add_services(self, commands: JobCommands, store: StoreSettings) -> None:
@@ -66,7 +71,8 @@ class Gateway:
         stored = PictureStore(self._backbone, patience=PATIENCE_SECONDS)
         specs = SpecReader(stored, settings, limits)
         uploads = Uploads(settings, limits)
-        gallery = Gallery(stored, settings.max_message_bytes)
+        previews = PreviewStore(self._backbone, patience=PATIENCE_SECONDS)
+        gallery = Gallery(stored, previews, settings.max_message_bytes)
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
         streams = StylizeStreams(commands, specs, uploads, watching, info)
@@ -125,22 +131,22 @@ async def serve(
 ) -> None:
     """Runs a gateway until SIGTERM or SIGINT."""
     stop = stop_requested()
-    async with connect(nats_url, "gateway", store) as backbone:
+    async with AsyncExitStack() as stack:
+        try:
+            backbone = await unless(stop, stack.enter_async_context(connect(nats_url, "gateway", store)))
+        except Stopped:
+            return
         gateway = Gateway(backbone, settings, store)
         port = await gateway.start(listen, tls)
         # Opened last: who finds it ready may call at once.
         status = metrics.StatusPort(
             metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
         )
+        stack.callback(status.close)
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
-        background = [asyncio.create_task(gateway.watch_over()), asyncio.create_task(gateway.feeds.check())]
-        await stop.wait()
-        for task in background:
-            task.cancel()
+        with contextlib.suppress(Stopped):
+            await unless(stop, asyncio.gather(gateway.watch_over(), gateway.feeds.check()))
         await gateway.drain()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*background)
-        status.close()
     log.info("gateway stopped")
 
 

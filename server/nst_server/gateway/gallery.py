@@ -6,36 +6,52 @@ from collections import OrderedDict
 from nst.v1 import image_pb2, job_pb2
 
 from nst_server import metrics, pictures
-from nst_server.jobs.blobs import BlobNotFound, PictureStore
+from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 
 CACHE_BYTES = 64 * 2**20
 EVENT_OVERHEAD_BYTES = 64 * 1024
-STORED = pictures.PictureLimits(2**62, 2**62, 2**31, 1)
 
 
 class Gallery:
     """Reads pictures from the store and transcodes them, remembering the latest."""
 
-    def __init__(self, store: PictureStore, max_message_bytes: int) -> None:
-        self._store = store
+    def __init__(self, results: PictureStore, previews: PreviewStore, max_message_bytes: int) -> None:
+        self._results = results
+        self._previews = previews
         self._max_picture_bytes = max_message_bytes - EVENT_OVERHEAD_BYTES
         self._cache: OrderedDict[tuple[str, bytes], image_pb2.Image] = OrderedDict()
         self._cached_bytes = 0
+        self._reading: dict[tuple[str, bytes], asyncio.Task[image_pb2.Image]] = {}
 
-    async def picture(self, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
-        """A stored PNG in the form asked for.
+    async def result(self, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
+        """A stored result in the form asked for.
 
         Raises:
             BlobNotFound: it is not stored any more.
         """
+        return await self._picture(self._results, digest, form)
+
+    async def _picture(
+        self, store: PictureStore | PreviewStore, digest: str, form: image_pb2.ImageFormat
+    ) -> image_pb2.Image:
         key = (digest, form.SerializeToString(deterministic=True))
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        stored = await self._store.get(digest)
-        image = await asyncio.to_thread(_transcoded, stored, form)
-        self._remember(key, image)
-        return image
+        if key not in self._reading:
+            # One reading for all who want the picture now; it goes on if one of them leaves.
+            self._reading[key] = asyncio.create_task(self._read(store, key, form))
+        return await asyncio.shield(self._reading[key])
+
+    async def _read(
+        self, store: PictureStore | PreviewStore, key: tuple[str, bytes], form: image_pb2.ImageFormat
+    ) -> image_pb2.Image:
+        try:
+            image = await asyncio.to_thread(_transcoded, await store.get(key[0]), form)
+            self._remember(key, image)
+            return image
+        finally:
+            del self._reading[key]
 
     async def shown(self, event: job_pb2.JobEvent, spec: job_pb2.JobSpec, *, stale: bool) -> job_pb2.JobEvent:
         """The event with its picture, where it has one that fits into a message and is still stored."""
@@ -45,9 +61,10 @@ class Gallery:
         if stale:
             metrics.PREVIEWS_DROPPED.inc()
             return event
-        form = spec.preview.format if kind == "preview" else spec.result_format
+        preview = kind == "preview"
+        store, form = (self._previews, spec.preview.format) if preview else (self._results, spec.result_format)
         try:
-            image = await self.picture(getattr(event, kind).reference.sha256, form)
+            image = await self._picture(store, getattr(event, kind).reference.sha256, form)
         except BlobNotFound:
             return event
         if image.ByteSize() > self._max_picture_bytes:
@@ -59,7 +76,7 @@ class Gallery:
 
     def _remember(self, key: tuple[str, bytes], image: image_pb2.Image) -> None:
         size = image.ByteSize()
-        if size > CACHE_BYTES or key in self._cache:
+        if size > CACHE_BYTES:
             return
         self._cache[key] = image
         self._cached_bytes += size
@@ -72,4 +89,4 @@ def _transcoded(stored: bytes, form: image_pb2.ImageFormat) -> image_pb2.Image:
     codec = form.encoded.codec
     if form.WhichOneof("form") != "tensor" and codec in (image_pb2.CODEC_UNSPECIFIED, image_pb2.CODEC_PNG):
         return image_pb2.Image(encoded=image_pb2.EncodedImage(data=stored))
-    return pictures.encode(pictures.read_file(stored, STORED), form)
+    return pictures.encode(pictures.read_file(stored, pictures.STORED), form)

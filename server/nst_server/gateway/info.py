@@ -5,7 +5,7 @@ from functools import partial
 from importlib.metadata import version
 
 from google.rpc import code_pb2
-from nats.js.errors import KeyNotFoundError, NoKeysError
+from nats.js.errors import KeyNotFoundError, NoKeysError, NotFoundError
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
@@ -73,7 +73,7 @@ class ServerInfo:
     async def _announcements(self) -> list[Announcement]:
         try:
             names = await persistently(self._servers.keys, seconds=PATIENCE_SECONDS)
-        except NoKeysError:
+        except (NoKeysError, NotFoundError):
             return []
         found = []
         for name in names:

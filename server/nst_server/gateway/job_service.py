@@ -35,7 +35,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             if state not in job_pb2.JobState.values() or state == job_pb2.JOB_STATE_UNSPECIFIED:
                 raise invalid("states", f"{state} is no state that a job can be in")
         size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        records = sorted([record async for record in self._commands.all_records()], key=_position, reverse=True)
+        records = sorted([record async for record in self._commands.records.all()], key=_position, reverse=True)
         if request.page_token:
             after = _decoded(request.page_token)
             records = [record for record in records if _position(record) < after]

@@ -110,7 +110,7 @@ class SpecReader:
 
     async def _known(self, path: str, image: image_pb2.Image) -> image_pb2.Image:
         check_digest(path, image.reference.sha256)
-        if not await self._store.exists(image.reference.sha256):
+        if not await self._store.keep(image.reference.sha256):
             text = f"no picture {image.reference.sha256} is stored: upload it"
             raise Refusal(code_pb2.NOT_FOUND, "PICTURE_NOT_FOUND", f"{path}: {text}", {path: text})
         return image

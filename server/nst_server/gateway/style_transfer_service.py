@@ -73,7 +73,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
         check_form("format", form)
         try:
-            image = await self._gallery.picture(job.result.reference.sha256, form)
+            image = await self._gallery.result(job.result.reference.sha256, form)
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
         header, data = await asyncio.to_thread(_streamed, image)

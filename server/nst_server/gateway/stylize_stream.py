@@ -66,7 +66,8 @@ class StylizeStreams:
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
             spec = await self._specs.complete(start.spec, attached)
         await self._info.check_model(spec.options.model)
-        return start, spec
+        # Without its pictures, which would be held for as long as the stream lasts.
+        return pb.StylizeStart(request_id=start.request_id, detach=start.detach), spec
 
     def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
         images = {"spec.content": spec.content}

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,16 +14,14 @@ from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
 from nats.js.errors import (
     APIError,
-    BucketNotFoundError,
     NoStreamResponseError,
-    ServerError,
+    NotFoundError,
     ServiceUnavailableError,
 )
 from nats.js.kv import KeyValue
-from nats.js.object_store import ObjectStore
 
 from nst_server.config import StoreSettings
-from nst_server.jobs.topology import CHECKPOINTS, PICTURES, RECORDS, SERVERS, configure
+from nst_server.jobs.topology import PICTURES, RECORDS, SERVERS, configure
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ class Backbone:
     jetstream: JetStreamContext
     records: KeyValue
     servers: KeyValue
-    pictures: ObjectStore
-    checkpoints: ObjectStore
+    retention_seconds: float
 
 
 async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float | None) -> T:
@@ -82,7 +80,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
     while True:
         try:
             return await operation()
-        except (*TRANSIENT, ServerError) as error:
+        except TRANSIENT as error:
             if isinstance(error, APIError) and error.err_code in STORE_FULL:
                 raise StoreFull(str(error.description)) from error
             if deadline is not None and loop.time() > deadline:
@@ -101,7 +99,20 @@ async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncI
     Raises:
         BackboneUnavailable: the job store was not there, or not set up, in `START_SECONDS`.
     """
+    try:
+        client = await asyncio.wait_for(_connected(url, name), START_SECONDS)
+    except TimeoutError as error:
+        raise BackboneUnavailable(f"no NATS server answers at {url}") from error
+    try:
+        jetstream = client.jetstream(timeout=REQUEST_SECONDS)
+        if settings is not None:
+            await persistently(lambda: configure(jetstream, settings), seconds=START_SECONDS)
+        yield await persistently(lambda: _open(client, jetstream), seconds=START_SECONDS)
+    finally:
+        await client.close()
 
+
+async def _connected(url: str, name: str) -> NatsClient:
     async def on_error(error: Exception) -> None:
         log.warning("nats error", extra={"error": repr(error)})
 
@@ -111,7 +122,7 @@ async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncI
     async def on_reconnected() -> None:
         log.info("nats connection back")
 
-    client = await nats.connect(
+    return await nats.connect(
         url,
         name=name,
         max_reconnect_attempts=-1,
@@ -122,24 +133,17 @@ async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncI
         disconnected_cb=on_disconnected,
         reconnected_cb=on_reconnected,
     )
-    try:
-        jetstream = client.jetstream(timeout=REQUEST_SECONDS)
-        if settings is not None:
-            await persistently(lambda: configure(jetstream, settings), seconds=START_SECONDS)
-        yield await persistently(lambda: _open(client, jetstream), seconds=START_SECONDS)
-    finally:
-        await client.close()
 
 
 async def _open(client: NatsClient, jetstream: JetStreamContext) -> Backbone:
     try:
+        pictures = await jetstream.stream_info(PICTURES.stream)
         return Backbone(
             nats=client,
             jetstream=jetstream,
             records=await jetstream.key_value(RECORDS),
             servers=await jetstream.key_value(SERVERS),
-            pictures=await jetstream.object_store(PICTURES),
-            checkpoints=await jetstream.object_store(CHECKPOINTS),
+            retention_seconds=pictures.config.max_age or math.inf,
         )
-    except BucketNotFoundError as error:
+    except NotFoundError as error:
         raise NoStreamResponseError from error  # not there yet: try again

@@ -1,88 +1,106 @@
-"""Pictures and checkpoints: large values in JetStream's object store."""
+"""Pictures, previews and checkpoints: large values as chunks in streams.
+
+A blob is its chunks on subjects of their own and, written last, a head that says how many there
+are and what their digest is. Not JetStream's object store client: writing there again removes the
+chunks under whoever reads, a write that is cancelled leaves chunks that nobody can find, and a
+reader that is cancelled leaves a consumer. Here every subject follows from the name, so writing
+again overwrites, and reading is a request a chunk.
+"""
 
 import asyncio
-import contextlib
 import hashlib
-import io
+import json
+from datetime import UTC, datetime
+from functools import partial
 
-from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js import api
-from nats.js.errors import DigestMismatchError, NotFoundError
-from nats.js.object_store import ObjectStore
+from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
 
 from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.topology import CHECKPOINTS, PICTURES, PREVIEWS, Blobs
 
 CHUNK_BYTES = 512 * 1024
-READ_BASE_SECONDS = 5.0
-READ_BYTES_PER_SECOND = 5e6
 
 
 class BlobNotFound(Exception):
-    """The store has no such object."""
+    """The store has no such blob, or not whole any more."""
 
 
 class BlobStore:
-    """Named values of any size in one bucket."""
+    """Named values of any size in one stream. Names are letters, digits, `-` and `_`."""
 
-    def __init__(self, bucket: ObjectStore, *, patience: float | None) -> None:
+    def __init__(self, backbone: Backbone, blobs: Blobs, *, patience: float | None) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
-        self._bucket = bucket
+        self._jetstream = backbone.jetstream
+        self._stream = blobs.stream
+        self._prefix = blobs.prefix
         self._patience = patience
 
-    async def exists(self, name: str) -> bool:
-        """True when the object is there."""
-        try:
-            await persistently(lambda: self._bucket.get_info(name), seconds=self._patience)
-        except NotFoundError:
-            return False
-        return True
+    async def age(self, name: str) -> float | None:
+        """Seconds since the blob was written; None when it is not there."""
+        head = await self._last(f"{name}.head", direct=False)
+        if head is None or head.time is None:
+            return None
+        return (datetime.now(UTC) - head.time.astimezone(UTC)).total_seconds()
 
     async def put(self, name: str, data: bytes) -> None:
-        """Stores the object, in place of an older one of that name.
+        """Stores the blob, in place of an older one of that name.
 
         Raises:
             StoreFull: there is no room.
         """
-
-        async def attempt() -> None:
-            meta = api.ObjectMeta(name=name, options=api.ObjectMetaOptions(max_chunk_size=CHUNK_BYTES))
-            await self._bucket.put(name, data, meta=meta)
-
-        await persistently(attempt, seconds=self._patience)
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        chunks = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
+        for number, chunk in enumerate(chunks):
+            await self._publish(f"{name}.{number}", chunk)
+        await self._publish(f"{name}.head", json.dumps({"chunks": len(chunks), "sha256": digest}).encode())
 
     async def get(self, name: str) -> bytes:
-        """The object's bytes, their digest checked.
+        """The blob's bytes, their digest checked.
 
         Raises:
-            BlobNotFound: there is no such object.
+            BlobNotFound: there is no such blob, or not all of it.
         """
-        try:
-            return await persistently(lambda: self._read(name), seconds=self._patience)
-        except NotFoundError as error:
-            raise BlobNotFound(name) from error
+        head = await self._last(f"{name}.head", direct=False)
+        if head is None or head.data is None:
+            raise BlobNotFound(name)
+        about = json.loads(head.data)
+        data = b"".join([await self._chunk(name, number) for number in range(about["chunks"])])
+        if await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest()) != about["sha256"]:
+            raise BlobNotFound(name)
+        return data
 
     async def delete(self, name: str) -> None:
-        """Removes the object; no error if there is none."""
-        with contextlib.suppress(NotFoundError):
-            await persistently(lambda: self._bucket.delete(name), seconds=self._patience)
+        """Removes the blob; no error if there is none."""
+        purge = partial(self._jetstream.purge_stream, self._stream, subject=f"{self._prefix}.{name}.>")
+        await persistently(purge, seconds=self._patience)
 
-    async def _read(self, name: str) -> bytes:
-        size = (await self._bucket.get_info(name)).size or 0
-        buffer = io.BytesIO()
+    async def _chunk(self, name: str, number: int) -> bytes:
+        subject = f"{name}.{number}"
+        # Any replica may answer, which spares the leader; one that lags sends us to the leader.
+        message = await self._last(subject, direct=True) or await self._last(subject, direct=False)
+        if message is None or message.data is None:
+            raise BlobNotFound(name)
+        return message.data
+
+    async def _publish(self, subject: str, data: bytes) -> None:
+        publish = partial(self._jetstream.publish, f"{self._prefix}.{subject}", data)
+        await persistently(publish, seconds=self._patience)
+
+    async def _last(self, subject: str, *, direct: bool) -> RawStreamMsg | None:
+        get = partial(self._jetstream.get_last_msg, self._stream, f"{self._prefix}.{subject}", direct=direct)
         try:
-            # The library waits for ever for chunks that were replaced or lost under it.
-            async with asyncio.timeout(READ_BASE_SECONDS + size / READ_BYTES_PER_SECOND):
-                await self._bucket.get(name, writeinto=buffer)
-        except (TimeoutError, DigestMismatchError) as error:
-            raise NatsTimeoutError from error
-        return buffer.getvalue()
+            return await persistently(get, seconds=self._patience)
+        except NotFoundError:
+            return None
 
 
 class PictureStore:
     """Pictures by the SHA-256 of their bytes; the same bytes are stored once."""
 
     def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
-        self._blobs = BlobStore(backbone.pictures, patience=patience)
+        self._blobs = BlobStore(backbone, PICTURES, patience=patience)
+        self._renew_after = backbone.retention_seconds / 2
 
     async def put(self, data: bytes) -> str:
         """Stores the bytes and returns their digest, 64 lower-case hexadecimal digits.
@@ -91,13 +109,18 @@ class PictureStore:
             StoreFull: there is no room.
         """
         digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-        if not await self._blobs.exists(digest):
+        if not await self._fresh(digest):
             await self._blobs.put(digest, data)
         return digest
 
-    async def exists(self, digest: str) -> bool:
-        """True when the picture is stored."""
-        return await self._blobs.exists(digest)
+    async def keep(self, digest: str) -> bool:
+        """False when the picture is not stored; else it will be for at least half the retention."""
+        if not await self._fresh(digest):
+            try:
+                await self._blobs.put(digest, await self._blobs.get(digest))
+            except BlobNotFound:
+                return False
+        return True
 
     async def get(self, digest: str) -> bytes:
         """The picture's bytes.
@@ -107,12 +130,37 @@ class PictureStore:
         """
         return await self._blobs.get(digest)
 
+    async def _fresh(self, digest: str) -> bool:
+        age = await self._blobs.age(digest)
+        return age is not None and age < self._renew_after
 
-class CheckpointStore:
-    """Checkpoints, two alternating objects an attempt, so that the last whole one is never written over."""
+
+class PreviewStore:
+    """Previews by their SHA-256, in a stream of their own where the oldest make room for new ones."""
 
     def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
-        self._blobs = BlobStore(backbone.checkpoints, patience=patience)
+        self._blobs = BlobStore(backbone, PREVIEWS, patience=patience)
+
+    async def put(self, data: bytes) -> str:
+        """Stores the bytes and returns their digest."""
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        await self._blobs.put(digest, data)
+        return digest
+
+    async def get(self, digest: str) -> bytes:
+        """The preview's bytes.
+
+        Raises:
+            BlobNotFound: it is gone.
+        """
+        return await self._blobs.get(digest)
+
+
+class CheckpointStore:
+    """Checkpoints, two alternating blobs an attempt, so that the last whole one is never written over."""
+
+    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+        self._blobs = BlobStore(backbone, CHECKPOINTS, patience=patience)
 
     async def put(self, name: str, data: bytes) -> None:
         """Stores a checkpoint under a name of `checkpoint_name`."""
@@ -134,5 +182,5 @@ class CheckpointStore:
 
 
 def checkpoint_name(job_id: str, attempt: int, number: int) -> str:
-    """The object that checkpoint `number` (0, 1, 2 ...) of an attempt is written to."""
-    return f"{job_id}/{attempt}/{number % 2}"
+    """The blob that checkpoint `number` (0, 1, 2 ...) of an attempt is written to."""
+    return f"{job_id}-{attempt}-{number % 2}"

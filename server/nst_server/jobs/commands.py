@@ -2,16 +2,15 @@
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
 
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore
 from nst_server.jobs.control import nudge
-from nst_server.jobs.events import FINAL_STATES, EventLog, HistoryMoved
+from nst_server.jobs.events import EventLog, HistoryMoved, state_event
 from nst_server.jobs.records import JobExists, JobNotFound, Records
 from nst_server.jobs.tickets import TicketQueue
 
@@ -51,13 +50,14 @@ class JobCommands:
 
         Raises:
             QueueFull: as many jobs as allowed wait or run.
+            StoreFull: the histories leave no room for another job.
             RequestReused: the request id belongs to another spec.
         """
         job_id = derive_job_id(tenant, request_id)
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
         if (existing := await self._existing(job_id, digest)) is not None:
             return existing
-        ticket = await self._tickets.put(job_id, 1, spec.priority)
+        await self.events.check_room()
         record = JobRecord(
             job_id=job_id,
             request_id=request_id,
@@ -66,14 +66,14 @@ class JobCommands:
             spec=spec,
             create_time=_now(),
             traceparent=traceparent,
-            ticket=ticket,
+            ticket=await self._tickets.put(job_id, spec.priority),
         )
-        queued = _state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
         with contextlib.suppress(HistoryMoved):  # an earlier try of this same request got this far
-            await self.events.append(queued, None)
+            await self.events.append(state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server"), None)
         try:
             await self.records.create(record)
         except JobExists:
+            await self._tickets.remove(record.ticket)
             if (existing := await self._existing(job_id, digest)) is not None:
                 return existing
         await self._tickets.wake()
@@ -112,11 +112,6 @@ class JobCommands:
             _add_event(job, last.event)
         return job
 
-    async def all_records(self) -> AsyncIterator[JobRecord]:
-        """Every job's record, in no order."""
-        async for record in self.records.all():
-            yield record
-
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job that waits at once, and one that runs at its next iteration.
 
@@ -132,8 +127,10 @@ class JobCommands:
             record.control.version += 1
 
         record = await self.records.update(job_id, change)
-        await self._append_unless_held(record, job_pb2.JOB_STATE_CANCELLED, "cancelled before it ran")
+        await self._write_state(job_id, job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it")
         await nudge(self._backbone, job_id)
+        if not record.lease.held:
+            await self._checkpoints.delete_all(job_id, record.lease.attempt)
         return await self.describe(record)
 
     async def update(self, job_id: str, update: job_pb2.JobUpdate) -> job_pb2.Job:
@@ -167,55 +164,61 @@ class JobCommands:
             record.control.version += 1
 
         record = await self.records.update(record.job_id, change)
-        await self._append_unless_held(record, job_pb2.JOB_STATE_PAUSED, "paused before it ran")
+        await self._write_state(record.job_id, job_pb2.JOB_STATE_PAUSED, "paused before it ran")
         return record
 
     async def _resume(self, record: JobRecord) -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.ticket.number + 1, record.spec.priority)
+        ticket = await self._tickets.put(record.job_id, record.spec.priority)
 
         def change(record: JobRecord) -> None:
+            # A server that has not noticed the pause yet keeps its ticket.
+            if record.control.paused and not record.lease.held:
+                record.ticket.CopyFrom(ticket)
             record.control.paused = False
             record.control.version += 1
-            if not record.lease.held:
-                record.ticket.CopyFrom(ticket)
 
         record = await self.records.update(record.job_id, change)
-        if record.ticket.number == ticket.number:
-            await self._append_unless_held(record, job_pb2.JOB_STATE_QUEUED, "resumed")
+        if record.ticket == ticket:
+            await self._write_state(record.job_id, job_pb2.JOB_STATE_QUEUED, "resumed")
             await self._tickets.wake()
         else:
             await self._tickets.remove(ticket)
         return record
 
     async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
-        if record.lease.held:
-            raise NotWaiting(record.job_id)
-        old = record.ticket
-        ticket = await self._tickets.put(record.job_id, old.number + 1, priority)
+        ticket = await self._tickets.put(record.job_id, priority)
+        old = Ticket()
 
         def change(record: JobRecord) -> None:
+            if record.lease.held:
+                raise NotWaiting(record.job_id)
             record.spec.priority = priority
+            old.CopyFrom(record.ticket)
             record.ticket.CopyFrom(ticket)
 
-        record = await self.records.update(record.job_id, change)
-        await self._tickets.remove(old)
+        try:
+            record = await self.records.update(record.job_id, change)
+        except NotWaiting:
+            await self._tickets.remove(ticket)
+            raise
+        # A paused job has no place in the queue to move to; its ticket comes when it is resumed.
+        await self._tickets.remove(ticket if record.control.paused else old)
         await self._tickets.wake()
         return record
 
-    async def _append_unless_held(self, record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> None:
+    async def _write_state(self, job_id: str, state: "job_pb2.JobState.ValueType", reason: str) -> None:
         """Writes the state of a job that nobody works on; a model server that does will write it itself."""
-        while not record.lease.held:
-            last = await self.events.last(record.job_id)
-            if last is None or last.final or last.event.job_state == state:
+        while True:
+            # Read in this order, so that a claim in between makes the append fail.
+            last = await self.events.last(job_id)
+            record = await self.records.get(job_id)
+            if record.lease.held or last is None or last.final or last.event.job_state == state:
                 return
-            try:
-                await self.events.append(_state_event(record, state, reason), last)
-            except HistoryMoved:
-                record = await self.records.get(record.job_id)
-                continue
-            if state != job_pb2.JOB_STATE_QUEUED:
-                await self._tickets.remove(record.ticket)
-            return
+            with contextlib.suppress(HistoryMoved):
+                await self.events.append(state_event(record, state, reason), last)
+                if state != job_pb2.JOB_STATE_QUEUED:
+                    await self._tickets.remove(record.ticket)
+                return
 
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended: record, history, checkpoints.
@@ -238,24 +241,10 @@ def derive_job_id(tenant: str, request_id: str) -> str:
     return hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()[:32]
 
 
-def is_final(job: job_pb2.Job) -> bool:
-    """True when the job has ended."""
-    return job.state in FINAL_STATES
-
-
 def _now() -> Timestamp:
     now = Timestamp()
     now.GetCurrentTime()
     return now
-
-
-def _state_event(record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> job_pb2.JobEvent:
-    return job_pb2.JobEvent(
-        job_id=record.job_id,
-        attempt=record.lease.attempt,
-        job_state=state,
-        state=job_pb2.StateChange(state=state, reason=reason),
-    )
 
 
 def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:

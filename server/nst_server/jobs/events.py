@@ -7,13 +7,16 @@ from uuid import uuid4
 
 from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
+from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 
 from nst_server import metrics
-from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, persistently
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently
 from nst_server.jobs.topology import EVENTS
 
 log = logging.getLogger(__name__)
+
+ROOM_FOR_NEW_JOBS = 0.8
 
 FINAL_STATES = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
@@ -29,6 +32,16 @@ class Stored:
     def final(self) -> bool:
         """True when no event can follow."""
         return self.event.job_state in FINAL_STATES
+
+
+def state_event(record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> job_pb2.JobEvent:
+    """A change of state, for the history of the record's job."""
+    return job_pb2.JobEvent(
+        job_id=record.job_id,
+        attempt=record.lease.attempt,
+        job_state=state,
+        state=job_pb2.StateChange(state=state, reason=reason),
+    )
 
 
 class HistoryMoved(Exception):
@@ -83,15 +96,30 @@ class EventLog:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
             return await self._own_or_moved(event, message_id)
+        self._count(event)
+        return Stored(event, ack.seq)
+
+    def _count(self, event: job_pb2.JobEvent) -> None:
         if not event.HasField("progress") and not event.HasField("preview"):
             metrics.JOBS.labels(job_pb2.JobState.Name(event.job_state).removeprefix("JOB_STATE_").lower()).inc()
-        return Stored(event, ack.seq)
 
     async def _own_or_moved(self, event: job_pb2.JobEvent, message_id: str) -> Stored:
         message = await self._last_message(event.job_id)
         if message is not None and (message.headers or {}).get(Header.MSG_ID.value) == message_id:
+            self._count(event)
             return Stored(event, message.seq or 0)
         raise HistoryMoved(_stored(message))
+
+    async def check_room(self) -> None:
+        """Keeps the last part of the store for the jobs that are there already, so that they can end.
+
+        Raises:
+            StoreFull: the part for new jobs is used up.
+        """
+        info = await persistently(lambda: self._jetstream.stream_info(EVENTS), seconds=self._patience)
+        limit = info.config.max_bytes or -1
+        if limit > 0 and info.state.bytes > ROOM_FOR_NEW_JOBS * limit:
+            raise StoreFull("the histories of the jobs take up too much of max_event_bytes")
 
     async def last(self, job_id: str) -> Stored | None:
         """The latest event, or None when there is none."""
@@ -122,9 +150,7 @@ class EventLog:
     async def _next(self, job_id: str, stream_sequence: int) -> Stored | None:
         try:
             message = await persistently(
-                lambda: self._jetstream.get_msg(
-                    EVENTS, seq=stream_sequence, subject=subject(job_id), direct=True, next=True
-                ),
+                lambda: self._jetstream.get_msg(EVENTS, seq=stream_sequence, subject=subject(job_id), next=True),
                 seconds=self._patience,
             )
         except NotFoundError:

@@ -6,16 +6,18 @@ attempt raises `Superseded` and drops the job without a further word.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
+from google.rpc import code_pb2
 from nats.aio.msg import Msg
 from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
 from nst.v1 import job_pb2
 
-from nst_server.jobs.backbone import TRANSIENT, Backbone
+from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
-from nst_server.jobs.events import EventLog, HistoryMoved, Stored
+from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.tickets import ticket_age
 
@@ -29,7 +31,7 @@ class Superseded(Exception):
     """A later attempt has taken the job, or it has ended."""
 
 
-class StillWanted(Exception):
+class _StillWanted(Exception):
     """The client has taken the pause back."""
 
 
@@ -46,83 +48,80 @@ class Leases:
 
     async def claim(self, message: Msg) -> "Lease | None":
         """Claims the job of a ticket; None when there is nothing to work on."""
-        ticket = Ticket.FromString(message.data)
+        job_id = Ticket.FromString(message.data).job_id
         try:
-            record = await self.records.update(ticket.job_id, lambda record: self._take(record, ticket))
-        except JobNotFound:
-            await self._no_record(message)
+            record = await self.records.update(job_id, lambda record: self._take(record, message))
+        except (JobNotFound, _TicketEarly):
+            await self._wait_for_record(message)
             return None
-        except _NotClaimable as refusal:
-            await self._settle(refusal.record, message)
+        except _TicketVoid:
+            await message.ack()
+            return None
+        except Superseded:
             return None
         lease = Lease(self, record, message)
         try:
-            return await self._started(lease)
+            return lease if await self._starts(lease) else None
         except Superseded:
-            await message.ack()
+            # The ticket is the later attempt's now, so it is not ours to acknowledge.
             return None
 
-    def _take(self, record: JobRecord, ticket: Ticket) -> None:
-        if record.ticket.number != ticket.number or record.control.cancel or record.control.paused:
-            raise _NotClaimable(record)
-        lease = record.lease
+    def _take(self, record: JobRecord, message: Msg) -> None:
+        """Makes this server the holder, which fences every earlier attempt, even of a job that is not to run."""
+        lease, place = record.lease, message.metadata.sequence.stream
+        if place > record.ticket.stream_sequence:
+            raise _TicketEarly
+        if place < record.ticket.stream_sequence:
+            raise _TicketVoid
         if lease.held and lease.server != self.server:
+            if message.metadata.num_delivered <= lease.delivery:
+                raise Superseded
             lease.lost_attempts += 1
         lease.attempt += 1
         lease.server = self.server
+        lease.delivery = message.metadata.num_delivered
         lease.held = True
 
-    async def _no_record(self, message: Msg) -> None:
+    async def _wait_for_record(self, message: Msg) -> None:
+        """Gives the ticket's writer time to say so in the record; one that never does has died."""
         if ticket_age(message) > RECORD_WAIT_SECONDS:
             await message.ack()
         else:
             await message.nak(delay=RECORD_POLL_SECONDS)
 
-    async def _settle(self, record: JobRecord, message: Msg) -> None:
-        """Sees a job that is not to run to the state its client asked for."""
-        ticket = Ticket.FromString(message.data)
-        if record.ticket.number == ticket.number:
-            state = job_pb2.JOB_STATE_CANCELLED if record.control.cancel else job_pb2.JOB_STATE_PAUSED
-            last = await self.events.last(record.job_id)
-            if last is not None and not last.final and last.event.job_state != state:
-                event = job_pb2.JobEvent(
-                    job_id=record.job_id,
-                    attempt=record.lease.attempt,
-                    job_state=state,
-                    state=job_pb2.StateChange(state=state, reason="asked for by the client"),
-                )
-                try:
-                    await self.events.append(event, last)
-                except HistoryMoved:
-                    await message.nak(delay=RECORD_POLL_SECONDS)
-                    return
-            if last is not None and last.final:
-                await self.checkpoints.delete_all(record.job_id, record.lease.attempt)
-        await message.ack()
-
-    async def _started(self, lease: "Lease") -> "Lease | None":
-        lost = lease.record.lease.lost_attempts
+    async def _starts(self, lease: "Lease") -> bool:
+        """Opens the attempt in the job's history; False when the job is not to run."""
+        record = lease.record
         lease.last = await self.events.last(lease.job_id)
         if lease.last is not None and lease.last.final:
             await lease.close()
-            return None
-        if lost > self._max_lost_attempts:
+            return False
+        if record.control.cancel:
+            await lease.cancel()
+            return False
+        if record.control.paused:
+            await lease.pause_or_hand_back()
+            return False
+        if record.lease.lost_attempts > self._max_lost_attempts:
             await lease.end_with_error(
-                10,  # google.rpc.Code.ABORTED
+                code_pb2.ABORTED,
                 "ATTEMPTS_EXHAUSTED",
-                f"{lost} model servers stopped while they worked on this job; the limit is "
+                f"{record.lease.lost_attempts} model servers stopped while they worked on this job; the limit is "
                 f"max_lost_attempts = {self._max_lost_attempts}",
             )
-            return None
-        checkpoint = lease.record.checkpoint
+            return False
+        checkpoint = record.checkpoint
         reason = f"continues from iteration {checkpoint.iteration}" if checkpoint.object else "starts"
         await lease.append_state(job_pb2.JOB_STATE_RUNNING, reason, from_iteration=checkpoint.iteration)
-        return lease
+        return True
 
 
-class _NotClaimable(Exception):
-    def __init__(self, record: JobRecord) -> None:
-        self.record = record
+class _TicketEarly(Exception):
+    """The record does not know of the ticket yet."""
+
+
+class _TicketVoid(Exception):
+    """The record names a later ticket."""
 
 
 class Lease:
@@ -147,8 +146,8 @@ class Lease:
         while True:
             try:
                 await self._message.in_progress()
-            except TRANSIENT:
-                log.warning("lease not extended", extra={"job_id": self.job_id})
+            except Exception:
+                log.warning("lease not extended", extra={"job_id": self.job_id}, exc_info=True)
             await asyncio.sleep(self._leases.lease_seconds / 4)
 
     async def refresh(self) -> JobRecord:
@@ -171,12 +170,7 @@ class Lease:
         Raises:
             Superseded: a later attempt has the job, or it has ended.
         """
-        event.job_id = self.job_id
-        event.attempt = self.attempt
-        if event.HasField("progress"):
-            self._latest_progress = event.progress
-        elif self._latest_progress is not None:
-            event.latest_progress.CopyFrom(self._latest_progress)
+        self._complete(event)
         while True:
             if self.last is not None and (self.last.final or self.last.event.attempt > self.attempt):
                 raise Superseded
@@ -187,6 +181,19 @@ class Lease:
                 self.last = moved.last
                 if moved.last is None:
                     raise Superseded from moved
+
+    async def cancel(self) -> None:
+        """Ends the job as its client asked."""
+        await self.append_state(job_pb2.JOB_STATE_CANCELLED, "asked for by the client")
+        await self.close()
+
+    def _complete(self, event: job_pb2.JobEvent) -> None:
+        event.job_id = self.job_id
+        event.attempt = self.attempt
+        if event.HasField("progress"):
+            self._latest_progress = event.progress
+        elif self._latest_progress is not None:
+            event.latest_progress.CopyFrom(self._latest_progress)
 
     async def append_state(self, state: "job_pb2.JobState.ValueType", reason: str, from_iteration: int = 0) -> None:
         """Appends a change of state; see `append`."""
@@ -206,7 +213,12 @@ class Lease:
         checkpoint.object = checkpoint_name(self.job_id, self.attempt, self._checkpoints_written)
         self._checkpoints_written += 1
         await self._leases.checkpoints.put(checkpoint.object, data)
-        await self._update(lambda record: record.checkpoint.CopyFrom(checkpoint))
+
+        def change(record: JobRecord) -> None:
+            record.checkpoint.CopyFrom(checkpoint)
+            record.lease.lost_attempts = 0  # the job gets on
+
+        await self._update(change)
 
     async def end_with_error(self, code: int, reason: str, message: str) -> None:
         """Ends the job as failed."""
@@ -214,20 +226,25 @@ class Lease:
         await self.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
         await self.close()
 
-    async def pause(self) -> None:
-        """Lets the job go until its client resumes it.
-
-        Raises:
-            StillWanted: the client has resumed it already.
-        """
+    async def pause_or_hand_back(self) -> None:
+        """Lets the job go until its client resumes it; if that has happened already, to go on at once."""
 
         def change(record: JobRecord) -> None:
             if not record.control.paused:
-                raise StillWanted
+                raise _StillWanted
             record.lease.held = False
 
-        await self._update(change)
-        await self.append_state(job_pb2.JOB_STATE_PAUSED, "asked for by the client")
+        try:
+            await self._update(change)
+        except _StillWanted:
+            await self.hand_back("resumed")
+            return
+        if self.last is not None and self.last.event.job_state != job_pb2.JOB_STATE_PAUSED:
+            paused = state_event(self.record, job_pb2.JOB_STATE_PAUSED, "asked for by the client")
+            self._complete(paused)
+            # Who appended in between has resumed the job, and that is then its state.
+            with contextlib.suppress(HistoryMoved):
+                await self._leases.events.append(paused, self.last)
         await self._message.ack()
 
     async def hand_back(self, reason: str) -> None:

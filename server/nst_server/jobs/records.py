@@ -92,7 +92,6 @@ class Records:
 
     async def _write(self, record: JobRecord, revision: int) -> None:
         data = record.SerializeToString()
-        # A write whose answer was lost is retried and then found to conflict with itself; the
-        # caller's loop reads again and applies its change anew, which is why changes must be
-        # idempotent.
+        # A write whose answer was lost conflicts with itself when it is tried again, and the change
+        # is then applied once more: a number may go up by two.
         await persistently(lambda: self._bucket.update(record.job_id, data, last=revision), seconds=self._patience)

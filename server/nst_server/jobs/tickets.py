@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from uuid import uuid4
 
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeoutError
@@ -33,21 +34,17 @@ class TicketQueue:
         self._jetstream = backbone.jetstream
         self._patience = patience
 
-    async def put(self, job_id: str, number: int, priority: "job_pb2.Priority.ValueType") -> Ticket:
-        """Queues a ticket; the same one twice within a minute is queued once.
+    async def put(self, job_id: str, priority: "job_pb2.Priority.ValueType") -> Ticket:
+        """Queues a new ticket.
 
         Raises:
             QueueFull: there is no room.
         """
-        ticket = Ticket(job_id=job_id, number=number)
-        headers = {Header.MSG_ID.value: f"{job_id}/{number}"}
+        ticket = Ticket(job_id=job_id)
+        headers = {Header.MSG_ID.value: uuid4().hex}
+        publish = partial(self._jetstream.publish, f"nst.ticket.{LANES[priority]}", ticket.SerializeToString())
         try:
-            ack = await persistently(
-                lambda: self._jetstream.publish(
-                    f"nst.ticket.{LANES[priority]}", ticket.SerializeToString(), headers={**headers}
-                ),
-                seconds=self._patience,
-            )
+            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience)
         except StoreFull as error:
             raise QueueFull from error
         ticket.stream_sequence = ack.seq
@@ -60,12 +57,9 @@ class TicketQueue:
 
     async def remove(self, ticket: Ticket) -> None:
         """Takes a ticket back; no error if it is gone."""
-        if not ticket.stream_sequence:
-            return
+        delete = partial(self._jetstream.delete_msg, TICKETS, ticket.stream_sequence)
         try:
-            await persistently(
-                lambda: self._jetstream.delete_msg(TICKETS, ticket.stream_sequence), seconds=self._patience
-            )
+            await persistently(delete, seconds=self._patience)
         except APIError:
             return
 

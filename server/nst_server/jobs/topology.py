@@ -1,5 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from nats.js import JetStreamContext, api
@@ -12,26 +13,42 @@ TICKETS = "NST_TICKETS"
 EVENTS = "NST_EVENTS"
 RECORDS = "nst_jobs"
 SERVERS = "nst_model_servers"
-PICTURES = "nst_pictures"
-CHECKPOINTS = "nst_checkpoints"
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """A stream of large values, and the subject that all of its subjects begin with."""
+
+    stream: str
+    prefix: str
+
+
+PICTURES = Blobs("NST_PICTURES", "nst.picture")
+PREVIEWS = Blobs("NST_PREVIEWS", "nst.preview")
+CHECKPOINTS = Blobs("NST_CHECKPOINTS", "nst.checkpoint")
 
 # The queue's lanes, in the order in which model servers look into them.
 LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
 
 ANNOUNCEMENT_SECONDS = 15.0
 DUPLICATE_SECONDS = 60.0
+PREVIEW_SECONDS = 24 * 3600.0
 
 
 async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> None:
     """Makes what is missing, and brings what is there to the settings."""
-    for stream in (_tickets(settings), _events(settings)):
+    for stream in (
+        _tickets(settings),
+        _events(settings),
+        _blobs(PICTURES, settings.max_picture_bytes, _retention(settings), settings),
+        _blobs(CHECKPOINTS, settings.max_checkpoint_bytes, _retention(settings), settings),
+        _previews(settings),
+    ):
         await _ensure_stream(jetstream, stream)
     for lane in LANES.values():
         await jetstream.add_consumer(TICKETS, config=_lane_consumer(lane, settings))
     await _ensure_records(jetstream, settings)
     await _ensure_servers(jetstream, settings)
-    await _ensure_objects(jetstream, PICTURES, settings.max_picture_bytes, settings)
-    await _ensure_objects(jetstream, CHECKPOINTS, settings.max_checkpoint_bytes, settings)
 
 
 def _tickets(settings: StoreSettings) -> api.StreamConfig:
@@ -76,6 +93,25 @@ def _events(settings: StoreSettings) -> api.StreamConfig:
     )
 
 
+def _blobs(blobs: Blobs, max_bytes: int, max_age: float, settings: StoreSettings) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=blobs.stream,
+        subjects=[f"{blobs.prefix}.>"],
+        storage=api.StorageType.FILE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=max_bytes,
+        max_age=max_age,
+        allow_direct=True,
+        num_replicas=settings.replicas,
+    )
+
+
+def _previews(settings: StoreSettings) -> api.StreamConfig:
+    age = min(PREVIEW_SECONDS, _retention(settings))
+    return _blobs(PREVIEWS, settings.max_preview_bytes, age, settings).evolve(discard=api.DiscardPolicy.OLD)
+
+
 async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) -> None:
     try:
         await jetstream.stream_info(str(config.name))
@@ -104,21 +140,7 @@ async def _ensure_servers(jetstream: JetStreamContext, settings: StoreSettings) 
     try:
         await jetstream.key_value(SERVERS)
     except BucketNotFoundError:
-        await jetstream.create_key_value(
-            bucket=SERVERS, ttl=ANNOUNCEMENT_SECONDS, storage=api.StorageType.MEMORY, replicas=settings.replicas
-        )
-
-
-async def _ensure_objects(jetstream: JetStreamContext, bucket: str, max_bytes: int, settings: StoreSettings) -> None:
-    try:
-        await jetstream.object_store(bucket)
-    except BucketNotFoundError:
-        config = api.ObjectStoreConfig(
-            ttl=_retention(settings), max_bytes=max_bytes, storage=api.StorageType.FILE, replicas=settings.replicas
-        )
-        await jetstream.create_object_store(bucket, config=config)
-    else:
-        await _change(jetstream, f"OBJ_{bucket}", settings, max_bytes=max_bytes)
+        await jetstream.create_key_value(bucket=SERVERS, ttl=ANNOUNCEMENT_SECONDS, replicas=settings.replicas)
 
 
 async def _change(jetstream: JetStreamContext, stream: str, settings: StoreSettings, **limits: Any) -> None:

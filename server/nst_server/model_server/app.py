@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from uuid import uuid4
 
 import psutil
@@ -21,7 +21,7 @@ from nst_server.jobs.lease import Lease, Leases
 from nst_server.jobs.tickets import TicketSource
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.runner import Runner
-from nst_server.signals import stop_requested
+from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ class ModelServerProcess:
         self._settings = settings
         self._runner = Runner(engine)
         self._tickets = TicketSource(backbone)
-        self._running: dict[str, RunningJob] = {}
+        self._running: dict[str, RunningJob | None] = {}  # None while a job is being claimed
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self.ready = False
         self._slots = asyncio.Semaphore(settings.max_running_jobs)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -47,21 +49,24 @@ class ModelServerProcess:
         self._runner.start()
         await self._tickets.open()
         leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
-        announcing = asyncio.create_task(self._announce())
-        pulling = asyncio.create_task(self._pull(leases))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (pulling, stopping, announcing):
-            task.cancel()
+        self.ready = True
+        log.info("model server ready", extra={"server": self.name, "device": self._engine.device_name})
+        with suppress(Stopped):
+            await unless(stop, asyncio.gather(self._pull(leases), self._announce()))
+        self.ready = False
+        await self._drain()
+
+    async def _drain(self) -> None:
+        self._draining = True
         for job in self._running.values():
-            job.drain()
+            if job is not None:
+                job.drain()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            # While NATS is away nothing can be handed back; the leases then run out.
+            await asyncio.wait(self._tasks, timeout=self._settings.hand_back_seconds)
         await self._runner.stop()
         with suppress(Exception):
             await self._backbone.servers.delete(self.name)
-        if pulling.done() and not pulling.cancelled():
-            pulling.result()
 
     async def _pull(self, leases: Leases) -> None:
         while True:
@@ -70,33 +75,36 @@ class ModelServerProcess:
             job_id = Ticket.FromString(message.data).job_id
             if job_id in self._running:
                 # The lease ran out while NATS was away, and this server still works on the job.
-                self._running[job_id].lease.redelivered(message)
+                if (job := self._running[job_id]) is not None:
+                    job.lease.redelivered(message)
                 self._slots.release()
                 continue
-            task = asyncio.create_task(self._work(leases, message))
+            self._running[job_id] = None
+            task = asyncio.create_task(self._work(leases, job_id, message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._slots.release())
 
-    async def _work(self, leases: Leases, message: Msg) -> None:
+    async def _work(self, leases: Leases, job_id: str, message: Msg) -> None:
         try:
             lease = await leases.claim(message)
             if lease is not None:
                 await self._run_job(lease)
         except Exception:
             log.exception("job left to another attempt")
+        finally:
+            del self._running[job_id]
 
     async def _run_job(self, lease: Lease) -> None:
         job = RunningJob(lease, self._backbone, self._runner, self._settings)
         self._running[lease.job_id] = job
+        if self._draining:
+            job.drain()
         with tracing.span("attempt", lease.record.traceparent, job_id=lease.job_id, attempt=lease.attempt):
             if lease.attempt == 1:
                 metrics.JOB_QUEUE_SECONDS.observe(job.age())
             log.info("job starts", extra=job.about())
-            try:
-                await job.run()
-            finally:
-                del self._running[lease.job_id]
+            await job.run()
 
     async def _announce(self) -> None:
         while True:
@@ -118,20 +126,15 @@ def device_memory(device: torch.device) -> int:
 async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:
     """Runs a model server until SIGTERM or SIGINT."""
     stop = stop_requested()
-    ready = False
-    port = metrics.StatusPort(metrics_host, metrics_port, lambda: ready)
-    try:
-        engine = await asyncio.to_thread(warm_engine, settings)
-        async with connect(nats_url, "model-server", None) as backbone:
+    process: ModelServerProcess | None = None
+    async with AsyncExitStack() as stack:
+        port = metrics.StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
+        stack.callback(port.close)
+        with suppress(Stopped):
+            engine = await unless(stop, asyncio.to_thread(warm_engine, settings))
+            backbone = await unless(stop, stack.enter_async_context(connect(nats_url, "model-server", None)))
             process = ModelServerProcess(backbone, engine, settings)
-            ready = True
-            log.info(
-                "model server ready",
-                extra={"server": process.name, "device": engine.device_name, "metrics_port": port.port},
-            )
             await process.run(stop)
-    finally:
-        port.close()
     log.info("model server stopped")
 
 

@@ -15,9 +15,9 @@ from nst_engine import Engine, Session, SessionState, Style, checkpoint
 from nst_server import metrics, pictures
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone
-from nst_server.jobs.blobs import BlobNotFound, PictureStore
+from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.control import on_nudge
-from nst_server.jobs.lease import Lease, StillWanted, Superseded
+from nst_server.jobs.lease import Lease, Superseded
 from nst_server.model_server.failures import describe_failure
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.runner import Failure, Runner, Seat, Step
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
-# What is stored has passed the gateway's limits, which may be wider than the defaults.
-STORED = pictures.PictureLimits(2**62, 2**62, 2**31, 1)
 
 Pictures = list[NDArray[np.uint8] | NDArray[np.float32]]
 
@@ -46,6 +44,7 @@ class RunningJob:
         self._runner = runner
         self._settings = settings
         self._pictures = PictureStore(backbone, patience=None)
+        self._previews = PreviewStore(backbone, patience=None)
         self._look = asyncio.Event()
         self._look.set()
         self._draining = False
@@ -63,8 +62,8 @@ class RunningJob:
 
     async def run(self) -> None:
         """Works until the job ends or is let go. Never raises but on cancellation."""
-        keep_alive = asyncio.create_task(self.lease.keep_alive())
         stop_listening = await on_nudge(self._backbone, self.lease.job_id, self._look.set)
+        keep_alive = asyncio.create_task(self.lease.keep_alive())
         try:
             await self._attempt()
         except _Released:
@@ -105,7 +104,7 @@ class RunningJob:
         loaded: Pictures = []
         for image in references:
             data = await self._pictures.get(image.reference.sha256)
-            loaded.append(await asyncio.to_thread(pictures.decode, data, STORED))
+            loaded.append(await asyncio.to_thread(pictures.decode, data, pictures.STORED))
         return loaded
 
     async def _load_state(self) -> SessionState | None:
@@ -143,8 +142,8 @@ class RunningJob:
         control = record.control
         if control.cancel:
             self._runner.dismiss(seat)
-            await self.lease.append_state(job_pb2.JOB_STATE_CANCELLED, "asked for by the client")
-            await self.lease.close()
+            await self._checkpoint_ended()
+            await self.lease.cancel()
             raise _Released
         if control.version > self._applied_version:
             weights = weights_from_proto(control.weights)
@@ -187,18 +186,12 @@ class RunningJob:
         if self._draining:
             await self.lease.hand_back("the model server is shutting down")
         else:
-            await self._pause()
+            await self.lease.pause_or_hand_back()
         raise _Released
 
     async def _checkpoint_ended(self) -> None:
         if self._checkpointing is not None:
             await asyncio.wait({self._checkpointing})
-
-    async def _pause(self) -> None:
-        try:
-            await self.lease.pause()
-        except StillWanted:
-            await self.lease.hand_back("resumed")
 
     async def _save(self, step: Step, state: SessionState) -> None:
         started = time.monotonic()
@@ -224,7 +217,8 @@ class RunningJob:
         if spec.max_size:
             picture = await asyncio.to_thread(pictures.shrink, picture, spec.max_size)
         height, width = picture.shape[:2]
-        reference = await self._store(picture)
+        digest = await self._previews.put(await asyncio.to_thread(pictures.encode_png, picture))
+        reference = image_pb2.ImageReference(sha256=digest)
         preview = job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
         if step.report.iteration == 1:
@@ -232,8 +226,10 @@ class RunningJob:
 
     async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
         assert step.picture is not None
+        await self._checkpoint_ended()
         height, width = step.picture.shape[:2]
-        reference = await self._store(step.picture)
+        digest = await self._pictures.put(await asyncio.to_thread(pictures.encode_png, step.picture))
+        reference = image_pb2.ImageReference(sha256=digest)
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         result = job_pb2.Result(
             iterations=step.report.iteration,
@@ -248,13 +244,10 @@ class RunningJob:
         metrics.JOB_RUN_SECONDS.observe(self._run_seconds)
         log.info("job succeeded", extra={**self.about(), "run_seconds": round(self._run_seconds, 3)})
 
-    async def _store(self, picture: NDArray[np.uint8]) -> image_pb2.ImageReference:
-        encoded = await asyncio.to_thread(pictures.encode_png, picture)
-        return image_pb2.ImageReference(sha256=await self._pictures.put(encoded))
-
     async def _failed(self, error: Exception) -> None:
         failure = describe_failure(error)
         log.error("job failed", extra=self.about(), exc_info=error)
+        await self._checkpoint_ended()
         with contextlib.suppress(Superseded):
             await self.lease.end_with_error(failure.code, failure.reason, failure.message)
 

@@ -17,7 +17,7 @@ from nst_server import metrics
 
 log = logging.getLogger(__name__)
 
-UNREAD_STEPS = 64
+UNREAD_STEPS = 16
 BLOCKED_POLL_SECONDS = 0.02
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from nst_server.pictures import files, tensors
 from nst_server.pictures.encoding import check_format, encode, encode_png, shrink
-from nst_server.pictures.errors import PictureError, PictureLimits
+from nst_server.pictures.errors import STORED, PictureError, PictureLimits
 from nst_server.pictures.files import read_file
 from nst_server.pictures.tensors import tensor_header
 
 __all__ = [
+    "STORED",
     "PictureError",
     "PictureLimits",
     "check",

@@ -71,3 +71,7 @@ class PictureLimits:
                 f"the picture is {width} x {height}, under min_image_side = {self.min_image_side}; send a larger one",
                 field,
             )
+
+
+# What is stored has passed a gateway's limits, which may be wider than the defaults.
+STORED = PictureLimits(2**62, 2**62, 2**31, 1)

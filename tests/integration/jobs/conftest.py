@@ -46,7 +46,7 @@ def wait_until_open(address: str) -> None:
 
 @pytest.fixture
 def store_settings() -> StoreSettings:
-    return StoreSettings(max_queued_jobs=3, max_picture_bytes=4 * 2**20, lease_seconds=1)
+    return StoreSettings(max_queued_jobs=3, max_picture_bytes=4 * 2**20, max_preview_bytes=3 * 2**20, lease_seconds=1)
 
 
 @pytest_asyncio.fixture

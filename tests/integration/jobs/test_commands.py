@@ -1,12 +1,14 @@
 """What gateways do to jobs, on a real nats-server."""
 
 import asyncio
+import contextlib
 
 import pytest
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
-from nst_server.jobs.backbone import StoreFull
-from nst_server.jobs.blobs import BlobNotFound, PictureStore
+from nst_server.config import StoreSettings
+from nst_server.jobs.backbone import StoreFull, connect
+from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands, JobEnded, JobNotEnded, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
 from nst_server.jobs.records import JobNotFound
@@ -22,6 +24,7 @@ async def waiting(backbone) -> int:
     return int((await backbone.jetstream.stream_info("NST_TICKETS")).state.messages)
 
 
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=20)])
 async def test_the_same_request_ten_times_at_once_is_one_job(backbone, commands, spec):
     jobs = await asyncio.gather(*(commands.create("request", "tenant", spec, "") for _ in range(10)))
     assert len({job.job_id for job in jobs}) == 1
@@ -125,7 +128,7 @@ async def test_deleting_removes_everything_and_only_what_has_ended(backbone, com
     with pytest.raises(JobNotFound):
         await commands.get(job.job_id)
     assert await commands.events.last(job.job_id) is None
-    assert [record async for record in commands.all_records()] == []
+    assert [record async for record in commands.records.all()] == []
     again = await commands.create("request", "tenant", spec, "")
     assert again.state == job_pb2.JOB_STATE_QUEUED
 
@@ -134,9 +137,9 @@ async def test_the_same_bytes_are_stored_once(backbone):
     pictures = PictureStore(backbone, patience=5)
     data = bytes(range(256)) * 4096
     first = await pictures.put(data)
-    size = (await backbone.pictures.status()).size
+    stored = (await backbone.jetstream.stream_info("NST_PICTURES")).state
     assert await pictures.put(data) == first
-    assert (await backbone.pictures.status()).size == size
+    assert (await backbone.jetstream.stream_info("NST_PICTURES")).state == stored
     assert await pictures.get(first) == data
 
 
@@ -148,3 +151,54 @@ async def test_a_missing_picture_is_said_to_be_missing(backbone):
 async def test_a_full_picture_store_refuses(backbone):
     with pytest.raises(StoreFull):
         await PictureStore(backbone, patience=5).put(b"x" * 5 * 2**20)
+
+
+async def test_a_picture_that_lost_a_chunk_is_missing_and_can_be_stored_again(backbone):
+    pictures = PictureStore(backbone, patience=5)
+    data = bytes(range(256)) * 8192
+    digest = await pictures.put(data)
+    await backbone.jetstream.purge_stream("NST_PICTURES", subject=f"nst.picture.{digest}.1")
+    with pytest.raises(BlobNotFound):
+        await pictures.get(digest)
+
+
+async def test_old_previews_make_room_for_new_ones(backbone):
+    previews = PreviewStore(backbone, patience=5)
+    digests = [await previews.put(bytes([number]) * 2**20) for number in range(4)]
+    assert await previews.get(digests[-1]) == bytes([3]) * 2**20
+    with pytest.raises(BlobNotFound):
+        await previews.get(digests[0])
+
+
+async def test_a_cancelled_upload_leaves_nothing_behind_once_it_is_repeated(backbone):
+    pictures = PictureStore(backbone, patience=5)
+    data = bytes(range(256)) * 8192
+    for _ in range(3):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pictures.put(data), 0.003)
+    digest = await pictures.put(data)
+    assert await pictures.get(digest) == data
+    assert (await backbone.jetstream.stream_info("NST_PICTURES")).state.messages == 5
+
+
+async def test_nearly_full_histories_refuse_new_jobs_and_let_the_others_end(nats_url, spec):
+    async with connect(nats_url, "test", StoreSettings(max_event_bytes=4000)) as backbone:
+        commands = JobCommands(backbone, patience=5)
+        outcomes = [await outcome(commands.create(f"request {number}", "tenant", spec, "")) for number in range(30)]
+        assert isinstance(outcomes[-1], StoreFull)
+        assert (await commands.cancel(outcomes[0].job_id)).state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def outcome(work):
+    try:
+        return await work
+    except StoreFull as error:
+        return error
+
+
+async def test_a_deleted_job_can_be_made_again_at_once(backbone, commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    await commands.cancel(job.job_id)
+    await commands.delete(job.job_id)
+    await commands.create("request", "tenant", spec, "")
+    assert await in_order(backbone) == [job.job_id]

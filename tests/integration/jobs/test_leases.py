@@ -7,7 +7,7 @@ from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
 from nst_server.jobs import lease as lease_module
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.lease import Lease, Leases, StillWanted, Superseded
+from nst_server.jobs.lease import Lease, Leases, Superseded
 from nst_server.jobs.tickets import TicketSource
 
 LEASE_SECONDS = 1.0
@@ -67,7 +67,8 @@ async def test_what_a_superseded_attempt_writes_is_refused(commands, leases, oth
         zombie.refresh(),
         zombie.close(),
         zombie.hand_back("late"),
-        zombie.pause(),
+        zombie.pause_or_hand_back(),
+        zombie.cancel(),
     ):
         with pytest.raises(Superseded):
             await write
@@ -121,7 +122,7 @@ async def test_nothing_is_left_of_a_job_that_ended_but_its_history(backbone, com
     await lease.save_checkpoint(b"y" * 2_000_000, Checkpoint(iteration=2))
     await lease.append(succeeded(3))
     await lease.close()
-    assert (await backbone.checkpoints.status()).size < 10_000
+    assert (await backbone.jetstream.stream_info("NST_CHECKPOINTS")).state.messages == 0
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0
     assert not (await commands.records.get(job.job_id)).checkpoint.object
 
@@ -149,7 +150,7 @@ async def test_handing_back_does_not_count_as_a_loss_and_is_quick(commands, leas
 
 async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, leases, tickets, monkeypatch):
     queue = JobCommands(backbone, patience=5)._tickets
-    await queue.put("nobody", 1, job_pb2.PRIORITY_BATCH)
+    await queue.put("nobody", job_pb2.PRIORITY_BATCH)
     assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
     monkeypatch.setattr(lease_module, "RECORD_WAIT_SECONDS", 0.0)
@@ -158,14 +159,76 @@ async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, lea
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0
 
 
-async def test_a_pause_that_was_taken_back_keeps_the_lease(commands, leases, tickets, spec):
+async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     lease = await claimed(leases, tickets)
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
-    with pytest.raises(StillWanted):
-        await lease.pause()
-    await lease.append(progress(1))
+    await lease.pause_or_hand_back()
+    heir = await claimed(leases, tickets)
+    assert heir.attempt == 2
+    states = [event.job_state for event in await history(commands, job.job_id)]
+    assert job_pb2.JOB_STATE_PAUSED not in states
+
+
+async def test_a_pause_whose_server_died_can_be_resumed(commands, leases, other_leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    await claimed(leases, tickets)  # and never heard of again
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    assert await other_leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await claimed(other_leases, tickets)).last.event.job_state == job_pb2.JOB_STATE_RUNNING
+
+
+async def test_pausing_again_and_again_loses_no_ticket(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    for _ in range(3):
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+        lease = await claimed(leases, tickets)
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+        await lease.pause_or_hand_back()
+        await backbone.nats.flush()
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    await claimed(leases, tickets)
+
+
+async def test_a_ticket_pulled_before_its_record_was_written_is_not_lost(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    early = await commands._tickets.put(job.job_id, job_pb2.PRIORITY_INTERACTIVE)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+
+    def write(record):
+        record.control.paused = False
+        record.ticket.CopyFrom(early)
+
+    await commands.records.update(job.job_id, write)
+    await claimed(leases, tickets)
+
+
+async def test_a_stalled_claim_leaves_its_heir_the_ticket(backbone, commands, leases, other_leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    message = await asyncio.wait_for(tickets.next(), 10)
+    again = await asyncio.wait_for(tickets.next(), 10)  # the first delivery has run out
+    heir = await other_leases.claim(again)
+    assert await leases.claim(message) is None
+    await backbone.nats.flush()
+    assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
+    await heir.append(progress(1))
+
+
+async def test_a_cancelled_pause_leaves_no_checkpoint(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=4))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    assert (await asyncio.wait_for(commands.cancel(job.job_id), 3)).state == job_pb2.JOB_STATE_CANCELLED
+    assert (await backbone.jetstream.stream_info("NST_CHECKPOINTS")).state.messages == 0
 
 
 async def test_a_paused_job_holds_no_ticket_and_resumes_elsewhere(
@@ -175,7 +238,7 @@ async def test_a_paused_job_holds_no_ticket_and_resumes_elsewhere(
     lease = await claimed(leases, tickets)
     await lease.save_checkpoint(b"state", Checkpoint(iteration=4))
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
-    await lease.pause()
+    await lease.pause_or_hand_back()
     await backbone.nats.flush()
     assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 0

@@ -20,8 +20,8 @@ async def test_changed_settings_reach_a_store_that_is_there(nats_url, store_sett
         await tickets.open()
     assert streams["NST_TICKETS"].max_msgs == 7
     assert tickets.lease_seconds == 33
-    assert streams["OBJ_nst_pictures"].max_bytes == 9 * 2**20
-    for name in ("NST_EVENTS", "KV_nst_jobs", "OBJ_nst_pictures", "OBJ_nst_checkpoints"):
+    assert streams["NST_PICTURES"].max_bytes == 9 * 2**20
+    for name in ("NST_EVENTS", "KV_nst_jobs", "NST_PICTURES", "NST_CHECKPOINTS"):
         assert streams[name].max_age == 2 * 3600
 
 

@@ -45,14 +45,14 @@ class JobRecord(_message.Message):
     request_id: _builtins.str
     """The client's name for the request that made it."""
     request_digest: _builtins.str
-    """SHA-256 of the spec as first sent, to tell a retry from another request."""
+    """SHA-256 of the spec, to tell a retry from another request."""
     tenant: _builtins.str
     """Who made it."""
     traceparent: _builtins.str
     """The W3C trace context of the call that made it."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
-        """The work; pictures are references, options complete, and steering is applied here."""
+        """The work; pictures are references, and options complete."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -60,7 +60,7 @@ class JobRecord(_message.Message):
 
     @_builtins.property
     def ticket(self) -> Global___Ticket:
-        """The job's valid ticket; tickets with another number are void."""
+        """The job's valid ticket: earlier ones are void, later ones are still to be written here."""
 
     @_builtins.property
     def control(self) -> Global___Control:
@@ -104,24 +104,20 @@ class Ticket(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
     STREAM_SEQUENCE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
-    number: _builtins.int
-    """1, 2, 3 ... a new one each time the job is queued by a gateway."""
     stream_sequence: _builtins.int
-    """Where the message is in the work queue's stream; 0 when it is not queued."""
+    """Where the message is in the work queue's stream, which is what tells tickets apart."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
-        number: _builtins.int = ...,
         stream_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "number", b"number", "stream_sequence", b"stream_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "stream_sequence", b"stream_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,6 +169,7 @@ class Lease(_message.Message):
     SERVER_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     LOST_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The fencing number: what an attempt with a lower number writes is refused."""
     server: _builtins.str
@@ -180,7 +177,11 @@ class Lease(_message.Message):
     held: _builtins.bool
     """True from the claim until the attempt hands the job back or ends it."""
     lost_attempts: _builtins.int
-    """How many attempts ended without a word."""
+    """How many attempts ended without a word since the last checkpoint."""
+    delivery: _builtins.int
+    """How often the queue had delivered the ticket when this attempt took it. A delivery that is not
+    later was overtaken while it lay in its receiver's memory.
+    """
     def __init__(
         self,
         *,
@@ -188,10 +189,11 @@ class Lease(_message.Message):
         server: _builtins.str = ...,
         held: _builtins.bool = ...,
         lost_attempts: _builtins.int = ...,
+        delivery: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "held", b"held", "lost_attempts", b"lost_attempts", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "delivery", b"delivery", "held", b"held", "lost_attempts", b"lost_attempts", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
