@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -92,8 +92,10 @@ def read_file(file: Path, network: Network) -> dict[str, Tensor]:
             tensors = load_file(file)
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # what is no pickle makes torch.load raise almost anything
         raise WeightsError(f"{file} cannot be read as weights ({error})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise WeightsError(f"{file} holds no tensors by name: save the network's state_dict")
     return _conform(tensors, network, str(file))
 
 
@@ -116,10 +118,10 @@ def locate(name: str, cache_dir: Path | None = None) -> Path:
 def _conform(tensors: Mapping[str, Tensor], network: Network, origin: str) -> dict[str, Tensor]:
     """Exactly the convolutions of `network`, by their names here, in float32."""
     indices = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("features.") and "weight" in key)
-    renamed = dict(tensors)
+    renamed: dict[str, Tensor | None] = dict(tensors)
     for name, index in zip(network.convs, indices, strict=False):
         for part in ("weight", "bias"):
-            renamed[f"{name}.{part}"] = tensors[f"features.{index}.{part}"]
+            renamed[f"{name}.{part}"] = tensors.get(f"features.{index}.{part}")
     conformed = {}
     for name, (inputs, outputs) in network.convs.items():
         for part, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,))):
