@@ -24,7 +24,7 @@ from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import GetResultRequest, GetResultResponse
 from PIL import Image
 
-WIDTH, HEIGHT = 400, 300  # its PNG and its tensors take several chunks
+WIDTH, HEIGHT = 320, 240  # its float tensors take several chunks
 
 
 @pytest.fixture(scope="module")
