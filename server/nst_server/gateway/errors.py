@@ -81,12 +81,12 @@ class PicturePath:
         return invalid(path, error.message, error.reason)
 
 
-def exhausted(limit: str, value: float, description: str, retry_seconds: float | None) -> Refusal:
+def exhausted(limit: str, value: int, description: str, retry_seconds: float | None) -> Refusal:
     """A limit of the server is reached; with `retry_seconds` when waiting helps."""
     return Refusal(
         code_pb2.RESOURCE_EXHAUSTED,
         "LIMIT_REACHED",
-        f"{description}; the limit is {limit} = {value:g}",
+        f"{description}; the limit is {limit} = {value}",
         retry_seconds=retry_seconds,
         metadata={"limit": limit},
     )

@@ -180,10 +180,16 @@ def attached(*sizes: int) -> StylizeStart:
     return StylizeStart(spec=job_pb2.JobSpec(content=encoded(CONTENT), styles=styles))
 
 
-def test_attached_pictures_that_never_fit_are_not_asked_for_again(small):
-    messages = iter([StylizeRequest(start=attached(20_000, 20_001))])
-    refused = refusal_of(lambda: small.making.Stylize(messages, timeout=SECONDS))
+@pytest.mark.parametrize(
+    ("gateway", "sizes", "limit"),
+    [("small", (20_000, 20_001), 40_000), ("call", range(64 * 2**20 - 8, 64 * 2**20 + 1), 512 * 2**20)],
+)
+def test_attached_pictures_that_never_fit_are_not_asked_for_again(request, gateway, sizes, limit):
+    messages = iter([StylizeRequest(start=attached(*sizes))])
+    making = request.getfixturevalue(gateway).making
+    refused = refusal_of(lambda: making.Stylize(messages, timeout=SECONDS))
     assert (refused.code, refused.metadata) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"limit": "max_upload_bytes"})
+    assert f"max_upload_bytes = {limit}" in refused.message
     assert refused.retry_seconds is None
 
 
