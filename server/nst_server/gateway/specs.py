@@ -31,22 +31,28 @@ class SpecReader:
         self._limits = limits
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
 
-    async def complete(self, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
-        """The spec as it is stored. `attached` holds the stored forms of attached pictures by name.
-
-        Options are checked before pictures, which cost more.
+    def check(self, spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+        """The spec as it is stored, but without its pictures, which cost more to check.
 
         Raises:
             Refusal: a field is wrong or over a limit.
         """
         options = self._options(spec)
         self._check_styles(spec)
-        complete = job_pb2.JobSpec(
+        return job_pb2.JobSpec(
             options=options_to_proto(options),
             preview=self._preview(spec.preview),
             result_format=_form("spec.result_format", spec.result_format),
             priority=_priority(spec.priority),
         )
+
+    async def complete(self, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
+        """The spec as it is stored. `attached` holds the stored forms of attached pictures by name.
+
+        Raises:
+            Refusal: a field is wrong or over a limit.
+        """
+        complete = self.check(spec)
         complete.content.CopyFrom(await self._reference("spec.content", spec.content, attached))
         for index, style in enumerate(spec.styles):
             reference = await self._reference(f"spec.styles[{index}].image", style.image, attached)

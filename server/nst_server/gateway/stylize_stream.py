@@ -59,13 +59,14 @@ class StylizeStreams:
         start = first.start
         if start.request_id:
             check_request_id(start.request_id)
+        # Before the client sends the bytes of its pictures for nothing.
+        await self._info.check_model(self._specs.check(start.spec).options.model)
         assemblies = self._assemblies(start.spec)
         with self._uploads.hold(sum(assembly.size for assembly in assemblies.values())):
             while not all(assembly.whole for assembly in assemblies.values()):
                 await self._add_chunk(requests, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
             spec = await self._specs.complete(start.spec, attached)
-        await self._info.check_model(spec.options.model)
         # Without its pictures, which would be held for as long as the stream lasts.
         return pb.StylizeStart(request_id=start.request_id, detach=start.detach), spec
 

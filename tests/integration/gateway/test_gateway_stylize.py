@@ -153,6 +153,21 @@ def test_bad_attached_pictures_are_refused(call, case):
     assert_invalid(lambda: call.making.Stylize(iter(messages), timeout=SECONDS), StylizeStart, field, words)
 
 
+@pytest.mark.parametrize(
+    ("field", "spec"),
+    [
+        ("spec.options.strength", tiny_spec(strength=2)),
+        ("spec.styles", tiny_spec(styles=9)),
+        ("spec.options.model", tiny_spec(model="resnet50")),
+    ],
+)
+def test_a_bad_option_is_refused_before_pictures_are_sent(call, field, spec):
+    spec.content.CopyFrom(PHOTO)
+    with stylize(call) as stream:
+        stream.start(spec)
+        assert_invalid(lambda: stream, StylizeStart, field)
+
+
 def test_breaking_the_stream_cancels_the_job(call):
     with stylize(call) as stream:
         stream.start(tiny_spec(**LONG))
