@@ -61,6 +61,8 @@ def test_it_serves_and_stops_in_good_order(install: Path, note: Path, capsys: py
     with private_server() as address:
         with Client(address) as client:
             assert client.server_info().version == "scripted"
+        (child,) = psutil.Process().children()
+        assert os.getpgid(child.pid) == child.pid  # so Ctrl-C in a terminal does not reach it
         assert not note.exists()
     assert note.read_text() == "stopped in good order"
     shown = capsys.readouterr()

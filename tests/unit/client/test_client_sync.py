@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +89,20 @@ def test_leaving_a_loop_early_ends_the_call(server: ScriptedServer) -> None:
             break
         gc.collect()
         server.wait_until_unwatched()
+
+
+def test_ctrl_c_while_waiting_ends_the_call(server: ScriptedServer) -> None:
+    def interrupt() -> None:
+        server.wait_for("WatchJob")
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with Client(server.address) as client, ThreadPoolExecutor(1) as pool:
+        events = client.job(JOB_ID).events()
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        server.wait_until_unwatched()
+        assert client.server_info().version == "scripted"
 
 
 def test_closing_ends_a_loop_in_another_thread(server: ScriptedServer) -> None:

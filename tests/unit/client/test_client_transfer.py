@@ -78,7 +78,14 @@ async def test_a_result_in_another_form(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["another digest", "a chunk is missing", "the end is missing", "chunks change places"]
+    "damage",
+    [
+        "another digest",
+        "a chunk is missing",
+        "the end is missing",
+        "the end is missing, and there is no digest",
+        "chunks change places",
+    ],
 )
 async def test_a_damaged_result_is_noticed(server: ScriptedServer, damage: str) -> None:
     messages = result_messages(b"0123456789" * 3, chunk=10)
@@ -89,6 +96,8 @@ async def test_a_damaged_result_is_noticed(server: ScriptedServer, damage: str) 
             del messages[2]
         case "the end is missing":
             del messages[3]
+        case "the end is missing, and there is no digest":
+            messages = result_messages(b"0123456789" * 3, chunk=10, sha256="")[:-1]
         case "chunks change places":
             messages[1], messages[2] = messages[2], messages[1]
     server.result = messages

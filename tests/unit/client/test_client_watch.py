@@ -1,6 +1,7 @@
 """A history is followed without gap or repeat, whatever happens to the connection."""
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -137,6 +138,19 @@ async def test_gives_up_when_the_server_stays_away(server: ScriptedServer) -> No
         server.stop()
         with pytest.raises(ServerUnavailable, match=server.address):
             await anext(events)
+
+
+async def test_each_outage_has_the_whole_timeout(server: ScriptedServer) -> None:
+    publish_whole_history(server)
+    unavailable = abort(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    def much_later(context: grpc.ServicerContext) -> None:
+        threading.Event().wait(0.6)
+        unavailable(context)
+
+    server.faults.extend([Fault(1, unavailable), Fault(2, much_later)])
+    async with AsyncClient(server.address, reconnect_timeout=0.5) as client:
+        assert await sequences(client) == WHOLE
 
 
 async def test_an_address_where_nothing_answers_is_named_at_once() -> None:
