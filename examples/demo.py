@@ -16,9 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from demo_report import contact_sheet, event_line, loss_plot
+from PIL import Image
+
 from nst_client import Client, Job, PreviewEvent
 from nst_client.events import AnyEvent
-from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "demo"
 SAMPLES = Path(str(files("skimage"))) / "data"

@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from nst_client import AnyEvent, ProgressEvent
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from nst_client import AnyEvent, ProgressEvent
 
 COLUMNS = 5
 TILE = (240, 160)

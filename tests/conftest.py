@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import skimage
 import sklearn
-from nst_processes import Server, running_server
 from PIL import Image
+
+from nst_processes import Server, running_server
 
 
 @pytest.fixture(scope="session")

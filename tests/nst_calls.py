@@ -7,6 +7,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
+
 from nst.v1 import (
     image_pb2,
     job_pb2,
@@ -16,7 +18,6 @@ from nst.v1 import (
     style_transfer_service_pb2,
     style_transfer_service_pb2_grpc,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
 
 class Calls:

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self, TypedDict
 
 import grpc
+
 from nst.v1 import job_pb2
 from nst.v1.job_service_pb2 import DeleteJobRequest, ListJobsRequest
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetServerInfoRequest
-
 from nst_client import transfer
 from nst_client.decoding import decode_status
 from nst_client.errors import InvalidRequest

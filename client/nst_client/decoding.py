@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from nst.v1 import image_pb2, job_pb2
 
+from nst.v1 import image_pb2, job_pb2
 from nst_client.errors import status_code
 from nst_client.events import (
     AnyEvent,

@@ -8,10 +8,10 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from nst.v1 import image_pb2
 from PIL import Image as PilImage
 from PIL import ImageOps
 
+from nst.v1 import image_pb2
 from nst_client.formats import DTYPES, LAYOUTS, Dtype, Layout
 
 Pixels = npt.NDArray[Any]

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nst.v1.style_transfer_service_pb2 import GetServerInfoResponse
-
 from nst_client.options import OptionValue, options_dict
 
 

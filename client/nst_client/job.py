@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 import grpc
-from nst.v1 import job_pb2
-from nst.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, UpdateJobRequest
 from PIL.Image import Image as PilImage
 
+from nst.v1 import job_pb2
+from nst.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, UpdateJobRequest
 from nst_client.decoding import decode_status
 from nst_client.errors import JobCancelled, JobFailed, NstError
 from nst_client.events import AnyEvent, ErrorEvent, JobStatus, ResultEvent, StateEvent, ends_history

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from numbers import Real
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+
 from nst.v1 import options_pb2
 
 OptionValue = int | float | str | Mapping[str, float]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from nst.v1 import job_pb2
-
 from nst_client.images import ImageInput, ImageRef
 from nst_client.options import enum_number
 

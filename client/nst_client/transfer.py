@@ -5,9 +5,9 @@ import hashlib
 from collections.abc import AsyncIterator
 
 import grpc
+
 from nst.v1 import image_pb2
 from nst.v1.style_transfer_service_pb2 import GetResultRequest, GetResultResponse, UploadImageRequest
-
 from nst_client.errors import NstError
 from nst_client.images import ImageRef, Picture, TensorForm
 from nst_client.transport import Transport

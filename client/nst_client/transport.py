@@ -10,9 +10,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+
 from nst.v1.job_service_pb2_grpc import JobServiceStub
 from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
-
 from nst_client.errors import NstError, ServerUnavailable, from_rpc, has_details, is_broken_connection
 
 if TYPE_CHECKING:

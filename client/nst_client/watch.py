@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import grpc
-from nst.v1.job_service_pb2 import GetJobRequest, WatchJobRequest, WatchJobResponse
 
+from nst.v1.job_service_pb2 import GetJobRequest, WatchJobRequest, WatchJobResponse
 from nst_client.decoding import decode_event
 from nst_client.events import AnyEvent, JobState, ends_history
 from nst_client.transport import Reconnect, Transport

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
-from nst.v1 import options_pb2
 
+from nst.v1 import options_pb2
 from nst_engine.options import OptionError, StylizeOptions, from_fields
 
 

@@ -190,7 +190,12 @@ def write_nats_config(data_dir: Path, address: str) -> Path:
         "server_name": "nst",
         "listen": address,
         "max_payload": MAX_NATS_PAYLOAD,
-        "jetstream": {"store_dir": str(data_dir / "jetstream"), "max_mem": 256 * 2**20, "max_file": 2**40},
+        "jetstream": {
+            "store_dir": str(data_dir / "jetstream"),
+            "max_mem": 256 * 2**20,
+            "max_file": 2**40,
+            "sync_interval": "always",
+        },
     }
     path = data_dir / "nats.conf"
     path.write_text(json.dumps(config, indent=2))

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
+
 from nst.v1.style_transfer_service_pb2 import GetResultRequest
 from nst_calls import calls
 from nst_processes import Server
-from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 INSTALL_SECONDS = 150

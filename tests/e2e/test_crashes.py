@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from nst.v1 import job_pb2
 from nst_calls import assert_gapless, calls, job_spec, metric, until
 from nst_processes import Server, running_server
@@ -46,6 +47,14 @@ def run_to_checkpoint(server: Server, job_id: str) -> list[job_pb2.JobEvent]:
         )
 
 
+def without_pictures(events: list[job_pb2.JobEvent]) -> list[job_pb2.JobEvent]:
+    """A live watcher that falls behind is spared the pictures of previews; a replay has them all."""
+    for event in events:
+        if event.HasField("preview"):
+            event.preview.ClearField("image")
+    return events
+
+
 def assert_resumed(events: list[job_pb2.JobEvent], uncut: str) -> None:
     assert_gapless(events)
     starts = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING]
@@ -61,7 +70,7 @@ def test_a_killed_model_server_costs_seconds_and_no_pixel(own_server, spec, uncu
         own_server.kill_child("model-server")
         events = seen + list(call.watch(job_id, after=seen[-1].sequence))
         assert_resumed(events, uncut)
-        assert events == list(call.watch(job_id))
+        assert without_pictures(events) == without_pictures(list(call.watch(job_id)))
 
 
 def test_a_killed_nats_server_comes_back_with_the_whole_history(own_server, spec, uncut):
@@ -73,7 +82,7 @@ def test_a_killed_nats_server_comes_back_with_the_whole_history(own_server, spec
         events = seen + list(watching)
         assert_gapless(events)
         assert events[-1].result.reference.sha256 == uncut
-        assert events == list(call.watch(job_id))
+        assert without_pictures(events) == without_pictures(list(call.watch(job_id)))
         assert_gapless(list(call.watch(call.create(tiny(spec)))))
 
 
@@ -99,7 +108,7 @@ def test_a_killed_supervisor_takes_its_children_along_and_goes_on_where_it_was(t
     (tmp_path / "data" / "server.json").unlink()
     with running_server(tmp_path / "data", **ENVIRONMENT) as second, calls(second.address) as call:
         events = list(call.watch(job_id))
-        assert events[: len(seen)] == seen
+        assert without_pictures(events[: len(seen)]) == without_pictures(seen)
         assert_resumed(events, uncut)
 
 
@@ -110,7 +119,7 @@ def test_sigterm_hands_running_jobs_over_at_once(tmp_path, spec, uncut):
         assert server.stop() == 0
     with running_server(tmp_path / "data", **ENVIRONMENT) as server, calls(server.address) as call:
         events = list(call.watch(job_id))
-    assert events[: len(seen)] == seen
+    assert without_pictures(events[: len(seen)]) == without_pictures(seen)
     assert_resumed(events, uncut)
     handed_back = [event for event in events if event.state.state == job_pb2.JOB_STATE_QUEUED][-1]
     resumed = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING][-1]

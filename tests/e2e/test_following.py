@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from nst_calls import assert_gapless, calls
 from nst_client import Client, ProgressEvent, ResultEvent
 from nst_processes import Process, Server, free_port
-from PIL import Image
 
 OPTIONS = {"size": 96, "iterations": 40, "scales": 1, "preview_interval": 5}
 

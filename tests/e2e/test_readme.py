@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nst_processes import Server
 from PIL import Image
+
+from nst_processes import Server
 
 README = Path(__file__).parents[2] / "README.md"
 DEFAULT_ADDRESS = "127.0.0.1:50051"

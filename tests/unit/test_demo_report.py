@@ -8,8 +8,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from nst_client import ImageRef, JobState, Picture, PreviewEvent, ProgressEvent
 from PIL import Image
+
+from nst_client import ImageRef, JobState, Picture, PreviewEvent, ProgressEvent
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

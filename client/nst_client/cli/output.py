@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import click
 import grpc
-from nst.v1 import job_pb2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from nst.v1 import job_pb2
 from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
 from nst_client.images import Picture
 

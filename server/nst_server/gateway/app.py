@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from nst.v1 import job_service_pb2, job_service_pb2_grpc, style_transfer_service_pb2, style_transfer_service_pb2_grpc
 
+from nst.v1 import job_service_pb2, job_service_pb2_grpc, style_transfer_service_pb2, style_transfer_service_pb2_grpc
 from nst_server import metrics, pictures
 from nst_server.config import GatewaySettings, StoreSettings
 from nst_server.gateway.calls import CallInterceptor

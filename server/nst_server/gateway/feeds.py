@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nst.v1 import job_pb2
 
+from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone, BackboneUnavailable
 from nst_server.jobs.events import EventLog, Stored, stored_subject
 from nst_server.jobs.records import JobNotFound

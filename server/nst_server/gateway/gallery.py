@@ -4,7 +4,6 @@ import asyncio
 from collections import OrderedDict
 
 from nst.v1 import image_pb2, job_pb2
-
 from nst_server import metrics, pictures
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 

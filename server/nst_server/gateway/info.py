@@ -6,10 +6,10 @@ from importlib.metadata import version
 
 from google.rpc import code_pb2
 from nats.js.errors import KeyNotFoundError, NoKeysError, NotFoundError
+
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
-
 from nst_engine.networks import NETWORKS
 from nst_engine.options import ranges
 from nst_server.config import GatewaySettings, StoreSettings, limits

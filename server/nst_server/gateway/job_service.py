@@ -9,7 +9,6 @@ from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, job_service_pb2_grpc
 from nst.v1 import job_service_pb2 as pb
 from nst.v1 import style_transfer_service_pb2 as service_pb2
-
 from nst_server.gateway.calls import Context
 from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import check_update

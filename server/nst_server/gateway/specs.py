@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from google.rpc import code_pb2
-from nst.v1 import image_pb2, job_pb2, options_pb2
 
+from nst.v1 import image_pb2, job_pb2, options_pb2
 from nst_engine.options import OptionError, StylizeOptions
 from nst_server import pictures
 from nst_server.config import GatewaySettings

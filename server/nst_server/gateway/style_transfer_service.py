@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from google.rpc import code_pb2
+
 from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
-
 from nst_server import tracing
 from nst_server.gateway.calls import Context, incoming
 from nst_server.gateway.errors import Refusal

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
-
 from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.specs import SpecReader, check_request_id, check_update

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from google.rpc import code_pb2
+
 from nst.v1 import image_pb2
 from nst.v1 import style_transfer_service_pb2 as service_pb2
-
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, exhausted, invalid

@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from google.rpc import code_pb2
-from nst.v1 import job_pb2
 
+from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted

@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
-
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore
 from nst_server.jobs.control import nudge

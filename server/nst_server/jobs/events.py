@@ -7,9 +7,9 @@ from uuid import uuid4
 
 from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
+
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
-
 from nst_server import metrics
 from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently
 from nst_server.jobs.topology import EVENTS

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from google.rpc import code_pb2
 from nats.aio.msg import Msg
+
 from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
 from nst.v1 import job_pb2
-
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
-from nst.internal.v1.job_record_pb2 import JobRecord
 
+from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.jobs.backbone import Backbone, persistently
 
 

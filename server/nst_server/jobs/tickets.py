@@ -11,9 +11,9 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import Header
 from nats.js.errors import APIError
+
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
-
 from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, StoreFull, persistently
 from nst_server.jobs.topology import LANES, TICKETS
 

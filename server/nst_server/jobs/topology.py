@@ -5,8 +5,8 @@ from typing import Any
 
 from nats.js import JetStreamContext, api
 from nats.js.errors import BucketNotFoundError, NotFoundError
-from nst.v1 import job_pb2
 
+from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 
 TICKETS = "NST_TICKETS"

@@ -10,9 +10,9 @@ from uuid import uuid4
 import psutil
 import torch
 from nats.aio.msg import Msg
+
 from nst.internal.v1.job_record_pb2 import Announcement, Ticket
 from nst.v1.style_transfer_service_pb2 import ModelServer
-
 from nst_engine import Engine
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings

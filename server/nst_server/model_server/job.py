@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 import numpy as np
-from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
-from nst.v1 import image_pb2, job_pb2
 from numpy.typing import NDArray
 
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
+from nst.v1 import image_pb2, job_pb2
 from nst_engine import Engine, Session, SessionState, Style, checkpoint
 from nst_server import metrics, pictures
 from nst_server.config import ModelServerSettings

@@ -1,7 +1,6 @@
 """How fast a job goes, and how long it still takes."""
 
 from nst.v1 import job_pb2
-
 from nst_engine import StepReport
 from nst_engine.options import StylizeOptions
 from nst_engine.schedule import plan

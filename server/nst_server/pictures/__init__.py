@@ -7,9 +7,9 @@ here is a pure function and may run on any thread.
 import hashlib
 
 import numpy as np
-from nst.v1 import image_pb2
 from numpy.typing import NDArray
 
+from nst.v1 import image_pb2
 from nst_server.pictures import files, tensors
 from nst_server.pictures.encoding import check_format, encode, encode_png, shrink
 from nst_server.pictures.errors import STORED, PictureError, PictureLimits

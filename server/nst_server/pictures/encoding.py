@@ -3,10 +3,10 @@
 import io
 
 import numpy as np
-from nst.v1 import image_pb2
 from numpy.typing import NDArray
 from PIL import Image
 
+from nst.v1 import image_pb2
 from nst_server.pictures import tensors
 from nst_server.pictures.errors import PictureError
 

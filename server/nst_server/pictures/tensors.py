@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from nst.v1 import image_pb2
 from numpy.typing import NDArray
 
+from nst.v1 import image_pb2
 from nst_server.pictures.errors import PictureError, PictureLimits
 
 MAGIC = b"nst-tensor/1 "

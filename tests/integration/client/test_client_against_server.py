@@ -14,6 +14,8 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
+
 from nst_client import (
     AsyncClient,
     Client,
@@ -31,7 +33,6 @@ from nst_client import (
     TensorFormat,
 )
 from nst_processes import Server, running_server
-from PIL import Image
 
 TINY = {"size": 32, "iterations": 3, "scales": 1}
 LONG = {"size": 32, "iterations": 5000, "scales": 1}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from gateway_support import CONTENT, run_tiny, running_gateway, running_nats, upload
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls, calls

@@ -15,13 +15,14 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from numpy.typing import NDArray
+from PIL import Image
+
 from nst.v1 import image_pb2, job_pb2, job_service_pb2, options_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls
 from nst_processes import Process, free_port
 from nst_server.supervisor import find_nats_server, write_nats_config
-from numpy.typing import NDArray
-from PIL import Image
 
 SECONDS = 30
 TINY = {"size": 32, "iterations": 3, "scales": 1}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gateway_support import SECONDS
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeStart
 from nst_calls import Calls

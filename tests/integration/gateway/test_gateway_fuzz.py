@@ -10,6 +10,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from nst.v1 import image_pb2, job_pb2, options_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2

@@ -8,10 +8,10 @@ import grpc
 import nats
 import pytest
 from gateway_support import SECONDS, file_of, pixels, refusal_of, running_gateway, running_nats, tiny_spec, upload
+
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
 from nst_calls import Calls, calls
-
 from nst_engine.networks import NETWORKS
 
 CAFFE, TORCHVISION = "vgg16-caffe", "vgg19-torchvision"

@@ -20,6 +20,7 @@ from gateway_support import (
     update,
     upload,
 )
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetResultRequest

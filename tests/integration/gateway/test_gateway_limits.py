@@ -22,6 +22,7 @@ from gateway_support import (
     tiny_spec,
     upload,
 )
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import WatchJobRequest
 from nst.v1.style_transfer_service_pb2 import (

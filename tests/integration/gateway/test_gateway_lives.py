@@ -1,6 +1,7 @@
 """Jobs that are paused, resumed, cancelled and made again, in every order that clients do it."""
 
 from gateway_support import LONG, cancel, delete, run_tiny, tiny_spec, update
+
 from nst.v1 import job_pb2
 from nst_calls import assert_gapless, until
 

@@ -23,12 +23,13 @@ from gateway_support import (
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from stylize_stream import is_running, stylize
+
 from nst.v1 import job_pb2
 from nst.v1.job_service_pb2 import WatchJobRequest
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, UploadImageRequest
 from nst_calls import Calls, metric, until
-from prometheus_client.parser import text_string_to_metric_families
-from stylize_stream import is_running, stylize
 
 SERVICES = ("nst.v1.StyleTransferService", "nst.v1.JobService")
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -15,6 +15,7 @@ from gateway_support import (
     upload,
 )
 from google.protobuf.descriptor import FieldDescriptor
+
 from nst.v1 import image_pb2, job_pb2, options_pb2
 from nst.v1.style_transfer_service_pb2 import (
     CreateJobRequest,

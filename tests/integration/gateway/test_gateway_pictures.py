@@ -16,6 +16,7 @@ from gateway_support import (
     pixels,
     upload_messages,
 )
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest, UploadImageRequest
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from gateway_support import LONG, SECONDS, cancel, refusal_of, tiny_spec, update
+
 from nst.v1 import job_pb2
 from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeStart
 from nst_calls import Calls, calls, until

@@ -20,9 +20,10 @@ from gateway_support import (
     run_tiny,
     tiny_spec,
 )
+from PIL import Image
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import GetResultRequest, GetResultResponse
-from PIL import Image
 
 WIDTH, HEIGHT = 320, 240  # its float tensors take several chunks
 

@@ -3,10 +3,11 @@
 import grpc
 import pytest
 from gateway_support import LONG, assert_has_field, cancel, refusal_of, tiny_spec
+from stylize_stream import is_running, states, stylize
+
 from nst.v1 import job_pb2
 from nst.v1.style_transfer_service_pb2 import StylizeCancel, StylizeRequest
 from nst_calls import assert_gapless, until
-from stylize_stream import is_running, states, stylize
 
 QUEUED, RUNNING, PAUSED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED
 SUCCEEDED, CANCELLED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_CANCELLED

@@ -14,11 +14,12 @@ from gateway_support import (
     run_tiny,
     tiny_spec,
 )
+from stylize_stream import attached, chunk, is_running, states, stylize
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import ListJobsRequest
 from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeStart
 from nst_calls import assert_gapless, metric, until
-from stylize_stream import attached, chunk, is_running, states, stylize
 
 QUEUED, RUNNING, PAUSED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED
 SUCCEEDED, CANCELLED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_CANCELLED

@@ -9,9 +9,10 @@ import io
 import numpy as np
 import pytest
 from gateway_support import STYLE, encoded, file_of, result_bytes, run_tiny, upload
-from nst.v1 import image_pb2, job_pb2, options_pb2
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+
+from nst.v1 import image_pb2, job_pb2, options_pb2
 
 WIDTH, HEIGHT = 48, 32
 LEFT, RIGHT = (200, 60, 40), (40, 90, 180)

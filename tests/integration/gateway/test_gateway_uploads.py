@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from gateway_support import CONTENT, SECONDS, assert_invalid, encoded, pixels, run_tiny, tiny_spec, upload
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import UploadImageRequest
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+
 from nst.v1 import image_pb2, job_pb2
+from nst_engine.options import StylizeOptions
 from nst_processes import free_port
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.options import options_to_proto
 from nst_server.supervisor import find_nats_server, write_nats_config
-
-from nst_engine.options import StylizeOptions
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
+
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings

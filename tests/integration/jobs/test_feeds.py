@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
+
 from nst.v1 import job_pb2
 from nst_server.gateway.feeds import Draining, Feeds
 from nst_server.jobs.events import EventLog, Stored

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
 from nst_server.jobs import lease as lease_module

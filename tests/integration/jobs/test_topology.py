@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from nst_server.jobs import backbone as backbone_module
 from nst_server.jobs.backbone import BackboneUnavailable, connect
 from nst_server.jobs.tickets import TicketSource

@@ -11,6 +11,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import Message
 from google.rpc import status_pb2
+
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as js
 from nst.v1 import style_transfer_service_pb2 as sts

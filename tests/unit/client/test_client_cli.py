@@ -13,8 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from nst.v1 import job_pb2, options_pb2
-from nst_client import cli
 from PIL import Image
 from scripted_server import (
     JOB_ID,
@@ -26,6 +24,9 @@ from scripted_server import (
     result_messages,
     state_event,
 )
+
+from nst.v1 import job_pb2, options_pb2
+from nst_client import cli
 
 
 def png(seed: int) -> bytes:

@@ -4,8 +4,9 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from nst_client import AsyncClient, ImageRef, InvalidRequest, NotFound, NstError, ServerBusy
 from scripted_server import Breaker, ScriptedServer, abort
+
+from nst_client import AsyncClient, ImageRef, InvalidRequest, NotFound, NstError, ServerBusy
 
 REFERENCE = "0" * 64
 

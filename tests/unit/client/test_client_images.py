@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageCms
+
 from nst.v1 import image_pb2
 from nst_client.images import Picture, TensorForm, to_picture
-from PIL import Image, ImageCms
 
 WIDTH, HEIGHT = 5, 7
 _random = np.random.default_rng(7)

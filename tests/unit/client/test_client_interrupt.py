@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nst.v1 import job_pb2
 from PIL import Image
 from scripted_server import JOB_ID, ScriptedServer, progress_event, result_event, state_event
+
+from nst.v1 import job_pb2
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -9,19 +9,6 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_client import (
-    AsyncClient,
-    EncodedFormat,
-    ImageRef,
-    JobCancelled,
-    JobFailed,
-    JobState,
-    NstError,
-    ResultEvent,
-    ServerUnavailable,
-    TensorFormat,
-)
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
@@ -34,6 +21,20 @@ from scripted_server import (
     progress_event,
     result_event,
     state_event,
+)
+
+from nst.v1 import image_pb2, job_pb2, options_pb2
+from nst_client import (
+    AsyncClient,
+    EncodedFormat,
+    ImageRef,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    NstError,
+    ResultEvent,
+    ServerUnavailable,
+    TensorFormat,
 )
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from nst.v1 import options_pb2
 from nst_client.options import OPTION_NAMES, OptionValue, build_options, option_choices, options_dict, parse_option
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from nst_client.cli import nst
 
 COMMANDS = """\

@@ -11,6 +11,7 @@ import click
 import grpc
 import psutil
 import pytest
+
 from nst_client import Client, ServerUnavailable
 from nst_client.cli import private_server as module
 from nst_client.cli.private_server import private_server

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from nst.v1 import job_pb2
-from nst_client import AsyncClient, AsyncJob, Client, ImageRef, Job, JobState, NstError
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from scripted_server import JOB_ID, ScriptedServer, abort, progress_event, result_event, state_event
+
+from nst.v1 import job_pb2
+from nst_client import AsyncClient, AsyncJob, Client, ImageRef, Job, JobState, NstError
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
 

@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 
-from nst.v1 import job_pb2
 from scripted_server import JOB_ID, ScriptedServer, progress_event, result_event, state_event
+
+from nst.v1 import job_pb2
 
 
 def seen_on_terminal(*arguments: str) -> tuple[int, str]:

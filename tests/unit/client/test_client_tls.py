@@ -7,9 +7,10 @@ from pathlib import Path
 import grpc
 import pytest
 from click.testing import CliRunner
+from scripted_server import ScriptedServer
+
 from nst_client import Client, ServerUnavailable
 from nst_client.cli import nst
-from scripted_server import ScriptedServer
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import io
 import grpc
 import numpy as np
 import pytest
-from nst.v1 import image_pb2
-from nst_client import AsyncClient, ImageRef, NstError, TensorFormat
 from PIL import Image
 from scripted_server import JOB_ID, ScriptedServer, abort, result_event, result_messages
 from tcp_proxy import TcpProxy
+
+from nst.v1 import image_pb2
+from nst_client import AsyncClient, ImageRef, NstError, TensorFormat
 
 CHUNK = 512 * 1024
 

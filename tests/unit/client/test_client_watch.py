@@ -6,8 +6,6 @@ import threading
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
-from nst.v1 import job_pb2
-from nst_client import AsyncClient, ErrorEvent, NotFound, NstError, ServerUnavailable
 from scripted_server import (
     JOB_ID,
     Breaker,
@@ -20,6 +18,9 @@ from scripted_server import (
     state_event,
 )
 from tcp_proxy import TcpProxy
+
+from nst.v1 import job_pb2
+from nst_client import AsyncClient, ErrorEvent, NotFound, NstError, ServerUnavailable
 
 LENGTH = 11
 WHOLE = list(range(1, LENGTH + 1))

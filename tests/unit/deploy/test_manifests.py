@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from nst_server.config import GatewaySettings, StoreSettings
 
 from nst_engine.weights import cache_directory
+from nst_server.config import GatewaySettings, StoreSettings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("[!k]*.yaml"))

@@ -6,8 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
-from nst_server.pictures import PictureError, PictureLimits, check, decode
 from PIL import Image
+
+from nst_server.pictures import PictureError, PictureLimits, check, decode
 
 LIMITS = PictureLimits()
 

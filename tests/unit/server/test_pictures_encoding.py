@@ -5,6 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
+from pictures_by_hand import gradient, noise
+from PIL import Image
+
 from nst.v1 import image_pb2
 from nst_server.pictures import (
     PictureError,
@@ -16,8 +19,6 @@ from nst_server.pictures import (
     shrink,
     stored_bytes,
 )
-from pictures_by_hand import gradient, noise
-from PIL import Image
 
 
 def opened(data: bytes) -> Image.Image:

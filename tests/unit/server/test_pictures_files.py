@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from nst_server.pictures import PictureLimits, check, decode
 from pictures_by_hand import gradient, icc_profile, noise, png, saved
 from PIL import Image, ImageCms
+
+from nst_server.pictures import PictureLimits, check, decode
 
 LIMITS = PictureLimits()
 RED = (0.4360747, 0.2225045, 0.0139322)

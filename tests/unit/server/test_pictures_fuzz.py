@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nst_server.pictures import PictureError, PictureLimits, check, decode
 from pictures_by_hand import icc_profile, noise, saved
 from PIL import Image
+
+from nst_server.pictures import PictureError, PictureLimits, check, decode
 
 LIMITS = PictureLimits(max_image_bytes=100_000, max_image_pixels=100_000)
 PROFILE = icc_profile((0.4, 0.2, 0.1), (0.4, 0.7, 0.1), (0.1, 0.1, 0.7))

@@ -4,8 +4,9 @@ import struct
 import warnings
 
 import pytest
-from nst_server.pictures import PictureLimits, check
 from pictures_by_hand import noise, png_chunk, refusal, saved
+
+from nst_server.pictures import PictureLimits, check
 
 
 @pytest.mark.parametrize("codec", ["GIF", "BMP", "TIFF", "ICO", "PPM", "TGA"])

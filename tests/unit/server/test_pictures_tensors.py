@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from pictures_by_hand import noise, refusal
+
 from nst.v1 import image_pb2
 from nst_server.pictures import PictureError, PictureLimits, check, decode, digest, stored_bytes, tensor_header
-from pictures_by_hand import noise, refusal
 
 LIMITS = PictureLimits()
 DTYPES = {
