@@ -175,10 +175,9 @@ def test_the_memory_of_abandoned_uploads_is_free_again(small):
 
 
 def attached(*sizes: int) -> StylizeStart:
-    """A start whose style pictures are to come in chunks."""
-    headers = [image_pb2.AttachedImage(name=f"style {size}", header={"size": size}) for size in sizes]
-    styles = [job_pb2.Style(image=image_pb2.Image(attached=header)) for header in headers]
-    return StylizeStart(spec=job_pb2.JobSpec(content=encoded(CONTENT), styles=styles))
+    """A start whose pictures, content first, are to come in chunks."""
+    images = [image_pb2.Image(attached={"name": f"picture {size}", "header": {"size": size}}) for size in sizes]
+    return StylizeStart(spec=job_pb2.JobSpec(content=images[0], styles=[{"image": image} for image in images[1:]]))
 
 
 @pytest.mark.parametrize(
