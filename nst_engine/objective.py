@@ -59,25 +59,22 @@ class Objective:
         with torch.no_grad():
             self._content_maps = _chosen(self._features(content), self._content_weights)
             self._style_grams = [self._grams(style) for style in styles]
-        self._balance: tuple[float, float] | None = None
+        self._content = content
+        self._shares: tuple[float, ...] = ()
         self.steer(options, shares)
-        if options.strength is not None:
-            self._balance = self._measure_balance(content)
-            self.steer(options, shares)
 
     def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
         """Takes the weights from `options` and blends the style targets by `shares`."""
-        total = sum(shares)
-        pairs = list(zip(self._style_grams, shares, strict=True))
-        self._style_targets = {
-            tap: torch.stack([grams[tap] * (share / total) for grams, share in pairs]).sum(0)
-            for tap in self._style_grams[0]
-        }
+        if tuple(shares) != self._shares:
+            self._shares = tuple(shares)
+            self._style_targets = self._blended_targets()
+            # Struck anew, so that a run that resumes with these shares has the same balance.
+            self._balance = (1.0, 1.0) if options.strength is None else self._measure_balance()
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
         if options.strength is None:
             self._content_weight = 1.0 if options.content_weight is None else options.content_weight
             self._style_weight = 1.0 if options.style_weight is None else options.style_weight
-        elif self._balance is not None:
+        else:
             content_unit, style_unit = self._balance
             self._content_weight = (1 - options.strength) * content_unit
             self._style_weight = options.strength * style_unit
@@ -85,7 +82,7 @@ class Objective:
     @property
     def nbytes(self) -> int:
         """Bytes held by the targets."""
-        held = [*self._content_maps.values()]
+        held = [self._content, *self._content_maps.values()]
         held += [gram for grams in self._style_grams for gram in grams.values()]
         return sum(tensor.nbytes for tensor in held)
 
@@ -115,11 +112,19 @@ class Objective:
             style = style + self._style_weights[tap] * losses.mean_squared_error(gram, target)
         return content, style
 
-    def _measure_balance(self, content: Tensor) -> tuple[float, float]:
+    def _blended_targets(self) -> dict[str, Tensor]:
+        total = sum(self._shares)
+        pairs = list(zip(self._style_grams, self._shares, strict=True))
+        return {
+            tap: torch.stack([grams[tap] * (share / total) for grams, share in pairs]).sum(0)
+            for tap in self._style_grams[0]
+        }
+
+    def _measure_balance(self) -> tuple[float, float]:
         """The weights that bring the content and the style gradient to `GRADIENT_LEVEL` each."""
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(content.shape, generator=generator).to(content.device)
-        image = (content + REFERENCE_NOISE * noise).requires_grad_(True)
+        noise = torch.randn(self._content.shape, generator=generator).to(self._content.device)
+        image = (self._content + REFERENCE_NOISE * noise).requires_grad_(True)
         units = []
         terms = self._feature_losses(image)
         for term in terms:
