@@ -20,7 +20,7 @@ from nst_client.images import ImageInput, ImageRef, to_picture
 from nst_client.info import ServerInfo
 from nst_client.job import AsyncJob
 from nst_client.options import OptionValue, build_options
-from nst_client.spec import Priority, Source, StyleInput, priority_number, weighted_styles
+from nst_client.spec import Priority, Source, StyleInput, preview_options, priority_number, weighted_styles
 from nst_client.transport import Transport
 
 
@@ -97,38 +97,25 @@ class AsyncClient:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
                 picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
             styles: the picture or pictures whose look is taken, each alone or as (picture, weight).
-            size: long side of the result in pixels.
-            iterations: over all scales.
+            size, preview_max_size: long side of the result and of previews, in pixels.
+            iterations, preview_interval: over all scales, and between previews (0 for none).
             strength: how much of the style to take, 0 to 1.
-            preview_interval: iterations between previews; 0 for none.
-            preview_max_size: long side of previews in pixels.
             result_format, preview_format: a codec's name, EncodedFormat or TensorFormat.
             priority: "interactive" or "batch".
             request_id: the same one and the same arguments give the same job; None makes one up.
             options: any other field of `StylizeOptions`, by name.
 
         Raises:
-            TypeError, ValueError: an argument cannot be sent; the text names it.
-            OSError: a file cannot be read.
-            InvalidRequest: the server does not allow an argument.
-            ServerBusy: the queue is full.
-            NstError: anything else that the server reports, or that it stays away.
+            TypeError, ValueError, OSError: an argument cannot be sent, or a file cannot be read.
+            InvalidRequest, ServerBusy, NstError: the server refuses, is full, or stays away.
         """
-        weighted = weighted_styles(styles)
         spec = job_pb2.JobSpec(
             options=build_options({"size": size, "iterations": iterations, "strength": strength, **options}),
-            preview=job_pb2.PreviewOptions(
-                interval=preview_interval,
-                max_size=preview_max_size,
-                format=format_message(preview_format, "preview_format"),
-            ),
+            preview=preview_options(preview_interval, preview_max_size, preview_format),
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
         )
-        spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
-        for index, (style, weight) in enumerate(weighted):
-            reference = await self._reference(style, f"styles[{index}]")
-            spec.styles.add(image=reference.to_proto(), weight=weight)
+        await self._attach(spec, content, weighted_styles(styles))
         request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
@@ -176,6 +163,14 @@ class AsyncClient:
         """What the server is, what it allows and what it assumes."""
         answer = await self._transport.call(self._transport.transfer.GetServerInfo, GetServerInfoRequest())
         return ServerInfo.from_proto(answer)
+
+    async def _attach(
+        self, spec: job_pb2.JobSpec, content: Source, styles: Sequence[tuple[Source, float | None]]
+    ) -> None:
+        spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
+        for index, (style, weight) in enumerate(styles):
+            reference = await self._reference(style, f"styles[{index}]")
+            spec.styles.add(image=reference.to_proto(), weight=weight)
 
     async def _reference(self, source: Source, name: str) -> ImageRef:
         if isinstance(source, ImageRef):

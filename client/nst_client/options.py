@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from numbers import Real
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from nst.v1 import options_pb2
 
@@ -82,6 +83,17 @@ def enum_number(name: str, enum: EnumDescriptor, choice: object) -> int:
     return numbers[choice]
 
 
+def set_scalar(message: Message, field: str, value: object, name: str) -> None:
+    """Set a number or text field of a message. Raises TypeError or ValueError; the text starts with `name`."""
+    try:
+        setattr(message, field, value)
+    except TypeError:
+        kind = _KINDS[message.DESCRIPTOR.fields_by_name[field].cpp_type]
+        raise TypeError(f"{name}: must be {kind}, not {value!r}") from None
+    except ValueError:
+        raise ValueError(f"{name}: {value!r} is out of range") from None
+
+
 def _field(name: str) -> FieldDescriptor:
     if name not in _FIELDS:
         raise ValueError(f"{name}: no such option; there are {', '.join(_FIELDS)}")
@@ -101,16 +113,7 @@ def _set(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: Opt
     elif field.enum_type is not None:
         setattr(message, field.name, enum_number(field.name, field.enum_type, value))
     else:
-        _set_scalar(message, field, value)
-
-
-def _set_scalar(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: object) -> None:
-    try:
-        setattr(message, field.name, value)
-    except TypeError:
-        raise TypeError(f"{field.name}: must be {_KINDS[field.cpp_type]}, not {value!r}") from None
-    except ValueError:
-        raise ValueError(f"{field.name}: {value!r} is out of range") from None
+        set_scalar(message, field.name, value, field.name)
 
 
 def _parse_layers(name: str, text: str) -> dict[str, float]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from nst.v1 import job_pb2
+from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef
-from nst_client.options import enum_number
+from nst_client.options import enum_number, set_scalar
 
 Priority = Literal["interactive", "batch"]
 Source = ImageInput | ImageRef
@@ -19,6 +20,19 @@ def priority_number(priority: Priority | None) -> job_pb2.Priority.ValueType:
     if priority is None:
         return job_pb2.PRIORITY_UNSPECIFIED
     return job_pb2.Priority.ValueType(enum_number("priority", job_pb2.Priority.DESCRIPTOR, priority))
+
+
+def preview_options(interval: int | None, max_size: int | None, form: Format | None) -> job_pb2.PreviewOptions:
+    """The message for previews; None is the server's default.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind; the text names it.
+    """
+    message = job_pb2.PreviewOptions(format=format_message(form, "preview_format"))
+    for name, value in (("interval", interval), ("max_size", max_size)):
+        if value is not None:
+            set_scalar(message, name, value, f"preview_{name}")
+    return message
 
 
 def weighted_styles(styles: Any) -> list[tuple[Source, float | None]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from nst_command import nst as nst
 from scripted_server import ScriptedServer
 
 

@@ -2,17 +2,12 @@
 
 import hashlib
 import io
-import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from nst_command import Nst
 from PIL import Image
 from scripted_server import (
     JOB_ID,
@@ -26,7 +21,6 @@ from scripted_server import (
 )
 
 from nst.v1 import job_pb2, options_pb2
-from nst_client import cli
 
 
 def png(seed: int) -> bytes:
@@ -37,34 +31,6 @@ def png(seed: int) -> bytes:
 
 
 PREVIEW, RESULT = png(1), png(2)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Nst = Callable[..., Ended]
-
-
-@pytest.fixture
-def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Nst]:
-    """Runs the command in this process."""
-    monkeypatch.delenv("NST_SERVER", raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["nst", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Ended(ended.value.code, captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
@@ -83,10 +49,6 @@ def publish_history(server: ScriptedServer) -> None:
         preview_event(5, PREVIEW),
         result_event(RESULT),
     )
-
-
-def lines(ended: Ended) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ended.out.splitlines()]
 
 
 def test_stylize_saves_exactly_what_the_server_delivers(
@@ -152,7 +114,7 @@ def test_options_that_are_not_given_stay_unset(
 def test_json_lines(nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path) -> None:
     publish_history(server)
     ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
-    events = lines(ended)
+    events = ended.lines
     assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5]
     assert [event["event"] for event in events] == ["state", "state", "progress", "preview", "result"]
     assert all(event["job_id"] == JOB_ID for event in events)
@@ -173,7 +135,7 @@ def test_json_has_no_nan(nst: Nst, server: ScriptedServer) -> None:
     event.progress.seconds_left = float("inf")
     event.progress.total_loss = float("nan")
     server.publish(event, result_event(b""))
-    (progress, _) = lines(nst("jobs", "watch", JOB_ID, "--json", "--server", server.address))
+    (progress, _) = nst("jobs", "watch", JOB_ID, "--json", "--server", server.address).lines
     assert (progress["seconds_left"], progress["total_loss"]) == (None, None)
 
 
@@ -183,7 +145,7 @@ def test_a_result_too_big_for_its_event_is_told_by_its_bytes(
     server.publish(result_event(None))
     server.result = result_messages(RESULT)
     ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
-    (event,) = lines(ended)
+    (event,) = ended.lines
     assert (event["bytes"], event["sha256"]) == (len(RESULT), hashlib.sha256(RESULT).hexdigest())
     assert (tmp_path / "o.png").read_bytes() == RESULT
 
@@ -206,7 +168,7 @@ def test_a_failed_job_exits_with_1(
     server.publish(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
     ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--json", "--server", server.address)
     assert ended.code == 1
-    (event,) = lines(ended)
+    (event,) = ended.lines
     assert (event["event"], event["code"], event["reason"]) == ("error", 8, "OUT_OF_MEMORY")
     assert event["message"] == "use a smaller size"
     assert "use a smaller size" in ended.err
@@ -272,84 +234,3 @@ def test_wrong_usage_exits_with_2(
     assert ended.code == 2
     assert text in " ".join(ended.err.split())
     assert not server.received
-
-
-@pytest.mark.parametrize("command", [["list"], ["get", "x"], ["cancel", "x"], ["delete", "x"], ["watch", "x"]])
-def test_jobs_need_a_server(nst: Nst, command: list[str]) -> None:
-    ended = nst("jobs", *command)
-    assert ended.code == 2
-    assert "--server HOST:PORT" in ended.err
-
-
-def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
-    server.jobs = [job_pb2.Job(job_id=f"job-{n}", state=job_pb2.JOB_STATE_RUNNING, tenant="acme") for n in range(3)]
-    shown = nst("jobs", "list", "--state", "running", "--server", server.address)
-    assert [line.split()[:2] for line in shown.out.splitlines()[1:]] == [[f"job-{n}", "running"] for n in range(3)]
-    assert server.received["ListJobs"][0].states == [job_pb2.JOB_STATE_RUNNING]
-    listed = lines(nst("jobs", "list", "--json", "--server", server.address))
-    assert [(job["job_id"], job["state"], job["tenant"]) for job in listed] == [
-        (f"job-{n}", "JOB_STATE_RUNNING", "acme") for n in range(3)
-    ]
-    publish_history(server)
-    (job,) = lines(nst("jobs", "get", JOB_ID, "--json", "--server", server.address))
-    assert (job["job_id"], job["state"], job["last_sequence"]) == (JOB_ID, "JOB_STATE_SUCCEEDED", 5)
-    assert "JOB_STATE_SUCCEEDED" in nst("jobs", "get", JOB_ID, "--server", server.address).out
-
-
-def test_jobs_watch_begins_where_it_is_told(nst: Nst, server: ScriptedServer) -> None:
-    publish_history(server)
-    ended = nst("jobs", "watch", JOB_ID, "--after", 3, "--json", "--server", server.address)
-    assert ended.code == 0
-    assert [event["sequence"] for event in lines(ended)] == [4, 5]
-    assert server.watches == [3]
-
-
-def test_jobs_watch_of_a_cancelled_job_exits_with_1(nst: Nst, server: ScriptedServer) -> None:
-    server.publish(state_event(job_pb2.JOB_STATE_CANCELLED))
-    assert nst("jobs", "watch", JOB_ID, "--after", 1, "--server", server.address).code == 1
-
-
-def test_jobs_cancel_and_delete(nst: Nst, server: ScriptedServer) -> None:
-    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
-    ended = nst("jobs", "cancel", JOB_ID, "--json", "--server", server.address)
-    assert lines(ended)[0]["state"] == "JOB_STATE_CANCELLED"
-    assert nst("jobs", "delete", JOB_ID, "--server", server.address).code == 0
-    assert server.received["DeleteJob"][0].job_id == JOB_ID
-
-
-def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
-    publish_history(server)
-    server.result = result_messages(b"a JPEG")
-    ended = nst("jobs", "result", JOB_ID, "-o", tmp_path / "r.jpg", "--server", server.address)
-    assert ended.code == 0
-    assert (tmp_path / "r.jpg").read_bytes() == b"a JPEG"
-    assert server.received["GetResult"][0].format.encoded.codec == 2
-
-
-def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> None:
-    server.info.defaults.CopyFrom(
-        options_pb2.StylizeOptions(size=345, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2}))
-    )
-    server.info.ranges["size"].minimum = 16
-    server.info.ranges["size"].maximum = 2048
-    server.info.limits["max_image_bytes"] = 987654
-    server.info.models.add(name="vgg-test", available=True, credit="someone")
-    server.info.model_servers.add(name="worker-1", device="cpu")
-    shown = nst("info", "--server", server.address).out
-    for text in ("scripted", "345", "16 to 2048", "987654", "vgg-test", "worker-1", "relu1_1=2", "lbfgs, adam"):
-        assert text in shown
-    (info,) = lines(nst("info", "--json", "--server", server.address))
-    assert info["defaults"] == {"size": 345, "style_layers": {"relu1_1": 2.0}}
-    assert info["limits"] == {"max_image_bytes": 987654}
-
-
-def test_help_repeats_no_default(nst: Nst) -> None:
-    ended = nst("stylize", "--help")
-    assert ended.code == 0
-    assert "see `nst info`" in " ".join(ended.out.split())
-    assert "default:" not in ended.out
-
-
-def test_broken_ca_file_is_usage(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
-    assert nst("info", "--server", server.address, "--ca", tmp_path / "none.pem").code == 2
-    assert nst("info", "--tls").code == 2

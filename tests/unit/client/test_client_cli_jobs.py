@@ -1,0 +1,108 @@
+"""`nst jobs` and `nst info`."""
+
+from pathlib import Path
+
+import pytest
+from nst_command import Nst
+from scripted_server import (
+    JOB_ID,
+    ScriptedServer,
+    preview_event,
+    progress_event,
+    result_event,
+    result_messages,
+    state_event,
+)
+
+from nst.v1 import job_pb2, options_pb2
+
+
+def publish_history(server: ScriptedServer) -> None:
+    server.publish(
+        state_event(job_pb2.JOB_STATE_QUEUED),
+        state_event(job_pb2.JOB_STATE_RUNNING),
+        progress_event(1),
+        preview_event(5, b"a preview"),
+        result_event(b"a result"),
+    )
+
+
+@pytest.mark.parametrize("command", [["list"], ["get", "x"], ["cancel", "x"], ["delete", "x"], ["watch", "x"]])
+def test_jobs_need_a_server(nst: Nst, command: list[str]) -> None:
+    ended = nst("jobs", *command)
+    assert ended.code == 2
+    assert "--server HOST:PORT" in ended.err
+
+
+def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
+    server.jobs = [job_pb2.Job(job_id=f"job-{n}", state=job_pb2.JOB_STATE_RUNNING, tenant="acme") for n in range(3)]
+    shown = nst("jobs", "list", "--state", "running", "--server", server.address)
+    assert [line.split()[:2] for line in shown.out.splitlines()[1:]] == [[f"job-{n}", "running"] for n in range(3)]
+    assert server.received["ListJobs"][0].states == [job_pb2.JOB_STATE_RUNNING]
+    listed = nst("jobs", "list", "--json", "--server", server.address).lines
+    assert [(job["job_id"], job["state"], job["tenant"]) for job in listed] == [
+        (f"job-{n}", "JOB_STATE_RUNNING", "acme") for n in range(3)
+    ]
+    publish_history(server)
+    (job,) = nst("jobs", "get", JOB_ID, "--json", "--server", server.address).lines
+    assert (job["job_id"], job["state"], job["last_sequence"]) == (JOB_ID, "JOB_STATE_SUCCEEDED", 5)
+    assert "JOB_STATE_SUCCEEDED" in nst("jobs", "get", JOB_ID, "--server", server.address).out
+
+
+def test_jobs_watch_begins_where_it_is_told(nst: Nst, server: ScriptedServer) -> None:
+    publish_history(server)
+    ended = nst("jobs", "watch", JOB_ID, "--after", 3, "--json", "--server", server.address)
+    assert ended.code == 0
+    assert [event["sequence"] for event in ended.lines] == [4, 5]
+    assert server.watches == [3]
+
+
+def test_jobs_watch_of_a_cancelled_job_exits_with_1(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_CANCELLED))
+    assert nst("jobs", "watch", JOB_ID, "--after", 1, "--server", server.address).code == 1
+
+
+def test_jobs_cancel_and_delete(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    ended = nst("jobs", "cancel", JOB_ID, "--json", "--server", server.address)
+    assert ended.lines[0]["state"] == "JOB_STATE_CANCELLED"
+    assert nst("jobs", "delete", JOB_ID, "--server", server.address).code == 0
+    assert server.received["DeleteJob"][0].job_id == JOB_ID
+
+
+def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
+    publish_history(server)
+    server.result = result_messages(b"a JPEG")
+    ended = nst("jobs", "result", JOB_ID, "-o", tmp_path / "r.jpg", "--server", server.address)
+    assert ended.code == 0
+    assert (tmp_path / "r.jpg").read_bytes() == b"a JPEG"
+    assert server.received["GetResult"][0].format.encoded.codec == 2
+
+
+def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> None:
+    server.info.defaults.CopyFrom(
+        options_pb2.StylizeOptions(size=345, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2}))
+    )
+    server.info.ranges["size"].minimum = 16
+    server.info.ranges["size"].maximum = 2048
+    server.info.limits["max_image_bytes"] = 987654
+    server.info.models.add(name="vgg-test", available=True, credit="someone")
+    server.info.model_servers.add(name="worker-1", device="cpu")
+    shown = nst("info", "--server", server.address).out
+    for text in ("scripted", "345", "16 to 2048", "987654", "vgg-test", "worker-1", "relu1_1=2", "lbfgs, adam"):
+        assert text in shown
+    (info,) = nst("info", "--json", "--server", server.address).lines
+    assert info["defaults"] == {"size": 345, "style_layers": {"relu1_1": 2.0}}
+    assert info["limits"] == {"max_image_bytes": 987654}
+
+
+def test_help_repeats_no_default(nst: Nst) -> None:
+    ended = nst("stylize", "--help")
+    assert ended.code == 0
+    assert "see `nst info`" in " ".join(ended.out.split())
+    assert "default:" not in ended.out
+
+
+def test_broken_ca_file_is_usage(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:
+    assert nst("info", "--server", server.address, "--ca", tmp_path / "none.pem").code == 2
+    assert nst("info", "--tls").code == 2
