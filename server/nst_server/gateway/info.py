@@ -5,7 +5,7 @@ from functools import partial
 from importlib.metadata import version
 
 from google.rpc import code_pb2
-from nats.js.errors import KeyNotFoundError, NoKeysError, NotFoundError
+from nats.js.errors import KeyNotFoundError
 
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1 import job_pb2
@@ -15,7 +15,8 @@ from nst_engine.options import ranges
 from nst_server.config import GatewaySettings, StoreSettings, limits
 from nst_server.gateway.errors import Refusal
 from nst_server.gateway.specs import defaults
-from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
+from nst_server.jobs.topology import SERVERS
 from nst_server.options import options_to_proto
 from nst_server.pictures import PictureLimits
 
@@ -26,7 +27,7 @@ class ServerInfo:
     """Answers GetServerInfo, and knows which models can run."""
 
     def __init__(self, backbone: Backbone, settings: GatewaySettings, store: StoreSettings) -> None:
-        self._servers = backbone.servers
+        self._backbone = backbone
         self._settings = settings
         sides = {name: getattr(PictureLimits, name) for name in ("max_image_side", "min_image_side")}
         self._limits = {**limits(settings, store), **sides}
@@ -71,13 +72,9 @@ class ServerInfo:
             )
 
     async def _announcements(self) -> list[Announcement]:
-        try:
-            names = await persistently(self._servers.keys, seconds=PATIENCE_SECONDS)
-        except (NoKeysError, NotFoundError):
-            return []
         found = []
-        for name in names:
+        for name in sorted(await bucket_keys(self._backbone, SERVERS, seconds=PATIENCE_SECONDS)):
             with contextlib.suppress(KeyNotFoundError):
-                entry = await persistently(partial(self._servers.get, name), seconds=PATIENCE_SECONDS)
+                entry = await persistently(partial(self._backbone.servers.get, name), seconds=PATIENCE_SECONDS)
                 found.append(Announcement.FromString(entry.value or b""))
         return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import nats
@@ -110,6 +111,17 @@ async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncI
         yield await persistently(lambda: _open(client, jetstream), seconds=START_SECONDS)
     finally:
         await client.close()
+
+
+async def bucket_keys(backbone: Backbone, bucket: str, *, seconds: float | None) -> list[str]:
+    """The keys of a key-value bucket, those of removed values among them.
+
+    From the stream's own list of subjects: the library's `keys` takes a bucket for empty when the
+    server answers faster than it looks.
+    """
+    stream_info = partial(backbone.jetstream.stream_info, f"KV_{bucket}", subjects_filter=">")
+    info = await persistently(stream_info, seconds=seconds)
+    return [subject.removeprefix(f"$KV.{bucket}.") for subject in info.state.subjects or ()]
 
 
 async def _connected(url: str, name: str) -> NatsClient:

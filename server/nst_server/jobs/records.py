@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoKeysError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
+from nst_server.jobs.topology import RECORDS
 
 
 class JobNotFound(Exception):
@@ -26,6 +27,7 @@ class Records:
 
     def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
+        self._backbone = backbone
         self._bucket: Any = backbone.records
         self._patience = patience
 
@@ -73,11 +75,7 @@ class Records:
 
     async def all(self) -> AsyncIterator[JobRecord]:
         """Every record, in no order."""
-        try:
-            keys = await persistently(self._bucket.keys, seconds=self._patience)
-        except NoKeysError:
-            return
-        for key in keys:
+        for key in await bucket_keys(self._backbone, RECORDS, seconds=self._patience):
             try:
                 yield await self.get(key)
             except JobNotFound:

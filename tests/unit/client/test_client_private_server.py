@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -38,12 +38,21 @@ DYING = "import sys; sys.exit('no port is free')"
 
 
 @pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """The child processes that a test has; other tests of this worker may keep a server."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+@pytest.fixture
 def note(tmp_path: Path) -> Path:
     return tmp_path / "note"
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Callable[[], list[psutil.Process]]
+) -> Iterator[Path]:
     """A folder whose `nst_server` is what child processes find, and where data folders are made."""
     package = tmp_path / "site" / "nst_server"
     package.mkdir(parents=True)
@@ -54,15 +63,17 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(data))
     yield package / "__main__.py"
     assert not list(data.iterdir())  # nothing is left behind
-    assert not psutil.Process().children()
+    assert not children()
 
 
-def test_it_serves_and_stops_in_good_order(install: Path, note: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_serves_and_stops_in_good_order(
+    install: Path, note: Path, children: Callable[[], list[psutil.Process]], capsys: pytest.CaptureFixture[str]
+) -> None:
     install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
     with private_server() as address:
         with Client(address) as client:
             assert client.server_info().version == "scripted"
-        (child,) = psutil.Process().children()
+        (child,) = children()
         assert os.getpgid(child.pid) == child.pid  # so Ctrl-C in a terminal does not reach it
         assert not note.exists()
     assert note.read_text() == "stopped in good order"
@@ -78,12 +89,12 @@ def test_one_that_dies_early_is_quoted(install: Path) -> None:
         pass
 
 
-def test_one_that_dies_later_is_quoted(install: Path, note: Path) -> None:
+def test_one_that_dies_later_is_quoted(install: Path, note: Path, children: Callable[[], list[psutil.Process]]) -> None:
     install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
 
     def use() -> None:
         with private_server() as address:
-            (child,) = psutil.Process().children()
+            (child,) = children()
             child.kill()
             child.wait()
             raise ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "gone", address=address)
