@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from gateway_support import CONTENT, run_tiny, running_gateway, running_nats, upload
+from gateway_support import CONTENT, live_jobs, run_tiny, running_gateway, running_nats, upload
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
@@ -41,10 +41,12 @@ def _unharmed(call: Calls) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _still_the_same_server(server: Server, call: Calls) -> Iterator[None]:
-    """After a module the same processes run jobs, and no call has failed by the server's fault."""
+    """After a module the same processes run jobs, none is left over, and no call failed by the server's fault."""
     processes = server.status["pids"]
     yield
     assert run_tiny(call).job_state == job_pb2.JOB_STATE_SUCCEEDED
+    while live_jobs(call):
+        pass
     assert server.status["pids"] == processes
     assert server.logged("call failed") == []
 

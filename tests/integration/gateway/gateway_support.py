@@ -3,6 +3,7 @@
 import io
 import re
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from nst.v1 import image_pb2, job_pb2, job_service_pb2, options_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
@@ -142,6 +145,23 @@ def run_tiny(call: Calls, spec: job_pb2.JobSpec | None = None) -> job_pb2.JobEve
     """A job's last event."""
     *_, last = call.watch(call.create(spec or tiny_spec()))
     return last
+
+
+def live_jobs(call: Calls) -> list[job_pb2.Job]:
+    """The jobs that wait or run."""
+    states = [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING]
+    return list(call.jobs.ListJobs(job_service_pb2.ListJobsRequest(states=states), timeout=SECONDS).jobs)
+
+
+def samples(address: str) -> dict[str, list[Sample]]:
+    """What a status port's /metrics holds, by the samples' names."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=SECONDS) as response:
+        text = response.read().decode()
+    found: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A gateway with low limits names the one that is reached, and what it held is free again."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -22,6 +23,7 @@ from gateway_support import (
     tiny_spec,
     upload,
 )
+from google.protobuf.message import Message
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import WatchJobRequest
@@ -119,36 +121,11 @@ def test_a_message_over_the_limit(small, method):
     assert str(LIMITS["max_message_bytes"]) in caught.value.details()
 
 
-@contextmanager
-def open_upload(call: Calls, size: int) -> Iterator[grpc.Future]:
-    """An upload that has announced its size and sent one byte, and is then silent."""
-    leave = threading.Event()
-
-    def messages() -> Iterator[UploadImageRequest]:
-        yield UploadImageRequest(header=image_pb2.ImageHeader(size=size))
-        yield UploadImageRequest(chunk=image_pb2.ImageChunk(data=b"x"))
-        leave.wait(SECONDS)
-
-    running = call.making.UploadImage.future(messages(), timeout=SECONDS)
-    try:
-        yield running
-    finally:
-        running.cancel()
-        leave.set()
-
-
 def upload_refused(call: Calls, size: int) -> Refused | None:
     """How an upload of one byte of `size` is refused: for want of memory, or else for being cut short."""
     chunk = UploadImageRequest(chunk=image_pb2.ImageChunk(data=b"x"))
-    header = UploadImageRequest(header=image_pb2.ImageHeader(size=size))
-    refused = refusal_of(lambda: call.making.UploadImage(iter([header, chunk]), timeout=SECONDS))
+    refused = refusal_of(lambda: call.making.UploadImage(iter([announced(size), chunk]), timeout=SECONDS))
     return refused if refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED else None
-
-
-def wait_for_refusal(call: Calls, size: int) -> Refused:
-    while (refused := upload_refused(call, size)) is None:
-        pass
-    return refused
 
 
 def wait_for_room(call: Calls, size: int) -> None:
@@ -156,9 +133,33 @@ def wait_for_room(call: Calls, size: int) -> None:
         pass
 
 
+def announced(size: int) -> UploadImageRequest:
+    return UploadImageRequest(header=image_pb2.ImageHeader(size=size))
+
+
+def silent_after(message: Message, leave: threading.Event) -> Iterator[Message]:
+    yield message
+    leave.wait(SECONDS)
+
+
+@contextmanager
+def holding(call: Calls, method: Callable[..., Any], message: Message, room: int) -> Iterator[None]:
+    """A call that has sent one message, holds all memory but `room` bytes, and is silent until it is abandoned."""
+    leave = threading.Event()
+    running = method(silent_after(message, leave), timeout=SECONDS)
+    try:
+        while upload_refused(call, room + 1) is None:
+            if running.done():  # an upload that asked for room stood in its way
+                running = method(silent_after(message, leave), timeout=SECONDS)
+        yield
+    finally:
+        running.cancel()
+        leave.set()
+
+
 def test_uploads_in_flight_share_a_bounded_memory(small):
-    with open_upload(small, 30_000):
-        refused = wait_for_refusal(small, 10_001)
+    with holding(small, small.making.UploadImage.future, announced(30_000), room=10_000):
+        refused = upload_refused(small, 10_001)
         assert refused.metadata == {"limit": "max_upload_bytes"}
         assert "max_upload_bytes = 40000" in refused.message
         assert refused.retry_seconds > 0
@@ -167,11 +168,22 @@ def test_uploads_in_flight_share_a_bounded_memory(small):
 
 
 def test_the_memory_of_abandoned_uploads_is_free_again(small):
+    method = small.making.UploadImage.future
     for _ in range(5):
-        with open_upload(small, 20_000), open_upload(small, 20_000):
-            wait_for_refusal(small, 1)
+        with (
+            holding(small, method, announced(20_000), room=20_000),
+            holding(small, method, announced(20_000), room=0),
+        ):
+            pass
         # A picture of this size needs all of it.
         wait_for_room(small, 40_000)
+
+
+def test_the_memory_of_a_broken_stylize_stream_is_free_again(small):
+    start = StylizeRequest(start=attached(20_000, 19_000))
+    with holding(small, small.making.Stylize, start, room=1_000):
+        pass
+    wait_for_room(small, 40_000)
 
 
 def attached(*sizes: int) -> StylizeStart:
@@ -191,20 +203,6 @@ def test_attached_pictures_that_never_fit_are_not_asked_for_again(request, gatew
     assert (refused.code, refused.metadata) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"limit": "max_upload_bytes"})
     assert f"max_upload_bytes = {limit}" in refused.message
     assert refused.retry_seconds is None
-
-
-def test_the_memory_of_a_broken_stylize_stream_is_free_again(small):
-    leave = threading.Event()
-
-    def messages() -> Iterator[StylizeRequest]:
-        yield StylizeRequest(start=attached(20_000, 19_000))
-        leave.wait(SECONDS)
-
-    stream = small.making.Stylize(messages(), timeout=SECONDS)
-    wait_for_refusal(small, 1_001)
-    stream.cancel()
-    leave.set()
-    wait_for_room(small, 40_000)
 
 
 def test_watchers_have_a_limited_number_of_places(small):
@@ -228,13 +226,14 @@ def test_watchers_have_a_limited_number_of_places(small):
 
 
 def test_a_silent_upload_is_dropped(server, tmp_path):
-    environment = {"NST_UPLOAD_TIMEOUT_SECONDS": "0.3"}
+    leave = threading.Event()
     with (
-        running_gateway(tmp_path, server.status["nats"], **environment) as gateway,
+        running_gateway(tmp_path, server.status["nats"], NST_UPLOAD_TIMEOUT_SECONDS="0.3") as gateway,
         calls(gateway.address) as call,
-        open_upload(call, 1000) as running,
     ):
+        running = call.making.UploadImage.future(silent_after(announced(1000), leave), timeout=SECONDS)
         refused = read_status(running.exception(SECONDS))
+        leave.set()
     assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "upload_timeout_seconds = 0.3" in refused.message
 

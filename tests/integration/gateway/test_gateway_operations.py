@@ -18,12 +18,12 @@ from gateway_support import (
     read_status,
     run_tiny,
     running_gateway,
+    samples,
     tiny_spec,
     upload_messages,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 from stylize_stream import is_running, stylize
 
 from nst.v1 import job_pb2
@@ -69,18 +69,15 @@ def test_reflection_lists_the_services_and_describes_them(server):
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in files)
 
 
-def samples(address: str) -> dict[str, list]:
-    status, text = get(address, "/metrics")
-    assert status == 200
-    found: dict[str, list] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample)
-    return found
+def jobs_run(server) -> float:
+    return metric(server.status["model_metrics_address"], "nst_job_run_seconds_count")
 
 
 def test_metrics_of_both_processes_after_a_job(server, call):
+    before = jobs_run(server)
     run_tiny(call)
+    while jobs_run(server) == before:
+        pass  # it is counted after its last event
     gateway = samples(server.status["metrics_address"])
     calls_ok = [
         sample.value
