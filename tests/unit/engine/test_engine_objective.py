@@ -15,7 +15,8 @@ from nst_engine.objective import Objective
 
 Backbones = Callable[[torch.dtype], Backbone]
 # A bfloat16 has 8 bits: its rounding flips ReLUs and the winners of max pooling, which the gradient
-# feels more than the losses do. Rounding nothing but the network's input already costs it 3 %.
+# feels more than the losses do. Rounding nothing but the network's input already costs it 3 % of
+# its length; its direction stays.
 PRECISIONS = [(torch.float32, 1e-4, 1e-4), (torch.bfloat16, 2e-2, 5e-2)]
 NEURAL_STYLE_PT = {
     "content_layers": {"relu4_2": 5.0},
@@ -73,6 +74,8 @@ def test_losses_and_gradient_are_right(
     assert evaluation.total == pytest.approx(total, rel=tolerance)
     assert evaluation.gradient.dtype == torch.float32
     assert relative_error(evaluation.gradient, gradient) < gradient_tolerance
+    aligned = torch.cosine_similarity(evaluation.gradient.double().flatten(), gradient.double().flatten(), 0)
+    assert 1 - aligned < tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance", "gradient_tolerance"), PRECISIONS)
@@ -107,16 +110,16 @@ def test_several_styles_blend_by_their_shares(
     assert relative_error(evaluation.gradient, gradient) < 1e-4
 
 
-@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize(("strength", "level"), [(0.0, 1.0), (1.0, 600.0), (0.5, 300.0)])
 def test_strength_makes_both_sides_pull_alike_on_any_pair(
-    backbone: Backbones, photo: Pixels, texture: Pixels, checks: Pixels, strength: float
+    backbone: Backbones, photo: Pixels, texture: Pixels, checks: Pixels, strength: float, level: float
 ):
-    """Alone, each side's gradient has a root mean square of 1 near the content."""
+    """Far from either, the gradient has the same root mean square whatever the pictures are."""
     options = StylizeOptions(**SHALLOW, strength=strength, tv_weight=0.0, box_weight=0.0)
     for content, style in ((photo, texture), (texture, checks), (checks, photo)):
         objective = Objective(backbone(torch.float32), as_image(content), [as_image(style)], options, [1.0])
-        gradient = objective.evaluate(noisy(content, deviation=20.0)).gradient
-        assert gradient.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
+        gradient = objective.evaluate(noisy(content, deviation=100.0)).gradient
+        assert gradient.square().mean().sqrt().item() == pytest.approx(level, rel=0.1)
 
 
 def test_strength_does_not_depend_on_how_layer_weights_are_scaled(
