@@ -1,5 +1,8 @@
 """The terms of the objective. Every one is float32 and a scalar; pictures are in 0-255 units."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -9,8 +12,23 @@ def gram_matrix(features: Tensor) -> Tensor:
     Gatys, Ecker and Bethge (arXiv 1508.06576, equation 3), divided by the map's size so that maps
     of any size compare.
     """
-    flat = features.flatten(2)[0].float()
-    return flat @ flat.T / flat.numel()
+    gram: Tensor = _Gram.apply(features.flatten(2)[0].float())  # type: ignore[no-untyped-call]
+    return gram
+
+
+class _Gram(torch.autograd.Function):
+    """F F^T / (C H W) of a (C, H W) matrix, with a backward of one product where autograd makes two."""
+
+    @staticmethod
+    def forward(context: Any, flat: Tensor) -> Tensor:
+        context.save_for_backward(flat)
+        return flat @ flat.T / flat.numel()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        flat: Tensor
+        (flat,) = context.saved_tensors
+        return (gradient + gradient.T) @ flat / flat.numel()
 
 
 def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:
