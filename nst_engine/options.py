@@ -48,9 +48,12 @@ class StylizeOptions:
         content_layers, style_layers: weights by tap.
         iterations: in all, over every scale.
         scales: number of scales, coarse to fine, each twice the one before.
-        optimizer: "lbfgs" or "adam".
+        optimizer: "lbfgs", "adam", "adagrad" or "gradient_descent".
         learning_rate: None means the optimiser's own default.
         history_size: correction pairs that L-BFGS keeps.
+        momentum: share of its velocity that gradient descent carries into the next iteration.
+        weight_decay: of gradient descent, the pull towards mid-grey: this times the deviation from
+            127.5 is added to the gradient.
         init: "content" or "noise" (seeded by `seed`).
         pooling: "max" or "average".
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
@@ -67,9 +70,11 @@ class StylizeOptions:
     style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
     iterations: int = _number(100, 1, 10_000)
     scales: int = _number(2, 1, 6)
-    optimizer: str = _choice("lbfgs", "lbfgs", "adam")
+    optimizer: str = _choice("lbfgs", "lbfgs", "adam", "adagrad", "gradient_descent")
     learning_rate: float | None = _number(None, 1e-6, 1e3)
     history_size: int = _number(10, 1, 100)
+    momentum: float = _number(0.9, 0.0, 0.999)
+    weight_decay: float = _number(0.0, 0.0, 1.0)
     init: str = _choice("content", "content", "noise")
     seed: int = _number(0, 0, 2**63 - 1)
     pooling: str = _choice("max", "max", "average")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14nst/v1/options.proto\x12\x06nst.v1\"\xad\x06\n\x0eStylizeOptions\x12\x11\n\x04size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0e\x63ontent_weight\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cstyle_weight\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\ttv_weight\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x17\n\nbox_weight\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x31\n\x0e\x63ontent_layers\x18\x08 \x01(\x0b\x32\x14.nst.v1.LayerWeightsH\x07\x88\x01\x01\x12/\n\x0cstyle_layers\x18\t \x01(\x0b\x32\x14.nst.v1.LayerWeightsH\x08\x88\x01\x01\x12\x17\n\niterations\x18\n \x01(\rH\t\x88\x01\x01\x12\x13\n\x06scales\x18\x0b \x01(\rH\n\x88\x01\x01\x12)\n\toptimizer\x18\x0c \x01(\x0e\x32\x11.nst.v1.OptimizerH\x0b\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\r \x01(\x01H\x0c\x88\x01\x01\x12\x19\n\x0chistory_size\x18\x0e \x01(\rH\r\x88\x01\x01\x12\x1f\n\x04init\x18\x0f \x01(\x0e\x32\x0c.nst.v1.InitH\x0e\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x04H\x0f\x88\x01\x01\x12%\n\x07pooling\x18\x11 \x01(\x0e\x32\x0f.nst.v1.PoolingH\x10\x88\x01\x01\x12)\n\tprecision\x18\x12 \x01(\x0e\x32\x11.nst.v1.PrecisionH\x11\x88\x01\x01\x42\x07\n\x05_sizeB\x08\n\x06_modelB\x0b\n\t_strengthB\x11\n\x0f_content_weightB\x0f\n\r_style_weightB\x0c\n\n_tv_weightB\r\n\x0b_box_weightB\x11\n\x0f_content_layersB\x0f\n\r_style_layersB\r\n\x0b_iterationsB\t\n\x07_scalesB\x0c\n\n_optimizerB\x10\n\x0e_learning_rateB\x0f\n\r_history_sizeB\x07\n\x05_initB\x07\n\x05_seedB\n\n\x08_poolingB\x0c\n\n_precision\"r\n\x0cLayerWeights\x12\x32\n\x07weights\x18\x01 \x03(\x0b\x32!.nst.v1.LayerWeights.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*O\n\tOptimizer\x12\x19\n\x15OPTIMIZER_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPTIMIZER_LBFGS\x10\x01\x12\x12\n\x0eOPTIMIZER_ADAM\x10\x02*>\n\x04Init\x12\x14\n\x10INIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cINIT_CONTENT\x10\x01\x12\x0e\n\nINIT_NOISE\x10\x02*H\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_MAX\x10\x01\x12\x13\n\x0fPOOLING_AVERAGE\x10\x02*i\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_AUTO\x10\x01\x12\x15\n\x11PRECISION_FLOAT32\x10\x02\x12\x16\n\x12PRECISION_BFLOAT16\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14nst/v1/options.proto\x12\x06nst.v1\"\xfd\x06\n\x0eStylizeOptions\x12\x11\n\x04size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05model\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0e\x63ontent_weight\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x19\n\x0cstyle_weight\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x16\n\ttv_weight\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x17\n\nbox_weight\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x31\n\x0e\x63ontent_layers\x18\x08 \x01(\x0b\x32\x14.nst.v1.LayerWeightsH\x07\x88\x01\x01\x12/\n\x0cstyle_layers\x18\t \x01(\x0b\x32\x14.nst.v1.LayerWeightsH\x08\x88\x01\x01\x12\x17\n\niterations\x18\n \x01(\rH\t\x88\x01\x01\x12\x13\n\x06scales\x18\x0b \x01(\rH\n\x88\x01\x01\x12)\n\toptimizer\x18\x0c \x01(\x0e\x32\x11.nst.v1.OptimizerH\x0b\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\r \x01(\x01H\x0c\x88\x01\x01\x12\x19\n\x0chistory_size\x18\x0e \x01(\rH\r\x88\x01\x01\x12\x1f\n\x04init\x18\x0f \x01(\x0e\x32\x0c.nst.v1.InitH\x0e\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x04H\x0f\x88\x01\x01\x12%\n\x07pooling\x18\x11 \x01(\x0e\x32\x0f.nst.v1.PoolingH\x10\x88\x01\x01\x12)\n\tprecision\x18\x12 \x01(\x0e\x32\x11.nst.v1.PrecisionH\x11\x88\x01\x01\x12\x15\n\x08momentum\x18\x13 \x01(\x01H\x12\x88\x01\x01\x12\x19\n\x0cweight_decay\x18\x14 \x01(\x01H\x13\x88\x01\x01\x42\x07\n\x05_sizeB\x08\n\x06_modelB\x0b\n\t_strengthB\x11\n\x0f_content_weightB\x0f\n\r_style_weightB\x0c\n\n_tv_weightB\r\n\x0b_box_weightB\x11\n\x0f_content_layersB\x0f\n\r_style_layersB\r\n\x0b_iterationsB\t\n\x07_scalesB\x0c\n\n_optimizerB\x10\n\x0e_learning_rateB\x0f\n\r_history_sizeB\x07\n\x05_initB\x07\n\x05_seedB\n\n\x08_poolingB\x0c\n\n_precisionB\x0b\n\t_momentumB\x0f\n\r_weight_decay\"r\n\x0cLayerWeights\x12\x32\n\x07weights\x18\x01 \x03(\x0b\x32!.nst.v1.LayerWeights.WeightsEntry\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*\x86\x01\n\tOptimizer\x12\x19\n\x15OPTIMIZER_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPTIMIZER_LBFGS\x10\x01\x12\x12\n\x0eOPTIMIZER_ADAM\x10\x02\x12\x15\n\x11OPTIMIZER_ADAGRAD\x10\x03\x12\x1e\n\x1aOPTIMIZER_GRADIENT_DESCENT\x10\x04*>\n\x04Init\x12\x14\n\x10INIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cINIT_CONTENT\x10\x01\x12\x0e\n\nINIT_NOISE\x10\x02*H\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_MAX\x10\x01\x12\x13\n\x0fPOOLING_AVERAGE\x10\x02*i\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_AUTO\x10\x01\x12\x15\n\x11PRECISION_FLOAT32\x10\x02\x12\x16\n\x12PRECISION_BFLOAT16\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._loaded_options = None
   _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._serialized_options = b'8\001'
-  _globals['_OPTIMIZER']._serialized_start=964
-  _globals['_OPTIMIZER']._serialized_end=1043
-  _globals['_INIT']._serialized_start=1045
-  _globals['_INIT']._serialized_end=1107
-  _globals['_POOLING']._serialized_start=1109
-  _globals['_POOLING']._serialized_end=1181
-  _globals['_PRECISION']._serialized_start=1183
-  _globals['_PRECISION']._serialized_end=1288
+  _globals['_OPTIMIZER']._serialized_start=1045
+  _globals['_OPTIMIZER']._serialized_end=1179
+  _globals['_INIT']._serialized_start=1181
+  _globals['_INIT']._serialized_end=1243
+  _globals['_POOLING']._serialized_start=1245
+  _globals['_POOLING']._serialized_end=1317
+  _globals['_PRECISION']._serialized_start=1319
+  _globals['_PRECISION']._serialized_end=1424
   _globals['_STYLIZEOPTIONS']._serialized_start=33
-  _globals['_STYLIZEOPTIONS']._serialized_end=846
-  _globals['_LAYERWEIGHTS']._serialized_start=848
-  _globals['_LAYERWEIGHTS']._serialized_end=962
-  _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._serialized_start=916
-  _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._serialized_end=962
+  _globals['_STYLIZEOPTIONS']._serialized_end=926
+  _globals['_LAYERWEIGHTS']._serialized_start=928
+  _globals['_LAYERWEIGHTS']._serialized_end=1042
+  _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._serialized_start=996
+  _globals['_LAYERWEIGHTS_WEIGHTSENTRY']._serialized_end=1042
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,10 @@ class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.V
     """Limited-memory BFGS."""
     OPTIMIZER_ADAM: _Optimizer.ValueType  # 2
     """Adam."""
+    OPTIMIZER_ADAGRAD: _Optimizer.ValueType  # 3
+    """Adagrad."""
+    OPTIMIZER_GRADIENT_DESCENT: _Optimizer.ValueType  # 4
+    """Gradient descent with momentum and weight decay."""
 
 class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
     """The optimiser."""
@@ -41,6 +45,10 @@ OPTIMIZER_LBFGS: Optimizer.ValueType  # 1
 """Limited-memory BFGS."""
 OPTIMIZER_ADAM: Optimizer.ValueType  # 2
 """Adam."""
+OPTIMIZER_ADAGRAD: Optimizer.ValueType  # 3
+"""Adagrad."""
+OPTIMIZER_GRADIENT_DESCENT: Optimizer.ValueType  # 4
+"""Gradient descent with momentum and weight decay."""
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
 
 class _Init:
@@ -145,6 +153,8 @@ class StylizeOptions(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -172,8 +182,8 @@ class StylizeOptions(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """The optimiser."""
     learning_rate: _builtins.float
-    """Step size: for Adam in 0-255 pixel units, for L-BFGS the multiple of its own step. Unset means
-    the optimiser's own default.
+    """Step size: for Adam and Adagrad in 0-255 pixel units, for gradient descent the multiple of the
+    gradient, for L-BFGS the multiple of its own step. Unset means the optimiser's own default.
     """
     history_size: _builtins.int
     """The number of correction pairs that L-BFGS keeps."""
@@ -185,6 +195,14 @@ class StylizeOptions(_message.Message):
     """How the network shrinks its maps."""
     precision: Global___Precision.ValueType
     """The arithmetic of the feature network. Losses and the picture are float32 always."""
+    momentum: _builtins.float
+    """For gradient descent: the share of its velocity that it carries into the next iteration. The
+    other optimisers do without.
+    """
+    weight_decay: _builtins.float
+    """For gradient descent: this times the deviation from mid-grey (127.5) is added to the gradient,
+    which pulls flat what the losses do not hold. The other optimisers do without.
+    """
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
         """Where content is compared: tap names such as "relu4_2" and their weights."""
@@ -214,10 +232,12 @@ class StylizeOptions(_message.Message):
         seed: _builtins.int | None = ...,
         pooling: Global___Pooling.ValueType | None = ...,
         precision: Global___Precision.ValueType | None = ...,
+        momentum: _builtins.float | None = ...,
+        weight_decay: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
@@ -235,6 +255,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
     _WhichOneofReturnType__optimizer: _TypeAlias = _typing.Literal["optimizer"]  # noqa: Y015
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015
     _WhichOneofReturnType__pooling: _TypeAlias = _typing.Literal["pooling"]  # noqa: Y015
@@ -255,6 +277,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__style_weight: _TypeAlias = _typing.Literal["_style_weight", b"_style_weight"]  # noqa: Y015
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
+    _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
+    _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__box_weight) -> _WhichOneofReturnType__box_weight | None: ...
     @_typing.overload
@@ -271,6 +295,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__optimizer) -> _WhichOneofReturnType__optimizer | None: ...
     @_typing.overload
@@ -291,6 +317,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__style_weight) -> _WhichOneofReturnType__style_weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tv_weight) -> _WhichOneofReturnType__tv_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 
 Global___StylizeOptions: _TypeAlias = StylizeOptions  # noqa: Y015
 

@@ -185,7 +185,7 @@ def test_a_dropped_proposal_leaves_adam_as_it_was():
     assert torch.equal(walk(one, function, 5)[-1][0], walk(other, function, 5)[-1][0])
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "adam"])
+@pytest.mark.parametrize("name", ["lbfgs", "adam", "adagrad", "gradient_descent"])
 def test_a_loaded_state_goes_on_alike(name: str):
     options = StylizeOptions(optimizer=name, history_size=3)
     function, first = Quadratic(), make_optimizer(options, SHAPE, CPU)

@@ -13,7 +13,7 @@ from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges
 RAW = {"content_weight", "style_weight"}
 CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
-    "optimizer": ["lbfgs", "adam"],
+    "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
     "init": ["content", "noise"],
     "pooling": ["max", "average"],
     "precision": ["auto", "float32", "bfloat16"],
