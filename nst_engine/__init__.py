@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nst_engine.checkpoint import CheckpointError as CheckpointError
+    from nst_engine.checkpoint import SessionState as SessionState
     from nst_engine.engine import Engine as Engine
     from nst_engine.engine import Style as Style
     from nst_engine.engine import stylize as stylize
     from nst_engine.options import OptionError as OptionError
     from nst_engine.options import StylizeOptions as StylizeOptions
+    from nst_engine.report import StepReport as StepReport
     from nst_engine.session import Session as Session
-    from nst_engine.session import SessionState as SessionState
-    from nst_engine.session import StepReport as StepReport
+    from nst_engine.stopping import StopReason as StopReason
     from nst_engine.weights import WeightsError as WeightsError
 
 _HOME = {
@@ -24,8 +25,9 @@ _HOME = {
     "Engine": "engine",
     "OptionError": "options",
     "Session": "session",
-    "SessionState": "session",
-    "StepReport": "session",
+    "SessionState": "checkpoint",
+    "StepReport": "report",
+    "StopReason": "stopping",
     "Style": "engine",
     "StylizeOptions": "options",
     "WeightsError": "weights",

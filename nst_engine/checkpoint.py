@@ -1,17 +1,45 @@
-"""Session states as bytes: safetensors, with everything that is no tensor as JSON in its metadata."""
+"""Session states, and how they become bytes: safetensors, with all that is no tensor as JSON in the metadata."""
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from nst_engine.options import OptionError, StylizeOptions
-from nst_engine.session import SessionState
 
 FORMAT = "nst-checkpoint"
-VERSION = 1
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """What a run has earned: enough, with its pictures, to continue it bit for bit.
+
+    Attributes:
+        options: as steered so far.
+        style_shares: likewise.
+        iteration: iterations done.
+        scale_ends: the last iteration of each scale; earlier than planned where one was cut short.
+        recent_losses: `StopRule.recent` of the scale worked on.
+        step: the current step factor, below 1 after a divergence.
+        total_loss, losses: as in `StepReport`, at `image`; None when steering has made them stale.
+        tensors: "image" and, unless stale, "gradient", both (1, 3, H, W) float32; the optimiser's
+            state under "optimizer.".
+    """
+
+    options: StylizeOptions
+    style_shares: tuple[float, ...]
+    iteration: int
+    scale_ends: tuple[int, ...]
+    recent_losses: tuple[float, ...]
+    step: float
+    total_loss: float | None
+    losses: dict[str, float] | None
+    tensors: dict[str, Tensor]
 
 
 class CheckpointError(ValueError):
@@ -44,7 +72,8 @@ def loads(data: bytes) -> SessionState:
     try:
         fields = json.loads(header["state"])
         fields["options"] = StylizeOptions(**fields["options"])
-        fields["style_shares"] = tuple(fields["style_shares"])
+        for name in ("style_shares", "scale_ends", "recent_losses"):
+            fields[name] = tuple(fields[name])
         return SessionState(**fields, tensors=tensors)
     except (OptionError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's fields cannot be read ({error})") from error

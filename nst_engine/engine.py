@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from nst_engine import hardware, pictures, weights
 from nst_engine.backbone import Backbone
+from nst_engine.checkpoint import SessionState
 from nst_engine.networks import NETWORKS
 from nst_engine.options import StylizeOptions
 from nst_engine.pictures import Picture
-from nst_engine.session import Session, SessionState, StepReport
+from nst_engine.report import StepReport
+from nst_engine.session import Session
 
 WARM_UP_SIZE = 64
 

@@ -46,8 +46,12 @@ class StylizeOptions:
         tv_weight: weight of the total variation, sum of absolute differences in 0-255 units.
         box_weight: weight of the summed squared excess of pixels outside 0-255.
         content_layers, style_layers: weights by tap.
-        iterations: in all, over every scale.
+        iterations: at most, over every scale.
         scales: number of scales, coarse to fine, each twice the one before.
+        min_improvement: ends a scale whose total loss fell by no more than this share over its
+            last `window` iterations; 0 never does.
+        content_threshold: ends the run when, at the last scale, an iteration takes the weighted
+            content loss across this value, in either direction; None never does.
         optimizer: "lbfgs", "adam", "adagrad" or "gradient_descent".
         learning_rate: None means the optimiser's own default.
         history_size: correction pairs that L-BFGS keeps.
@@ -70,6 +74,9 @@ class StylizeOptions:
     style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
     iterations: int = _number(100, 1, 10_000)
     scales: int = _number(2, 1, 6)
+    min_improvement: float = _number(0.0, 0.0, 1.0)
+    window: int = _number(10, 1, 1000)
+    content_threshold: float | None = _number(None, 0.0, 1e12)
     optimizer: str = _choice("lbfgs", "lbfgs", "adam", "adagrad", "gradient_descent")
     learning_rate: float | None = _number(None, 1e-6, 1e3)
     history_size: int = _number(10, 1, 100)
@@ -83,6 +90,8 @@ class StylizeOptions:
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
+            if value is None and option.type == float | None:
+                continue
             if "range" in option.metadata:
                 _check_number(option.name, value, option.metadata["range"], integer=option.type is int)
             elif "choices" in option.metadata:
@@ -138,8 +147,6 @@ def ranges() -> dict[str, tuple[float, float]]:
 
 def _check_number(name: str, value: Any, allowed: tuple[float, float], *, integer: bool) -> None:
     low, high = allowed
-    if value is None and name in ("strength", "content_weight", "style_weight", "learning_rate"):
-        return
     if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
         raise OptionError(name, f"must be {'a whole' if integer else 'a'} number, not {value!r}")
     if not math.isfinite(value) or not low <= value <= high:

@@ -1,6 +1,7 @@
 """Coarse to fine: which sizes are worked on, and for how many iterations each."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from nst_engine.networks import NETWORKS
 from nst_engine.options import OptionError, StylizeOptions
@@ -52,6 +53,21 @@ def plan(content_height: int, content_width: int, options: StylizeOptions) -> tu
         scales.append(Scale(index + 1, height, width, side, first, last))
         first = last
     return tuple(scales)
+
+
+def with_ends(scales: Sequence[Scale], ends: Iterable[int]) -> tuple[Scale, ...]:
+    """The scales with these last iterations, each beginning where the one before ends."""
+    rescheduled, first = [], 0
+    for scale, last in zip(scales, ends, strict=True):
+        rescheduled.append(replace(scale, first=first, last=last))
+        first = last
+    return tuple(rescheduled)
+
+
+def cut(scales: Sequence[Scale], number: int, iteration: int) -> tuple[Scale, ...]:
+    """The scales when scale `number` ends at `iteration`: the iterations it leaves undone fall away."""
+    spared = scales[number - 1].last - iteration
+    return with_ends(scales, (scale.last - spared * (scale.number >= number) for scale in scales))
 
 
 def taps_in_use(options: StylizeOptions) -> list[str]:

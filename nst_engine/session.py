@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from nst_engine import pictures
 from nst_engine.backbone import Backbone
+from nst_engine.checkpoint import SessionState
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
-from nst_engine.schedule import Scale, plan, taps_in_use
+from nst_engine.report import StepReport
+from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
+from nst_engine.stopping import StopReason, StopRule
 
 # A proposal whose loss is this many times the last one, or not finite, has diverged.
 EXPLOSION = 2.0
@@ -24,53 +26,6 @@ EXPLOSION = 2.0
 BACKOFF = 0.25
 # Standard deviation of the noise start around mid-grey, 0-255 units.
 NOISE_DEVIATION = 32.0
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one iteration did.
-
-    Attributes:
-        iteration: iterations done, of `iterations` in all.
-        scale: the scale worked on, from 1, of `scales`.
-        width, height: the working size in pixels.
-        total_loss: the weighted sum at the image that `Session.image` now gives, before rounding.
-        losses: its parts, weighted: "content", "style", "tv", "box".
-        finished: whether this was the last iteration.
-    """
-
-    iteration: int
-    iterations: int
-    scale: int
-    scales: int
-    width: int
-    height: int
-    total_loss: float
-    losses: dict[str, float]
-    finished: bool
-
-
-@dataclass(frozen=True)
-class SessionState:
-    """What a run has earned: enough, with its pictures, to continue it bit for bit.
-
-    Attributes:
-        options: as steered so far.
-        style_shares: likewise.
-        iteration: iterations done.
-        step: the current step factor, below 1 after a divergence.
-        total_loss, losses: as in `StepReport`, at `image`; None when steering has made them stale.
-        tensors: "image" and, unless stale, "gradient", both (1, 3, H, W) float32; the optimiser's
-            state under "optimizer.".
-    """
-
-    options: StylizeOptions
-    style_shares: tuple[float, ...]
-    iteration: int
-    step: float
-    total_loss: float | None
-    losses: dict[str, float] | None
-    tensors: dict[str, Tensor]
 
 
 class Session:
@@ -110,6 +65,7 @@ class Session:
         self._image: Tensor
         self._objective: Objective
         self._optimizer: Optimizer
+        self._stop_rule: StopRule
         if state is None:
             self._enter(self._scales[0], _first_image(content, self._scales[0], options))
         else:
@@ -127,8 +83,8 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether every iteration is done."""
-        return self._iteration >= self._options.iterations
+        """Whether the run has ended."""
+        return self._iteration >= self._scales[-1].last
 
     @property
     def nbytes(self) -> int:
@@ -153,18 +109,10 @@ class Session:
         if self._iteration == self._scale.last:
             following = self._scales[self._scale.number]
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
-        current = self._evaluation or self._objective.evaluate(self._image)
-        proposal = self._optimizer.propose(self._image, current.total, current.gradient, self._step)
-        candidate = self._objective.evaluate(proposal)
-        if math.isfinite(candidate.total) and candidate.total <= EXPLOSION * current.total:
-            self._optimizer.accept(self._image, current.gradient, proposal, candidate.gradient)
-            self._image, current = proposal, candidate
-            self._step = min(1.0, 2 * self._step)
-        else:
-            self._step *= BACKOFF
-        self._evaluation = current
+        before = self._evaluation or self._objective.evaluate(self._image)
+        self._evaluation = after = self._move(before)
         self._iteration += 1
-        return self._report(current)
+        return self._report(after, self._stop(before, after))
 
     def update(
         self,
@@ -195,6 +143,7 @@ class Session:
         self._options, self._shares = options, shares
         self._objective.steer(options, shares)
         self._optimizer.restart()
+        self._stop_rule = StopRule(options, final=self._at_last_scale)
         self._evaluation = None
 
     def state_dict(self) -> SessionState:
@@ -207,6 +156,8 @@ class Session:
             self._options,
             self._shares,
             self._iteration,
+            tuple(scale.last for scale in self._scales),
+            self._stop_rule.recent,
             self._step,
             self._evaluation.total if self._evaluation else None,
             dict(self._evaluation.losses) if self._evaluation else None,
@@ -225,9 +176,11 @@ class Session:
         self._image = image
         self._objective = Objective(self._backbone, content, styles, self._options, self._shares)
         self._optimizer = make_optimizer(self._options, image.shape, image.device)
+        self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None
 
     def _restore(self, state: SessionState) -> None:
+        self._scales = with_ends(self._scales, state.scale_ends)
         scale = next(scale for scale in self._scales if state.iteration <= scale.last)
         tensors = {name: tensor.to(self._content.device) for name, tensor in state.tensors.items()}
         if tensors["image"].shape[2:] != (scale.height, scale.width):
@@ -239,6 +192,7 @@ class Session:
             )
         self._enter(scale, tensors["image"])
         self._optimizer.load({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
+        self._stop_rule = StopRule(self._options, final=self._at_last_scale, recent=state.recent_losses)
         self._iteration, self._step = state.iteration, state.step
         if state.total_loss is not None and state.losses is not None:
             self._evaluation = Evaluation(dict(state.losses), state.total_loss, tensors["gradient"])
@@ -252,18 +206,45 @@ class Session:
         if not balanced and strength is not None:
             raise OptionError("strength", "this run has raw weights: steer content_weight and style_weight instead")
 
-    def _report(self, evaluation: Evaluation) -> StepReport:
+    @property
+    def _at_last_scale(self) -> bool:
+        return self._scale.number == len(self._scales)
+
+    def _move(self, current: Evaluation) -> Evaluation:
+        """Goes to the optimiser's proposal, unless it diverges; the evaluation where the image is then."""
+        proposal = self._optimizer.propose(self._image, current.total, current.gradient, self._step)
+        candidate = self._objective.evaluate(proposal)
+        if not math.isfinite(candidate.total) or candidate.total > EXPLOSION * current.total:
+            self._step *= BACKOFF
+            return current
+        self._optimizer.accept(self._image, current.gradient, proposal, candidate.gradient)
+        self._image = proposal
+        self._step = min(1.0, 2 * self._step)
+        return candidate
+
+    def _stop(self, before: Evaluation, after: Evaluation) -> StopReason | None:
+        """Ends the scale if it has done its work; why the run has ended, if it has."""
+        reason = self._stop_rule.judge(before, after)
+        if reason is not None:
+            self._scales = cut(self._scales, self._scale.number, self._iteration)
+            self._scale = self._scales[self._scale.number - 1]
+        if not self.finished:
+            return None
+        return reason or StopReason.ITERATIONS
+
+    def _report(self, evaluation: Evaluation, stop_reason: StopReason | None) -> StepReport:
         scale = self._scale
         return StepReport(
             iteration=self._iteration,
-            iterations=self._options.iterations,
+            iterations=self._scales[-1].last,
             scale=scale.number,
             scales=len(self._scales),
             width=scale.width,
             height=scale.height,
             total_loss=evaluation.total,
             losses=dict(evaluation.losses),
-            finished=self.finished,
+            schedule=self._scales,
+            stop_reason=stop_reason,
         )
 
 

@@ -24,6 +24,7 @@ from nst_client.images import ImageRef, Picture
 from nst_client.options import options_dict, short_names
 
 _PRIORITIES = short_names(job_pb2.Priority.DESCRIPTOR)
+_STOP_REASONS = short_names(job_pb2.StopReason.DESCRIPTOR)
 
 
 def decode_event(message: job_pb2.JobEvent) -> AnyEvent | None:
@@ -94,6 +95,7 @@ def _result(result: job_pb2.Result) -> Mapping[str, Any]:
         "iterations": result.iterations,
         "progress": progress,
         "run_seconds": result.run_seconds,
+        "stop_reason": _STOP_REASONS.get(result.stop_reason),
         **_picture(result),
     }
 

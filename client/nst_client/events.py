@@ -39,7 +39,7 @@ class Progress:
     """How far the optimisation is.
 
     Attributes:
-        iteration, iterations: done, and in all.
+        iteration, iterations: done, and in all; the latter falls when a scale ends early.
         scale, scales: the one worked on, from 1, and their number.
         width, height: of the working picture, in pixels.
         total_loss: the weighted sum that is minimised.
@@ -146,11 +146,14 @@ class ResultEvent(_PictureEvent):
         picture: the bytes that were sent; None when it is too big for an event (`Job.result` fetches it).
         progress: the losses at the end.
         run_seconds: computing time of the attempt that finished.
+        stop_reason: "iterations", "improvement" (it stood still) or "threshold" (of the content loss);
+            None if the server does not say.
     """
 
     iterations: int
     progress: Progress
     run_seconds: float
+    stop_reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

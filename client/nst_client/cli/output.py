@@ -25,6 +25,7 @@ _KINDS: Mapping[type, str] = {
     ResultEvent: "result",
     ErrorEvent: "error",
 }
+_ENDS = {"improvement": "; the loss stood still", "threshold": "; the content loss met its threshold"}
 
 
 def plain(value: Any) -> Any:
@@ -113,7 +114,8 @@ class ProgressBar:
                 self._console.print(_state_text(event), markup=False)
             case ResultEvent():
                 size = f"{event.width}x{event.height}"
-                self._console.print(f"result: {size}, {event.iterations} iterations in {event.run_seconds:.1f} s")
+                end = _ENDS.get(event.stop_reason or "", "")
+                self._console.print(f"result: {size}, {event.iterations} iterations in {event.run_seconds:.1f} s{end}")
 
 
 Display = JsonLines | ProgressBar

@@ -86,6 +86,34 @@ JOB_STATE_CANCELLED: JobState.ValueType  # 6
 """It was cancelled."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
+class _StopReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOP_REASON_UNSPECIFIED: _StopReason.ValueType  # 0
+    """Not told."""
+    STOP_REASON_ITERATIONS: _StopReason.ValueType  # 1
+    """Every iteration was done."""
+    STOP_REASON_IMPROVEMENT: _StopReason.ValueType  # 2
+    """At the last scale the loss no longer improved; see `StylizeOptions.min_improvement`."""
+    STOP_REASON_THRESHOLD: _StopReason.ValueType  # 3
+    """The content loss met `StylizeOptions.content_threshold`."""
+
+class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
+    """Why an optimisation ended."""
+
+STOP_REASON_UNSPECIFIED: StopReason.ValueType  # 0
+"""Not told."""
+STOP_REASON_ITERATIONS: StopReason.ValueType  # 1
+"""Every iteration was done."""
+STOP_REASON_IMPROVEMENT: StopReason.ValueType  # 2
+"""At the last scale the loss no longer improved; see `StylizeOptions.min_improvement`."""
+STOP_REASON_THRESHOLD: StopReason.ValueType  # 3
+"""The content loss met `StylizeOptions.content_threshold`."""
+Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
+
 @_typing.final
 class JobSpec(_message.Message):
     """What to stylise, and how. Given to `CreateJob` and as the first message of `Stylize`."""
@@ -434,7 +462,9 @@ class Progress(_message.Message):
     iteration: _builtins.int
     """Iterations done, over all scales."""
     iterations: _builtins.int
-    """Iterations in all."""
+    """Iterations in all. They become fewer when a scale ends early: its share that is left undone
+    falls away.
+    """
     scale: _builtins.int
     """The scale being worked on, from 1."""
     scales: _builtins.int
@@ -532,6 +562,7 @@ class Result(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    STOP_REASON_FIELD_NUMBER: _builtins.int
     iterations: _builtins.int
     """Iterations done."""
     width: _builtins.int
@@ -540,6 +571,8 @@ class Result(_message.Message):
     """The height in pixels."""
     run_seconds: _builtins.float
     """Seconds of computing in the attempt that finished."""
+    stop_reason: Global___StopReason.ValueType
+    """Why the optimisation ended."""
     @_builtins.property
     def reference(self) -> _image_pb2.ImageReference:
         """The stored picture, a PNG. `CreateJob` accepts it as content or style."""
@@ -564,10 +597,11 @@ class Result(_message.Message):
         image: _image_pb2.Image | None = ...,
         progress: Global___Progress | None = ...,
         run_seconds: _builtins.float = ...,
+        stop_reason: Global___StopReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "progress", b"progress", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "image", b"image", "iterations", b"iterations", "progress", b"progress", "reference", b"reference", "run_seconds", b"run_seconds", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "image", b"image", "iterations", b"iterations", "progress", b"progress", "reference", b"reference", "run_seconds", b"run_seconds", "stop_reason", b"stop_reason", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

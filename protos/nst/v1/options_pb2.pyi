@@ -155,6 +155,9 @@ class StylizeOptions(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     MOMENTUM_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    MIN_IMPROVEMENT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    CONTENT_THRESHOLD_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -176,7 +179,7 @@ class StylizeOptions(_message.Message):
     box_weight: _builtins.float
     """Weight of the penalty on pixels outside 0-255 (the squared excess, summed)."""
     iterations: _builtins.int
-    """The number of iterations over all scales."""
+    """The largest number of iterations over all scales."""
     scales: _builtins.int
     """The number of scales from coarse to fine; 1 works at full size only."""
     optimizer: Global___Optimizer.ValueType
@@ -202,6 +205,19 @@ class StylizeOptions(_message.Message):
     weight_decay: _builtins.float
     """For gradient descent: this times the deviation from mid-grey (127.5) is added to the gradient,
     which pulls flat what the losses do not hold. The other optimisers do without.
+    """
+    min_improvement: _builtins.float
+    """Ends a scale early: when its total loss has fallen by no more than this share (0.01 is one per
+    cent) over its last `window` iterations, the next scale begins; after the last, the job is done.
+    What the scale leaves of its share of the iterations is not done elsewhere. 0 never does.
+    """
+    window: _builtins.int
+    """The number of iterations over which `min_improvement` is measured."""
+    content_threshold: _builtins.float
+    """Ends the job when, at the last scale, an iteration takes the weighted content loss (the
+    "content" of `Progress.losses`) across this value. From noise, and after a coarser scale, the
+    loss falls to it; from the content itself it begins at 0 and rises to it. A loss that is on
+    one side from the start and stays there ends nothing. Unset: never.
     """
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
@@ -234,15 +250,20 @@ class StylizeOptions(_message.Message):
         precision: Global___Precision.ValueType | None = ...,
         momentum: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
+        min_improvement: _builtins.float | None = ...,
+        window: _builtins.int | None = ...,
+        content_threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
     _WhichOneofReturnType__content_layers: _TypeAlias = _typing.Literal["content_layers"]  # noqa: Y015
     _WhichOneofArgType__content_layers: _TypeAlias = _typing.Literal["_content_layers", b"_content_layers"]  # noqa: Y015
+    _WhichOneofReturnType__content_threshold: _TypeAlias = _typing.Literal["content_threshold"]  # noqa: Y015
+    _WhichOneofArgType__content_threshold: _TypeAlias = _typing.Literal["_content_threshold", b"_content_threshold"]  # noqa: Y015
     _WhichOneofReturnType__content_weight: _TypeAlias = _typing.Literal["content_weight"]  # noqa: Y015
     _WhichOneofArgType__content_weight: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight"]  # noqa: Y015
     _WhichOneofReturnType__history_size: _TypeAlias = _typing.Literal["history_size"]  # noqa: Y015
@@ -253,6 +274,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__min_improvement: _TypeAlias = _typing.Literal["min_improvement"]  # noqa: Y015
+    _WhichOneofArgType__min_improvement: _TypeAlias = _typing.Literal["_min_improvement", b"_min_improvement"]  # noqa: Y015
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
     _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
@@ -279,10 +302,14 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__box_weight) -> _WhichOneofReturnType__box_weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__content_layers) -> _WhichOneofReturnType__content_layers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_threshold) -> _WhichOneofReturnType__content_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__content_weight) -> _WhichOneofReturnType__content_weight | None: ...
     @_typing.overload
@@ -293,6 +320,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_improvement) -> _WhichOneofReturnType__min_improvement | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model) -> _WhichOneofReturnType__model | None: ...
     @_typing.overload
@@ -319,6 +348,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tv_weight) -> _WhichOneofReturnType__tv_weight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
 
 Global___StylizeOptions: _TypeAlias = StylizeOptions  # noqa: Y015
 

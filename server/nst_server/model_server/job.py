@@ -92,10 +92,9 @@ class RunningJob:
             return engine.resume(state, content, given)
 
         seat = Seat(make, record.spec.preview.interval, self._applied_version)
-        pace = Pace(content.shape[0], content.shape[1], options)
         self._runner.admit(seat)
         try:
-            await self._follow(seat, pace)
+            await self._follow(seat, Pace())
         finally:
             self._runner.dismiss(seat)
 
@@ -226,6 +225,7 @@ class RunningJob:
 
     async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
         assert step.picture is not None
+        assert step.report.stop_reason is not None
         await self._checkpoint_ended()
         height, width = step.picture.shape[:2]
         digest = await self._pictures.put(await asyncio.to_thread(pictures.encode_png, step.picture))
@@ -238,6 +238,7 @@ class RunningJob:
             reference=reference,
             progress=progress,
             run_seconds=self._run_seconds,
+            stop_reason=job_pb2.StopReason.Value(f"STOP_REASON_{step.report.stop_reason.name}"),
         )
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=result))
         await self.lease.close()

@@ -2,8 +2,6 @@
 
 from nst.v1 import job_pb2
 from nst_engine import StepReport
-from nst_engine.options import StylizeOptions
-from nst_engine.schedule import plan
 
 SMOOTHING = 0.8
 
@@ -11,8 +9,7 @@ SMOOTHING = 0.8
 class Pace:
     """Smooths the time of one iteration over one pixel, which hardly depends on the scale."""
 
-    def __init__(self, content_height: int, content_width: int, options: StylizeOptions) -> None:
-        self._scales = plan(content_height, content_width, options)
+    def __init__(self) -> None:
         self._seconds_per_pixel: float | None = None
         self.scale_ended = False
 
@@ -21,7 +18,7 @@ class Pace:
         sample = seconds / (report.width * report.height)
         before = self._seconds_per_pixel
         self._seconds_per_pixel = sample if before is None else SMOOTHING * before + (1 - SMOOTHING) * sample
-        self.scale_ended = report.iteration == self._scales[report.scale - 1].last
+        self.scale_ended = report.iteration == report.schedule[report.scale - 1].last
         pace = self._seconds_per_pixel * report.width * report.height
         return job_pb2.Progress(
             iteration=report.iteration,
@@ -33,12 +30,13 @@ class Pace:
             total_loss=report.total_loss,
             losses=report.losses,
             iterations_per_second=1 / pace if pace > 0 else 0,
-            seconds_left=self._seconds_per_pixel * self._pixels_left(report.iteration),
+            seconds_left=self._seconds_per_pixel * _pixels_left(report),
         )
 
-    def _pixels_left(self, iteration: int) -> int:
-        left, first = 0, 0
-        for scale in self._scales:
-            left += max(0, scale.last - max(first, iteration)) * scale.width * scale.height
-            first = scale.last
-        return left
+
+def _pixels_left(report: StepReport) -> int:
+    """The pixels of every iteration to come, as the schedule stands."""
+    return sum(
+        max(0, scale.last - max(scale.first, report.iteration)) * scale.width * scale.height
+        for scale in report.schedule
+    )

@@ -72,9 +72,11 @@ def preview_event(iteration: int, data: bytes) -> job_pb2.JobEvent:
     return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, attempt=1, preview=preview)
 
 
-def result_event(data: bytes | None) -> job_pb2.JobEvent:
+def result_event(
+    data: bytes | None, stop_reason: job_pb2.StopReason.ValueType = job_pb2.STOP_REASON_ITERATIONS
+) -> job_pb2.JobEvent:
     image = encoded(data) if data is not None else None
-    result = job_pb2.Result(iterations=10, width=4, height=3, image=image, run_seconds=1.5)
+    result = job_pb2.Result(iterations=10, width=4, height=3, image=image, run_seconds=1.5, stop_reason=stop_reason)
     return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, attempt=1, result=result)
 
 

@@ -127,7 +127,13 @@ def test_json_lines(nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path
         assert event["bytes"] == len(data)
         assert event["sha256"] == hashlib.sha256(data).hexdigest()
     assert events[3]["iteration"] == 5
-    assert events[4]["run_seconds"] == 1.5
+    assert (events[4]["run_seconds"], events[4]["stop_reason"]) == (1.5, "iterations")
+
+
+def test_an_early_end_is_explained(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(result_event(b"", job_pb2.STOP_REASON_IMPROVEMENT))
+    ended = nst("jobs", "watch", JOB_ID, "--server", server.address)
+    assert "10 iterations in 1.5 s; the loss stood still" in ended.err
 
 
 def test_json_has_no_nan(nst: Nst, server: ScriptedServer) -> None:

@@ -19,7 +19,7 @@ CHOICES = {
     "precision": ["auto", "float32", "bfloat16"],
 }
 BORDERS = [(name, low, high) for name, (low, high) in ranges().items()]
-WHOLE = {"size", "iterations", "scales", "history_size", "seed"}
+WHOLE = {"size", "iterations", "scales", "history_size", "seed", "window"}
 
 
 def given(name: str, value: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_whole_numbers_are_whole(name: str):
 
 
 def test_only_what_may_be_left_to_the_engine_may_be_none():
-    optional = {"strength", "content_weight", "style_weight", "learning_rate"}
+    optional = {"strength", "content_weight", "style_weight", "learning_rate", "content_threshold"}
     for name in ranges():
         if name in optional:
             assert getattr(StylizeOptions(**given(name, None)), name) is None
