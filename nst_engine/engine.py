@@ -76,19 +76,23 @@ class Engine:
         options = StylizeOptions(model=model, size=WARM_UP_SIZE, iterations=1, scales=1)
         self.step([self.start(picture, [Style(picture)], options)])
 
-    def start(self, content: Picture, styles: Sequence[Style], options: StylizeOptions) -> Session:
+    def start(
+        self, content: Picture, styles: Sequence[Style], options: StylizeOptions, initial: Picture | None = None
+    ) -> Session:
         """A new session.
 
         Args:
             content: the picture to keep, (H, W, 3) RGB, uint8 or floating 0-1, of any size.
             styles: at least one.
             options: how to stylise.
+            initial: the picture to start from, as content, stretched to its shape; with
+                `options.init` "image" and no other.
 
         Raises:
-            OptionError: a picture or a share is unusable; `field` names it.
+            OptionError: a picture or a share is unusable, or missing; `field` names it.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, options, None)
+        return self._session(content, styles, options, initial=initial)
 
     def resume(self, state: SessionState, content: Picture, styles: Sequence[Style]) -> Session:
         """The session that `Session.state_dict` described, with the pictures it was started with.
@@ -100,7 +104,7 @@ class Engine:
             OptionError: the pictures do not fit the state.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, state.options, state)
+        return self._session(content, styles, state.options, state=state)
 
     def step(self, sessions: Sequence[Session]) -> list[StepReport]:
         """One iteration for every session, in order; the reports are in the same order.
@@ -111,14 +115,21 @@ class Engine:
         return [session.advance() for session in sessions]
 
     def _session(
-        self, content: Picture, styles: Sequence[Style], options: StylizeOptions, state: SessionState | None
+        self,
+        content: Picture,
+        styles: Sequence[Style],
+        options: StylizeOptions,
+        *,
+        initial: Picture | None = None,
+        state: SessionState | None = None,
     ) -> Session:
         target = pictures.to_tensor(content, "content", self.device)
         images = [
             pictures.to_tensor(style.image, f"styles[{index}].image", self.device) for index, style in enumerate(styles)
         ]
         shares = [style.weight for style in styles] if state is None else state.style_shares
-        return Session(self._backbone(options), target, images, shares, options, state)
+        start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
+        return Session(self._backbone(options), target, images, shares, options, initial=start, state=state)
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = options.model, hardware.trunk_dtype(options.precision, self.device)
@@ -138,6 +149,7 @@ def stylize(
     styles: Sequence[Style],
     options: StylizeOptions | None = None,
     *,
+    initial: Picture | None = None,
     engine: Engine | None = None,
 ) -> Iterator[tuple[StepReport, NDArray[np.uint8]]]:
     """Stylises, yielding after every iteration; the last picture is the result.
@@ -149,6 +161,7 @@ def stylize(
         content: as in `Engine.start`.
         styles: as in `Engine.start`.
         options: None means the defaults.
+        initial: as in `Engine.start`.
         engine: None makes one with its defaults.
 
     Yields:
@@ -158,7 +171,7 @@ def stylize(
         OptionError, WeightsError: as in `Engine.start`.
     """
     engine = engine or Engine()
-    session = engine.start(content, styles, options or StylizeOptions())
+    session = engine.start(content, styles, options or StylizeOptions(), initial)
     while not session.finished:
         (report,) = engine.step([session])
         yield report, session.image()

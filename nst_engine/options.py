@@ -58,7 +58,8 @@ class StylizeOptions:
         momentum: share of its velocity that gradient descent carries into the next iteration.
         weight_decay: of gradient descent, the pull towards mid-grey: this times the deviation from
             127.5 is added to the gradient.
-        init: "content" or "noise" (seeded by `seed`).
+        init: what to start from: the "content"; "noise", seeded by `seed`; the content "recolored" to
+            the mean and covariance of the styles' colours; or an "image" that is given.
         pooling: "max" or "average".
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
     """
@@ -82,7 +83,7 @@ class StylizeOptions:
     history_size: int = _number(10, 1, 100)
     momentum: float = _number(0.9, 0.0, 0.999)
     weight_decay: float = _number(0.0, 0.0, 1.0)
-    init: str = _choice("content", "content", "noise")
+    init: str = _choice("content", "content", "noise", "recolored", "image")
     seed: int = _number(0, 0, 2**63 - 1)
     pooling: str = _choice("max", "max", "average")
     precision: str = _choice("auto", "auto", "float32", "bfloat16")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,14 +17,13 @@ from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.report import StepReport
 from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
+from nst_engine.start import first_image
 from nst_engine.stopping import StopReason, StopRule
 
 # A proposal whose loss is this many times the last one, or not finite, has diverged.
 EXPLOSION = 2.0
 # After a divergence the step shrinks by this factor; every accepted step lets it double back to 1.
 BACKOFF = 0.25
-# Standard deviation of the noise start around mid-grey, 0-255 units.
-NOISE_DEVIATION = 32.0
 
 
 class Session:
@@ -37,10 +35,12 @@ class Session:
         styles: likewise, at least one.
         shares: one per style.
         options: how to stylise.
+        initial: as content, the picture to start from; for `init` "image" alone.
         state: where to continue; its options and shares are those given.
 
     Raises:
-        OptionError: the styles or their shares are unusable, or the content is too thin for `size`.
+        OptionError: the styles or their shares are unusable, the content is too thin for `size`, or
+            the initial picture does not go with `init`.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Session:
         styles: Sequence[Tensor],
         shares: Sequence[float],
         options: StylizeOptions,
+        *,
+        initial: Tensor | None = None,
         state: SessionState | None = None,
     ) -> None:
         self._backbone = backbone
@@ -67,7 +69,8 @@ class Session:
         self._optimizer: Optimizer
         self._stop_rule: StopRule
         if state is None:
-            self._enter(self._scales[0], _first_image(content, self._scales[0], options))
+            first = self._scales[0]
+            self._enter(first, first_image(*self._pictures_at(first), self._shares, options, initial))
         else:
             self._restore(state)
 
@@ -166,18 +169,22 @@ class Session:
 
     def _enter(self, scale: Scale, image: Tensor) -> None:
         """Starts `scale` from `image`: new targets, an optimiser without memory."""
-        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
-        styles = [
-            pictures.resize(style, pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum))
-            for style in self._styles
-        ]
-        content = pictures.resize(self._content, (scale.height, scale.width))
+        content, styles = self._pictures_at(scale)
         self._scale = scale
         self._image = image
         self._objective = Objective(self._backbone, content, styles, self._options, self._shares)
         self._optimizer = make_optimizer(self._options, image.shape, image.device)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None
+
+    def _pictures_at(self, scale: Scale) -> tuple[Tensor, list[Tensor]]:
+        """The content and the styles at their sizes for `scale`."""
+        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
+        styles = [
+            pictures.resize(style, pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum))
+            for style in self._styles
+        ]
+        return pictures.resize(self._content, (scale.height, scale.width)), styles
 
     def _restore(self, state: SessionState) -> None:
         self._scales = with_ends(self._scales, state.scale_ends)
@@ -259,11 +266,3 @@ def _checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:
     if not any(shares):
         raise OptionError("style_shares", "at least one must be above 0")
     return tuple(float(share) for share in shares)
-
-
-def _first_image(content: Tensor, scale: Scale, options: StylizeOptions) -> Tensor:
-    image = pictures.resize(content, (scale.height, scale.width))
-    if options.init == "noise":
-        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(options.seed))
-        return 127.5 + NOISE_DEVIATION * noise.to(image.device)
-    return image

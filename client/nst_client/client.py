@@ -78,6 +78,7 @@ class AsyncClient:
         content: Source,
         styles: StyleInput | Sequence[StyleInput],
         *,
+        initial: Source | None = None,
         size: int | None = None,
         iterations: int | None = None,
         strength: float | None = None,
@@ -97,6 +98,7 @@ class AsyncClient:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
                 picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
             styles: the picture or pictures whose look is taken, each alone or as (picture, weight).
+            initial: the picture to start from, as content; the option `init` is then "image".
             size, preview_max_size: long side of the result and of previews, in pixels.
             iterations, preview_interval: over all scales, and between previews (0 for none).
             strength: how much of the style to take, 0 to 1.
@@ -115,7 +117,7 @@ class AsyncClient:
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
         )
-        await self._attach(spec, content, weighted_styles(styles))
+        await self._attach(spec, content, weighted_styles(styles), initial)
         request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
@@ -165,12 +167,18 @@ class AsyncClient:
         return ServerInfo.from_proto(answer)
 
     async def _attach(
-        self, spec: job_pb2.JobSpec, content: Source, styles: Sequence[tuple[Source, float | None]]
+        self,
+        spec: job_pb2.JobSpec,
+        content: Source,
+        styles: Sequence[tuple[Source, float | None]],
+        initial: Source | None,
     ) -> None:
         spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
         for index, (style, weight) in enumerate(styles):
             reference = await self._reference(style, f"styles[{index}]")
             spec.styles.add(image=reference.to_proto(), weight=weight)
+        if initial is not None:
+            spec.initial.CopyFrom((await self._reference(initial, "initial")).to_proto())
 
     async def _reference(self, source: Source, name: str) -> ImageRef:
         if isinstance(source, ImageRef):

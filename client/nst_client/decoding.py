@@ -64,6 +64,7 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         result=_reference(job.result.reference, job.result) if job.HasField("result") else None,
         error=Failure(**_failure(job.error)) if job.HasField("error") else None,
         tenant=job.tenant,
+        initial=_reference(job.spec.initial.reference) if job.spec.HasField("initial") else None,
     )
 
 

@@ -173,6 +173,7 @@ class JobStatus:
         request_id: the client's name for the request that made it.
         state: where it is in its life.
         content, styles, options, priority: the work; each style with its weight, every option filled in.
+        initial: the picture it started from; None if it was not given one.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -197,6 +198,7 @@ class JobStatus:
     result: ImageRef | None
     error: Failure | None
     tenant: str
+    initial: ImageRef | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -30,6 +30,7 @@ class Work:
 
     content: Path
     styles: tuple[Path, ...]
+    initial: Path | None
     output: OutputFile
     options: dict[str, Any]
     preview_interval: int | None
@@ -53,6 +54,7 @@ class Work:
     metavar="NAME=VALUE",
     help="Any other option, such as optimizer=adam or content_layers=relu4_2=5,relu3_1=1; `nst info` lists them.",
 )
+@click.option("--init-image", "initial", type=_PICTURE, help="Start from this picture.")
 @click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
 @click.option(
     "--preview-interval",
@@ -71,6 +73,7 @@ def stylize(
     strength: str | None,
     seed: str | None,
     others: tuple[str, ...],
+    initial: Path | None,
     previews: Path | None,
     preview_interval: int | None,
     as_json: bool,
@@ -82,7 +85,7 @@ def stylize(
     """
     named = {"size": size, "iterations": iterations, "strength": strength, "seed": seed}
     options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
-    work = Work(content, styles, output, options, preview_interval, previews, as_json)
+    work = Work(content, styles, initial, output, options, preview_interval, previews, as_json)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     with server.or_private() as chosen:
@@ -110,10 +113,12 @@ async def _stylize(server: Server, work: Work) -> None:
     async with server.client() as client:
         content = await _upload(client, work.content)
         styles = [await _upload(client, style) for style in work.styles]
+        initial = await _upload(client, work.initial) if work.initial else None
         making = asyncio.create_task(
             client.stylize(
                 content,
                 styles,
+                initial=initial,
                 preview_interval=work.preview_interval,
                 result_format=work.output.codec,
                 **work.options,

@@ -126,6 +126,7 @@ class JobSpec(_message.Message):
     PREVIEW_FIELD_NUMBER: _builtins.int
     RESULT_FORMAT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    INITIAL_FIELD_NUMBER: _builtins.int
     priority: Global___Priority.ValueType
     """Where in the queue the job goes. Unset means interactive."""
     @_builtins.property
@@ -148,6 +149,12 @@ class JobSpec(_message.Message):
     def result_format(self) -> _image_pb2.ImageFormat:
         """The form of the picture in the result event. Unset means PNG."""
 
+    @_builtins.property
+    def initial(self) -> _image_pb2.Image:
+        """The picture to start from, stretched to the content's shape. Given exactly when `options.init` is
+        INIT_IMAGE, which an unset `init` then means.
+        """
+
     def __init__(
         self,
         *,
@@ -157,10 +164,11 @@ class JobSpec(_message.Message):
         preview: Global___PreviewOptions | None = ...,
         result_format: _image_pb2.ImageFormat | None = ...,
         priority: Global___Priority.ValueType = ...,
+        initial: _image_pb2.Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "options", b"options", "preview", b"preview", "result_format", b"result_format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,10 @@ class _InitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Init.ValueType],
     """The content."""
     INIT_NOISE: _Init.ValueType  # 2
     """Seeded noise."""
+    INIT_RECOLORED: _Init.ValueType  # 3
+    """The content with its colours moved, linearly, to the mean and covariance of the styles' colours."""
+    INIT_IMAGE: _Init.ValueType  # 4
+    """The picture `JobSpec.initial`."""
 
 class Init(_Init, metaclass=_InitEnumTypeWrapper):
     """The picture to start from."""
@@ -73,6 +77,10 @@ INIT_CONTENT: Init.ValueType  # 1
 """The content."""
 INIT_NOISE: Init.ValueType  # 2
 """Seeded noise."""
+INIT_RECOLORED: Init.ValueType  # 3
+"""The content with its colours moved, linearly, to the mean and covariance of the styles' colours."""
+INIT_IMAGE: Init.ValueType  # 4
+"""The picture `JobSpec.initial`."""
 Global___Init: _TypeAlias = Init  # noqa: Y015
 
 class _Pooling:

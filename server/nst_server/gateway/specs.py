@@ -38,6 +38,7 @@ class SpecReader:
             Refusal: a field is wrong or over a limit.
         """
         options = self._options(spec)
+        _check_initial(spec, options)
         self._check_styles(spec)
         return job_pb2.JobSpec(
             options=options_to_proto(options),
@@ -57,11 +58,15 @@ class SpecReader:
         for index, style in enumerate(spec.styles):
             reference = await self._reference(f"spec.styles[{index}].image", style.image, attached)
             complete.styles.add(image=reference, weight=style.weight if style.HasField("weight") else 1.0)
+        if spec.HasField("initial"):
+            complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, attached))
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
         unset = defaults(self._settings)
         asked = options_pb2.StylizeOptions(size=unset.size, iterations=unset.iterations)
+        if spec.HasField("initial"):
+            asked.init = options_pb2.INIT_IMAGE
         asked.MergeFrom(spec.options)
         try:
             options = options_from_proto(asked)
@@ -203,6 +208,13 @@ def _check_shares(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
         raise invalid("update.style_shares", f"has {len(shares)} values, but the job has {len(job.spec.styles)} styles")
     if not all(math.isfinite(share) and share >= 0 for share in shares) or not any(shares):
         raise invalid("update.style_shares", "must be finite and at least 0, and not all 0")
+
+
+def _check_initial(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:
+    if options.init == "image" and not spec.HasField("initial"):
+        raise invalid("spec.initial", "is unset, but init is INIT_IMAGE: give the picture to start from")
+    if options.init != "image" and spec.HasField("initial"):
+        raise invalid("spec.options.init", "must be INIT_IMAGE or unset, because spec.initial is given")
 
 
 def _form(path: str, form: image_pb2.ImageFormat) -> image_pb2.ImageFormat:

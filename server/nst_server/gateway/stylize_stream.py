@@ -72,6 +72,7 @@ class StylizeStreams:
     def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
         images = {"spec.content": spec.content}
         images |= {f"spec.styles[{index}].image": style.image for index, style in enumerate(spec.styles)}
+        images["spec.initial"] = spec.initial
         assemblies: dict[str, Assembly] = {}
         for path, image in images.items():
             if image.WhichOneof("source") != "attached":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
+from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
 from nst_engine import Engine, Session, SessionState, Style, checkpoint
 from nst_server import metrics, pictures
@@ -82,13 +82,19 @@ class RunningJob:
     async def _attempt(self) -> None:
         record = self.lease.record
         options = options_from_proto(record.spec.options)
-        content, *styles = await self._load_pictures(record)
+        content, *styles = await self._load_pictures(
+            record.spec.content, *(style.image for style in record.spec.styles)
+        )
         given = [Style(picture, style.weight) for picture, style in zip(styles, record.spec.styles, strict=True)]
         state = await self._load_state()
+        if state is None and record.spec.HasField("initial"):
+            (initial,) = await self._load_pictures(record.spec.initial)
+        else:
+            initial = None
 
         def make(engine: Engine) -> Session:
             if state is None:
-                return engine.start(content, given, options)
+                return engine.start(content, given, options, initial)
             return engine.resume(state, content, given)
 
         seat = Seat(make, record.spec.preview.interval, self._applied_version)
@@ -98,8 +104,7 @@ class RunningJob:
         finally:
             self._runner.dismiss(seat)
 
-    async def _load_pictures(self, record: JobRecord) -> Pictures:
-        references = [record.spec.content, *(style.image for style in record.spec.styles)]
+    async def _load_pictures(self, *references: image_pb2.Image) -> Pictures:
         loaded: Pictures = []
         for image in references:
             data = await self._pictures.get(image.reference.sha256)

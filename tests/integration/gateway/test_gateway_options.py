@@ -154,6 +154,13 @@ def form(**fields) -> image_pb2.ImageFormat:
 SPECS = {
     "no content": (without_content(), "spec.content", "give a tensor"),
     "an empty content": (changed(content=image_pb2.Image()), "spec.content", "give a tensor"),
+    "no picture to start from": (tiny_spec(init=options_pb2.INIT_IMAGE), "spec.initial", "give the picture"),
+    "a picture to start from and noise": (
+        changed(initial=encoded(CONTENT), options=options_pb2.StylizeOptions(init=options_pb2.INIT_NOISE)),
+        "spec.options.init",
+        "must be INIT_IMAGE or unset",
+    ),
+    "an empty picture to start from": (changed(initial=image_pb2.Image()), "spec.initial", "give a tensor"),
     "no styles": (job_pb2.JobSpec(content=encoded(CONTENT)), "spec.styles", "at least one"),
     "a style without picture": (
         job_pb2.JobSpec(content=encoded(CONTENT), styles=[{"image": encoded(STYLE)}, {"weight": 1}]),

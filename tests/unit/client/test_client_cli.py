@@ -101,6 +101,17 @@ def test_the_suffix_chooses_the_codec(
     assert (tmp_path / f"out{suffix}").read_bytes() == RESULT
 
 
+def test_stylize_starts_from_a_picture(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    (tmp_path / "initial.png").write_bytes(png(5))
+    target = ("-o", tmp_path / "o.png", "--server", server.address)
+    assert nst("stylize", *pictures, "--init-image", tmp_path / "initial.png", *target).code == 0
+    spec = server.received["CreateJob"][0].spec
+    assert server.uploads[spec.initial.reference.sha256] == png(5)
+
+
 def test_options_that_are_not_given_stay_unset(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:

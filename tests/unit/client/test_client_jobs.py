@@ -57,6 +57,14 @@ async def test_nothing_is_set_that_was_not_asked_for(server: ScriptedServer) -> 
     assert spec == expected
 
 
+async def test_a_picture_to_start_from_travels_by_reference(server: ScriptedServer) -> None:
+    spec = await created(server, A, A, initial=B)
+    assert spec.initial.reference.sha256 == B.sha256
+    spec = await created(server, A, A, initial=b"a start")
+    assert server.uploads[spec.initial.reference.sha256] == b"a start"
+    assert not spec.options.HasField("init")
+
+
 async def test_every_argument_has_its_place(server: ScriptedServer) -> None:
     spec = await created(
         server,

@@ -111,7 +111,7 @@ def test_a_new_objective_is_met_without_the_memory_of_the_old(case: str):
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "gradient_descent"])
-def test_they_get_on_with_its_own_rate_and_resumes_bit_for_bit(
+def test_each_gets_on_with_its_own_rate_and_resumes_bit_for_bit(
     engine: Engine, photo: Pixels, texture: Pixels, optimizer: str
 ):
     options, style = quick(optimizer=optimizer, iterations=8, weight_decay=0.001), [Style(texture)]

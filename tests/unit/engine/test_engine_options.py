@@ -14,7 +14,7 @@ RAW = {"content_weight", "style_weight"}
 CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
-    "init": ["content", "noise"],
+    "init": ["content", "noise", "recolored", "image"],
     "pooling": ["max", "average"],
     "precision": ["auto", "float32", "bfloat16"],
 }

@@ -15,7 +15,8 @@ from nst_engine import Engine, OptionError, StepReport, Style
 from nst_engine.backbone import Backbone
 from nst_engine.objective import Objective
 from nst_engine.pictures import resize
-from nst_engine.session import EXPLOSION, NOISE_DEVIATION
+from nst_engine.session import EXPLOSION
+from nst_engine.start import NOISE_DEVIATION
 
 
 def sound(reports: list[StepReport]) -> bool:

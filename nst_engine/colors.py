@@ -1,0 +1,64 @@
+"""Colours as a whole: their mean and covariance, and moving those of one picture to another's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Standard deviations below one grey level are rounding noise, which recolouring must not blow up.
+MINIMUM_VARIANCE = 1.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (3,) and covariance (3, 3) of the RGB pixels of a picture in 0-255, as float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(image: Tensor) -> Moments:
+    """The moments of a (1, 3, H, W) image."""
+    pixels = image[0].flatten(1).double()
+    mean = pixels.mean(1)
+    deviations = pixels - mean[:, None]
+    return Moments(mean, deviations @ deviations.T / pixels.shape[1])
+
+
+def pooled_moments(images: Sequence[Tensor], shares: Sequence[float]) -> Moments:
+    """The moments of the pixels of several images together, each image counting by its share.
+
+    This is what blending Gram matrices, which are second moments too, does for features.
+    """
+    each, total = [moments(image) for image in images], sum(shares)
+    parts = [share / total for share in shares]
+    mean = torch.stack([part * one.mean for part, one in zip(parts, each, strict=True)]).sum(0)
+    covariance = [
+        part * (one.covariance + torch.outer(one.mean - mean, one.mean - mean))
+        for part, one in zip(parts, each, strict=True)
+    ]
+    return Moments(mean, torch.stack(covariance).sum(0))
+
+
+def recolored(image: Tensor, target: Moments) -> Tensor:
+    """The (1, 3, H, W) image with its colours moved linearly to the target's moments, clipped to 0-255.
+
+    Of the linear maps that do so, this symmetric one moves pixels the least: the optimal transport
+    between normal distributions (Pitié and Kokaram, "The linear Monge-Kantorovitch linear colour
+    mapping", CVMP 2007).
+    """
+    source = moments(image)
+    root, inverse = _roots(source.covariance)
+    middle, _ = _roots(root @ target.covariance @ root, floor=0.0)
+    linear = inverse @ middle @ inverse
+    pixels = image[0].flatten(1).double()
+    moved = linear @ (pixels - source.mean[:, None]) + target.mean[:, None]
+    return moved.clamp(0.0, 255.0).to(image.dtype).view_as(image)
+
+
+def _roots(covariance: Tensor, floor: float = MINIMUM_VARIANCE) -> tuple[Tensor, Tensor]:
+    """The symmetric square root of a covariance whose variances are at least `floor`, and its inverse."""
+    variances, directions = torch.linalg.eigh(covariance)
+    deviations = variances.clamp(min=floor).sqrt()
+    return directions * deviations @ directions.T, directions / deviations @ directions.T
