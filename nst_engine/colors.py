@@ -1,10 +1,12 @@
-"""Colours as a whole: their mean and covariance, and moving those of one picture to another's."""
+"""Colours of a picture as a whole, and giving those of one picture to another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nst_engine import oklab
 
 # Standard deviations below one grey level are rounding noise, which recolouring must not blow up.
 MINIMUM_VARIANCE = 1.0
@@ -55,6 +57,16 @@ def recolored(image: Tensor, target: Moments) -> Tensor:
     pixels = image[0].flatten(1).double()
     moved = linear @ (pixels - source.mean[:, None]) + target.mean[:, None]
     return moved.clamp(0.0, 255.0).to(image.dtype).view_as(image)
+
+
+def with_chroma_of(content: Tensor, image: Tensor) -> Tensor:
+    """The (1, 3, H, W) image's lightness with the hue and chroma of the content, of the same shape, in Oklab.
+
+    Where there is no such colour in sRGB, chroma gives way.
+    """
+    lightness = oklab.from_rgb(image)[:, :1]
+    chroma = oklab.from_rgb(content)[:, 1:]
+    return oklab.to_rgb(torch.cat((lightness, chroma), 1))
 
 
 def _roots(covariance: Tensor, floor: float = MINIMUM_VARIANCE) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,9 @@ class StylizeOptions:
             127.5 is added to the gradient.
         init: what to start from: the "content"; "noise", seeded by `seed`; the content "recolored" to
             the mean and covariance of the styles' colours; or an "image" that is given.
+        color: whose colours the result has: the "style"'s; with "keep_luminance" the content's hue and
+            chroma under the result's own lightness; with "match" those of a style that is first
+            recoloured to the mean and covariance of the content's colours.
         pooling: "max" or "average".
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
     """
@@ -85,6 +88,7 @@ class StylizeOptions:
     weight_decay: float = _number(0.0, 0.0, 1.0)
     init: str = _choice("content", "content", "noise", "recolored", "image")
     seed: int = _number(0, 0, 2**63 - 1)
+    color: str = _choice("style", "style", "keep_luminance", "match")
     pooling: str = _choice("max", "max", "average")
     precision: str = _choice("auto", "auto", "float32", "bfloat16")
 

@@ -14,7 +14,8 @@ class StepReport:
         iteration: iterations done, of `iterations` in all, which fall when a scale ends early.
         scale: the scale worked on, from 1, of `scales`.
         width, height: the working size in pixels.
-        total_loss: the weighted sum at the image that `Session.image` now gives, before rounding.
+        total_loss: the weighted sum at the image that `Session.image` now gives, before rounding and
+            before `options.color` gives it the content's chroma.
         losses: its parts, weighted: "content", "style", "tv", "box".
         schedule: every scale, with the iterations it owns as things stand.
         stop_reason: why this was the last iteration; None when it was not.

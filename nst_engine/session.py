@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nst_engine import pictures
+from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
 from nst_engine.objective import Evaluation, Objective
@@ -96,7 +96,10 @@ class Session:
         return held + 2 * self._image.nbytes + self._optimizer.nbytes + self._objective.nbytes
 
     def image(self) -> NDArray[np.uint8]:
-        """The picture now, (H, W, 3) RGB, at the working size."""
+        """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
+        if self._options.color == "keep_luminance":
+            content = pictures.resize(self._content, (self._scale.height, self._scale.width))
+            return pictures.to_picture(colors.with_chroma_of(content, self._image))
         return pictures.to_picture(self._image)
 
     def advance(self) -> StepReport:
@@ -178,13 +181,17 @@ class Session:
         self._evaluation = None
 
     def _pictures_at(self, scale: Scale) -> tuple[Tensor, list[Tensor]]:
-        """The content and the styles at their sizes for `scale`."""
+        """The content, and the styles in the colours to be taken from them, at their sizes for `scale`."""
         minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
         styles = [
             pictures.resize(style, pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum))
             for style in self._styles
         ]
-        return pictures.resize(self._content, (scale.height, scale.width)), styles
+        content = pictures.resize(self._content, (scale.height, scale.width))
+        if self._options.color == "match":
+            target = colors.moments(content)
+            styles = [colors.recolored(style, target) for style in styles]
+        return content, styles
 
     def _restore(self, state: SessionState) -> None:
         self._scales = with_ends(self._scales, state.scale_ends)

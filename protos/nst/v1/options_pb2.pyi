@@ -83,6 +83,42 @@ INIT_IMAGE: Init.ValueType  # 4
 """The picture `JobSpec.initial`."""
 Global___Init: _TypeAlias = Init  # noqa: Y015
 
+class _Color:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ColorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Color.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COLOR_UNSPECIFIED: _Color.ValueType  # 0
+    """Not allowed in a request: leave the field unset instead."""
+    COLOR_STYLE: _Color.ValueType  # 1
+    """The style's."""
+    COLOR_KEEP_LUMINANCE: _Color.ValueType  # 2
+    """The content's, point by point: only the lightness is stylised. The result and the previews take
+    hue and chroma from the content, in Oklab; the losses are of the picture before that.
+    """
+    COLOR_MATCH: _Color.ValueType  # 3
+    """The content's, on the whole: each style is recoloured to the mean and covariance of the
+    content's colours before its look is taken.
+    """
+
+class Color(_Color, metaclass=_ColorEnumTypeWrapper):
+    """Whose colours the result has."""
+
+COLOR_UNSPECIFIED: Color.ValueType  # 0
+"""Not allowed in a request: leave the field unset instead."""
+COLOR_STYLE: Color.ValueType  # 1
+"""The style's."""
+COLOR_KEEP_LUMINANCE: Color.ValueType  # 2
+"""The content's, point by point: only the lightness is stylised. The result and the previews take
+hue and chroma from the content, in Oklab; the losses are of the picture before that.
+"""
+COLOR_MATCH: Color.ValueType  # 3
+"""The content's, on the whole: each style is recoloured to the mean and covariance of the
+content's colours before its look is taken.
+"""
+Global___Color: _TypeAlias = Color  # noqa: Y015
+
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -166,6 +202,7 @@ class StylizeOptions(_message.Message):
     MIN_IMPROVEMENT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     CONTENT_THRESHOLD_FIELD_NUMBER: _builtins.int
+    COLOR_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -227,6 +264,8 @@ class StylizeOptions(_message.Message):
     loss falls to it; from the content itself it begins at 0 and rises to it. A loss that is on
     one side from the start and stays there ends nothing. Unset: never.
     """
+    color: Global___Color.ValueType
+    """Whose colours the result has."""
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
         """Where content is compared: tap names such as "relu4_2" and their weights."""
@@ -261,13 +300,16 @@ class StylizeOptions(_message.Message):
         min_improvement: _builtins.float | None = ...,
         window: _builtins.int | None = ...,
         content_threshold: _builtins.float | None = ...,
+        color: Global___Color.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
+    _WhichOneofReturnType__color: _TypeAlias = _typing.Literal["color"]  # noqa: Y015
+    _WhichOneofArgType__color: _TypeAlias = _typing.Literal["_color", b"_color"]  # noqa: Y015
     _WhichOneofReturnType__content_layers: _TypeAlias = _typing.Literal["content_layers"]  # noqa: Y015
     _WhichOneofArgType__content_layers: _TypeAlias = _typing.Literal["_content_layers", b"_content_layers"]  # noqa: Y015
     _WhichOneofReturnType__content_threshold: _TypeAlias = _typing.Literal["content_threshold"]  # noqa: Y015
@@ -314,6 +356,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__box_weight) -> _WhichOneofReturnType__box_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__color) -> _WhichOneofReturnType__color | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__content_layers) -> _WhichOneofReturnType__content_layers | None: ...
     @_typing.overload

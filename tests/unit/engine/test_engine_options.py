@@ -15,6 +15,7 @@ CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
     "init": ["content", "noise", "recolored", "image"],
+    "color": ["style", "keep_luminance", "match"],
     "pooling": ["max", "average"],
     "precision": ["auto", "float32", "bfloat16"],
 }
