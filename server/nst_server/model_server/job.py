@@ -124,21 +124,24 @@ class RunningJob:
 
     async def _follow(self, seat: Seat, pace: Pace) -> None:
         unread = asyncio.ensure_future(seat.next())
-        while True:
-            looking = asyncio.ensure_future(self._look.wait())
-            await asyncio.wait({unread, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()
-            if self._look.is_set() or not unread.done():
-                self._look.clear()
-                await self._obey(seat)
-            if not unread.done():
-                continue
-            item = unread.result()
-            if isinstance(item, Failure):
-                raise item.error
-            if await self._handle(seat, item, pace):
-                return
-            unread = asyncio.ensure_future(seat.next())
+        try:
+            while True:
+                looking = asyncio.ensure_future(self._look.wait())
+                await asyncio.wait({unread, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                looking.cancel()
+                if self._look.is_set() or not unread.done():
+                    self._look.clear()
+                    await self._obey(seat)
+                if not unread.done():
+                    continue
+                item = unread.result()
+                if isinstance(item, Failure):
+                    raise item.error
+                if await self._handle(seat, item, pace):
+                    return
+                unread = asyncio.ensure_future(seat.next())
+        finally:
+            unread.cancel()
 
     async def _obey(self, seat: Seat) -> None:
         """Does what the client wants now, as the record has it."""
