@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from gateway_support import CONTENT, live_jobs, run_tiny, running_gateway, running_nats, upload
+from gateway_support import CONTENT, live_jobs, run_tiny, running_gateway, running_nats, upload, wait_until
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
@@ -45,8 +45,7 @@ def _still_the_same_server(server: Server, call: Calls) -> Iterator[None]:
     processes = server.status["pids"]
     yield
     assert run_tiny(call).job_state == job_pb2.JOB_STATE_SUCCEEDED
-    while live_jobs(call):
-        pass
+    wait_until(lambda: not live_jobs(call), "every job ended")
     assert server.status["pids"] == processes
     assert server.logged("call failed") == []
 

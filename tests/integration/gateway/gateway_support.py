@@ -3,6 +3,7 @@
 import io
 import re
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,14 @@ def run_tiny(call: Calls, spec: job_pb2.JobSpec | None = None) -> job_pb2.JobEve
     """A job's last event."""
     *_, last = call.watch(call.create(spec or tiny_spec()))
     return last
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Waits for what no call announces."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(0.01)
 
 
 def live_jobs(call: Calls) -> list[job_pb2.Job]:

@@ -22,6 +22,7 @@ from gateway_support import (
     running_gateway,
     tiny_spec,
     upload,
+    wait_until,
 )
 from google.protobuf.message import Message
 
@@ -129,8 +130,7 @@ def upload_refused(call: Calls, size: int) -> Refused | None:
 
 
 def wait_for_room(call: Calls, size: int) -> None:
-    while upload_refused(call, size) is not None:
-        pass
+    wait_until(lambda: upload_refused(call, size) is None, f"room for {size} bytes")
 
 
 def announced(size: int) -> UploadImageRequest:
@@ -147,10 +147,15 @@ def holding(call: Calls, method: Callable[..., Any], message: Message, room: int
     """A call that has sent one message, holds all memory but `room` bytes, and is silent until it is abandoned."""
     leave = threading.Event()
     running = method(silent_after(message, leave), timeout=SECONDS)
+
+    def holds() -> bool:
+        nonlocal running
+        if running.done():  # an upload that asked for room stood in its way
+            running = method(silent_after(message, leave), timeout=SECONDS)
+        return upload_refused(call, room + 1) is not None
+
     try:
-        while upload_refused(call, room + 1) is None:
-            if running.done():  # an upload that asked for room stood in its way
-                running = method(silent_after(message, leave), timeout=SECONDS)
+        wait_until(holds, f"only {room} bytes left")
         yield
     finally:
         running.cancel()

@@ -21,6 +21,7 @@ from gateway_support import (
     samples,
     tiny_spec,
     upload_messages,
+    wait_until,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -76,8 +77,7 @@ def jobs_run(server) -> float:
 def test_metrics_of_both_processes_after_a_job(server, call):
     before = jobs_run(server)
     run_tiny(call)
-    while jobs_run(server) == before:
-        pass  # it is counted after its last event
+    wait_until(lambda: jobs_run(server) > before, "the job counted, which it is after its last event")
     gateway = samples(server.status["metrics_address"])
     calls_ok = [
         sample.value
@@ -161,6 +161,10 @@ def test_a_gateway_that_is_stopped_says_so_and_sends_watchers_away(call, gateway
         cancel(call, job_id)
 
 
+def uploads_begun(gateway: Gateway) -> float:
+    return metric(gateway.metrics_address, "grpc_server_started_total", grpc_method="UploadImage")
+
+
 def test_a_call_in_hand_is_finished_before_the_end(gateway):
     draining = threading.Event()
 
@@ -175,16 +179,11 @@ def test_a_call_in_hand_is_finished_before_the_end(gateway):
         health = health_changes(channel, "")
         assert next(health) == SERVING
         running = Calls(channel).making.UploadImage.future(messages(), timeout=SECONDS)
-        wait_for_metric(gateway, "grpc_server_started_total", grpc_method="UploadImage")
+        wait_until(lambda: uploads_begun(gateway), "the upload begun")
         gateway.popen.terminate()
         assert next(health) == NOT_SERVING
         draining.set()
         assert running.result().reference.sha256 == hashlib.sha256(CONTENT).hexdigest()
-
-
-def wait_for_metric(gateway: Gateway, name: str, **labels: str) -> None:
-    while not metric(gateway.metrics_address, name, **labels):
-        pass
 
 
 def test_readyz_fails_while_a_stopped_gateway_drains(gateway):

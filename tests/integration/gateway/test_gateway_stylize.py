@@ -15,12 +15,13 @@ from gateway_support import (
     run_tiny,
     samples,
     tiny_spec,
+    wait_until,
 )
 from stylize_stream import attached, chunk, is_running, states, stylize
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import ListJobsRequest
-from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeStart
+from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, StylizeRequest, StylizeStart
 from nst_calls import assert_gapless, until
 
 QUEUED, RUNNING, PAUSED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED
@@ -198,20 +199,14 @@ def open_streams(server) -> float:
     return total("grpc_server_started_total") - total("grpc_server_handled_total")
 
 
-def live(call, request_id: str) -> list[job_pb2.Job]:
-    return [job for job in live_jobs(call) if job.request_id.startswith(request_id)]
-
-
 def test_a_stream_broken_at_any_moment_leaves_no_job_behind(server, call):
-    for number in range(20):
+    for number in range(48):
         with stylize(call) as stream:
             stream.start(tiny_spec(**LONG), request_id=f"broken {number}")
-            # From before the server has read the start to the middle of the run.
-            while number > 5 and live(call, f"broken {number}") == []:
-                pass
-            for _ in range(number // 4 - 2):
-                next(stream.responses)
-    while open_streams(server) or live(call, "broken "):
-        pass
+            # A few milliseconds each: from before the start is read, over the making of the job, to its run.
+            for _ in range(number // 3):
+                call.making.GetServerInfo(GetServerInfoRequest(), timeout=SECONDS)
+    wait_until(lambda: not open_streams(server), "every broken stream ended")
+    wait_until(lambda: not live_jobs(call), "every job of a broken stream ended")
     ended = call.jobs.ListJobs(ListJobsRequest(page_size=500, states=[CANCELLED]), timeout=SECONDS).jobs
-    assert sum(job.request_id.startswith("broken ") for job in ended) >= 14
+    assert any(job.request_id.startswith("broken ") for job in ended)
