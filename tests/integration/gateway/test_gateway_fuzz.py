@@ -63,16 +63,11 @@ def values_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     return st.lists(single, max_size=4) if field.is_repeated else single
 
 
-def merged(base: Message, *changes: Message) -> Message:
-    whole = type(base)()
-    for part in (base, *changes):
-        whole.MergeFrom(part)
-    return whole
-
-
-def changed(part: Message) -> job_pb2.JobSpec:
+def changed(part: job_pb2.JobSpec) -> job_pb2.JobSpec:
     """A job that would run, but for what `part` sets."""
-    return merged(tiny_spec(), part)
+    spec = tiny_spec()
+    spec.MergeFrom(part)
+    return spec
 
 
 def attaching(header: Message) -> job_pb2.JobSpec:
