@@ -148,7 +148,7 @@ def test_pairs_of_bad_curvature_are_skipped(spoilt: str):
 def test_the_step_factor_and_the_learning_rate_scale_the_step():
     function = Quadratic()
     loss, gradient = function(function.start)
-    for options, default in ((StylizeOptions(), 1.0), (StylizeOptions(optimizer="adam"), 2.0)):
+    for options, default in ((StylizeOptions(), 1.0), (StylizeOptions(optimizer="adam"), 10.0)):
         whole = make_optimizer(options, SHAPE, CPU).propose(function.start, loss, gradient, 1.0) - function.start
         half = make_optimizer(options, SHAPE, CPU).propose(function.start, loss, gradient, 0.5) - function.start
         assert torch.allclose(half, whole / 2, rtol=1e-3, atol=1e-4)
