@@ -28,7 +28,7 @@ class _Gram(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> Tensor:
         flat: Tensor
         (flat,) = context.saved_tensors
-        return (gradient + gradient.T) @ flat / flat.numel()
+        return ((gradient + gradient.T) / flat.numel()) @ flat
 
 
 def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:
