@@ -26,7 +26,7 @@ SAMPLES = Path(str(files("skimage"))) / "data"
 CONTENT = SAMPLES / "chelsea.png"
 STYLE = SAMPLES / "coffee.png"
 SIZE = 256
-STRENGTH = 0.8
+STRENGTH = 0.2
 START_SECONDS = 120
 STOP_SECONDS = 90
 
