@@ -31,6 +31,8 @@ class Style:
 class Engine:
     """Runs stylisations on one device. Not thread-safe: one thread calls it, any thread may read pictures.
 
+    To be fast it keeps the process from returning freed memory to the system; `release_memory` does.
+
     Args:
         device: "auto" (CUDA when there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
         threads: CPU threads for torch, process-wide; None leaves torch's choice. Results are
@@ -53,6 +55,7 @@ class Engine:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = hardware.resolve_device(device)
+        hardware.keep_freed_memory()
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
         self._backbones: dict[tuple[str, torch.dtype], Backbone] = {}
@@ -113,6 +116,10 @@ class Engine:
             RuntimeError: a session is finished.
         """
         return [session.advance() for session in sessions]
+
+    def release_memory(self) -> None:
+        """Returns the memory of sessions that are gone to the system."""
+        hardware.release_freed_memory()
 
     def _session(
         self,

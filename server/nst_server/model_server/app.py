@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from uuid import uuid4
 
 import psutil
@@ -31,12 +32,12 @@ ANNOUNCE_SECONDS = 5.0
 class ModelServerProcess:
     """One device's worth of jobs."""
 
-    def __init__(self, backbone: Backbone, engine: Engine, settings: ModelServerSettings) -> None:
+    def __init__(self, backbone: Backbone, runner: Runner, engine: Engine, settings: ModelServerSettings) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._backbone = backbone
         self._engine = engine
         self._settings = settings
-        self._runner = Runner(engine)
+        self._runner = runner
         self._tickets = TicketSource(backbone)
         self._running: dict[str, RunningJob | None] = {}  # None while a job is being claimed
         self._tasks: set[asyncio.Task[None]] = set()
@@ -46,7 +47,6 @@ class ModelServerProcess:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then hands back what it holds."""
-        self._runner.start()
         await self._tickets.open()
         leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
         self.ready = True
@@ -131,9 +131,10 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
         port = metrics.StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
         stack.callback(port.close)
         with suppress(Stopped):
-            engine = await unless(stop, asyncio.to_thread(warm_engine, settings))
+            runner = Runner(partial(warm_engine, settings))
+            engine = await unless(stop, runner.start())
             backbone = await unless(stop, stack.enter_async_context(connect(nats_url, "model-server", None)))
-            process = ModelServerProcess(backbone, engine, settings)
+            process = ModelServerProcess(backbone, runner, engine, settings)
             await process.run(stop)
     log.info("model server stopped")
 

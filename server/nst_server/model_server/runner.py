@@ -62,19 +62,27 @@ class Seat:
 
 
 class Runner:
-    """Runs sessions on one engine, in one thread."""
+    """Runs sessions on one engine, in one thread.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    The engine is made in that thread too. OpenMP keeps a team of workers for every thread that has
+    computed; once the teams outnumber the processors, workers sleep between operations instead of
+    spinning, and every iteration takes longer.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make_engine = make_engine
+        self._engine: Engine
         self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[Engine] = self._loop.create_future()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._seats: list[Seat] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
 
-    def start(self) -> None:
-        """Starts the thread."""
+    async def start(self) -> Engine:
+        """Starts the thread; the engine it has made, or what was raised on the way to it."""
         self._thread.start()
+        return await self._started
 
     async def stop(self) -> None:
         """Ends the thread after the iteration in hand."""
@@ -105,6 +113,8 @@ class Runner:
             if seat in self._seats:
                 self._seats.remove(seat)
             seat.session = None
+            if not self._seats:
+                self._engine.release_memory()
 
         self._orders.put(order)
 
@@ -132,6 +142,12 @@ class Runner:
         self._orders.put(order)
 
     def _run(self) -> None:
+        try:
+            self._engine = self._make_engine()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._settle, error)
+            return
+        self._loop.call_soon_threadsafe(self._settle, self._engine)
         while not self._stopped:
             turnable = [seat for seat in self._seats if seat.room.acquire(blocking=False)]
             self._obey(wait=not turnable)
@@ -139,6 +155,14 @@ class Runner:
                 if seat.session is None or seat not in self._seats:
                     continue
                 self._turn(seat)
+
+    def _settle(self, outcome: Engine | Exception) -> None:
+        if self._started.cancelled():
+            return
+        if isinstance(outcome, Exception):
+            self._started.set_exception(outcome)
+        else:
+            self._started.set_result(outcome)
 
     def _obey(self, *, wait: bool) -> None:
         """Carries out the orders that have come in; with nothing to turn, waits for one."""
