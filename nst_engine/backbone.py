@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_engine.convolution import Convolution
 from nst_engine.networks import Network
 
 # A mean of four is smaller than their maximum, and the deficit grows with every pooling, to a sixth
@@ -26,10 +27,11 @@ class Backbone:
         self.network = network
         self.device = device
         self.dtype = dtype
-        self._kernels = {
-            name: (
-                weights[f"{name}.weight"].to(device, dtype).contiguous(memory_format=torch.channels_last),
+        self._convolutions = {
+            name: Convolution(
+                weights[f"{name}.weight"].to(device, dtype),
                 weights[f"{name}.bias"].to(device, dtype),
+                padding=0 if name == "conv1_1" else 1,
             )
             for name in network.convs
         }
@@ -39,7 +41,7 @@ class Backbone:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return sum(tensor.nbytes for kernel in self._kernels.values() for tensor in kernel)
+        return sum(convolution.nbytes for convolution in self._convolutions.values())
 
     def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
         """The maps at `taps`, computed no deeper than the deepest of them.
@@ -58,7 +60,13 @@ class Backbone:
         for tap in self.network.taps:
             if len(maps) == len(wanted):
                 break
-            hidden = self._layer(tap, hidden, pooling)
+            if tap.startswith("conv"):
+                # Its ReLU is the next tap: one operation, unless the map before it is wanted.
+                hidden = self._convolutions[tap](hidden, relu=tap not in wanted)
+            elif tap.startswith("pool"):
+                hidden = _pool(hidden, pooling)
+            elif tap.replace("relu", "conv") in wanted:
+                hidden = F.relu(hidden)
             if tap in wanted:
                 maps[tap] = hidden
         return maps
@@ -74,11 +82,8 @@ class Backbone:
         normalised = F.pad((image - self._mean) / self._std, (1, 1, 1, 1), mode="replicate")
         return normalised.to(self.dtype, memory_format=torch.channels_last)
 
-    def _layer(self, tap: str, hidden: Tensor, pooling: str) -> Tensor:
-        if tap in self._kernels:
-            return F.conv2d(hidden, *self._kernels[tap], padding=0 if tap == "conv1_1" else 1)
-        if tap.startswith("relu"):
-            return F.relu(hidden)
-        if pooling == "max":
-            return F.max_pool2d(hidden, 2)
-        return F.avg_pool2d(hidden, 2) * AVERAGE_POOLING_GAIN
+
+def _pool(hidden: Tensor, pooling: str) -> Tensor:
+    if pooling == "max":
+        return F.max_pool2d(hidden, 2)
+    return F.avg_pool2d(hidden, 2) * AVERAGE_POOLING_GAIN

@@ -12,23 +12,27 @@ def gram_matrix(features: Tensor) -> Tensor:
     Gatys, Ecker and Bethge (arXiv 1508.06576, equation 3), divided by the map's size so that maps
     of any size compare.
     """
-    gram: Tensor = _Gram.apply(features.flatten(2)[0].float())  # type: ignore[no-untyped-call]
+    gram: Tensor = _Gram.apply(features.permute(0, 2, 3, 1).flatten(0, 2))  # type: ignore[no-untyped-call]
     return gram
 
 
 class _Gram(torch.autograd.Function):
-    """F F^T / (C H W) of a (C, H W) matrix, with a backward of one product where autograd makes two."""
+    """X^T X / size of (positions, channels), in float32; its backward is one product, in the map's own dtype.
+
+    The gradient goes on through the network in that dtype anyway.
+    """
 
     @staticmethod
-    def forward(context: Any, flat: Tensor) -> Tensor:
-        context.save_for_backward(flat)
-        return flat @ flat.T / flat.numel()
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        context.save_for_backward(rows)
+        exact = rows.float()
+        return exact.T @ exact / rows.numel()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        flat: Tensor
-        (flat,) = context.saved_tensors
-        return ((gradient + gradient.T) / flat.numel()) @ flat
+        rows: Tensor
+        (rows,) = context.saved_tensors
+        return rows @ ((gradient + gradient.T) / rows.numel()).to(rows.dtype)
 
 
 def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:
