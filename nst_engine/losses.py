@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 
-def gram_matrix(features: Tensor) -> Tensor:
+def gram_matrix(features: Tensor, weights: Tensor | None = None) -> Tensor:
     """Channel correlations F F^T / (C H W) of a (1, C, H, W) map, as float32 (C, C).
 
     Gatys, Ecker and Bethge (arXiv 1508.06576, equation 3), divided by the map's size so that maps
-    of any size compare.
+    of any size compare. `weights` (H * W,), with a mean of 1, say how much each position counts.
     """
-    gram: Tensor = _Gram.apply(features.permute(0, 2, 3, 1).flatten(0, 2))  # type: ignore[no-untyped-call]
+    rows = rows_of(features)
+    if weights is not None:
+        rows = rows * weights.sqrt()[:, None]
+    gram: Tensor = _Gram.apply(rows)  # type: ignore[no-untyped-call]
     return gram
+
+
+def rows_of(features: Tensor) -> Tensor:
+    """The feature vectors of a (1, C, H, W) map, (H * W, C) in its dtype; of a channels-last map without a copy."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class _Gram(torch.autograd.Function):

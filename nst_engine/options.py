@@ -46,6 +46,10 @@ class StylizeOptions:
         tv_weight: weight of the total variation, sum of absolute differences in 0-255 units.
         box_weight: weight of the summed squared excess of pixels outside 0-255.
         content_layers, style_layers: weights by tap.
+        style_statistic: what of the features at a style layer is matched: the "gram" matrix; the
+            "moments", which are mean and covariance, as normal distributions by their Wasserstein-2
+            distance; or the whole distribution, by the "sliced" Wasserstein distance. With raw
+            weights note that the last two are relative to the style and mostly below 1.
         iterations: at most, over every scale.
         scales: number of scales, coarse to fine, each twice the one before.
         min_improvement: ends a scale whose total loss fell by no more than this share over its
@@ -60,6 +64,7 @@ class StylizeOptions:
             127.5 is added to the gradient.
         init: what to start from: the "content"; "noise", seeded by `seed`; the content "recolored" to
             the mean and covariance of the styles' colours; or an "image" that is given.
+        seed: of the noise start, and of the directions of the "sliced" statistic.
         color: whose colours the result has: the "style"'s; with "keep_luminance" the content's hue and
             chroma under the result's own lightness; with "match" those of a style that is first
             recoloured to the mean and covariance of the content's colours.
@@ -76,6 +81,7 @@ class StylizeOptions:
     box_weight: float = _number(0.1, 0.0, 1e6)
     content_layers: Mapping[str, float] = field(default_factory=lambda: dict(CONTENT_LAYERS))
     style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
+    style_statistic: str = _choice("gram", "gram", "moments", "sliced")
     iterations: int = _number(100, 1, 10_000)
     scales: int = _number(2, 1, 6)
     min_improvement: float = _number(0.0, 0.0, 1.0)

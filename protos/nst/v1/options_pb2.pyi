@@ -119,6 +119,40 @@ content's colours before its look is taken.
 """
 Global___Color: _TypeAlias = Color  # noqa: Y015
 
+class _StyleStatistic:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StyleStatisticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StyleStatistic.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STYLE_STATISTIC_UNSPECIFIED: _StyleStatistic.ValueType  # 0
+    """Not allowed in a request: leave the field unset instead."""
+    STYLE_STATISTIC_GRAM: _StyleStatistic.ValueType  # 1
+    """The Gram matrix: which channels respond together. The cheapest."""
+    STYLE_STATISTIC_MOMENTS: _StyleStatistic.ValueType  # 2
+    """Mean and covariance, compared as normal distributions by the Wasserstein-2 distance: colours and
+    contrasts closer to the style's, and more of its shapes.
+    """
+    STYLE_STATISTIC_SLICED: _StyleStatistic.ValueType  # 3
+    """The whole distribution, by the sliced Wasserstein distance. The most expensive."""
+
+class StyleStatistic(_StyleStatistic, metaclass=_StyleStatisticEnumTypeWrapper):
+    """What of the features at a style layer makes the style. Features are vectors, one for each position
+    of a layer's map; where they are does not count.
+    """
+
+STYLE_STATISTIC_UNSPECIFIED: StyleStatistic.ValueType  # 0
+"""Not allowed in a request: leave the field unset instead."""
+STYLE_STATISTIC_GRAM: StyleStatistic.ValueType  # 1
+"""The Gram matrix: which channels respond together. The cheapest."""
+STYLE_STATISTIC_MOMENTS: StyleStatistic.ValueType  # 2
+"""Mean and covariance, compared as normal distributions by the Wasserstein-2 distance: colours and
+contrasts closer to the style's, and more of its shapes.
+"""
+STYLE_STATISTIC_SLICED: StyleStatistic.ValueType  # 3
+"""The whole distribution, by the sliced Wasserstein distance. The most expensive."""
+Global___StyleStatistic: _TypeAlias = StyleStatistic  # noqa: Y015
+
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -203,6 +237,7 @@ class StylizeOptions(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     CONTENT_THRESHOLD_FIELD_NUMBER: _builtins.int
     COLOR_FIELD_NUMBER: _builtins.int
+    STYLE_STATISTIC_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -238,7 +273,7 @@ class StylizeOptions(_message.Message):
     init: Global___Init.ValueType
     """The picture to start from."""
     seed: _builtins.int
-    """Seeds the noise start. The same seed gives the same start."""
+    """Seeds the noise start and the directions of STYLE_STATISTIC_SLICED. The same seed gives the same."""
     pooling: Global___Pooling.ValueType
     """How the network shrinks its maps."""
     precision: Global___Precision.ValueType
@@ -266,6 +301,8 @@ class StylizeOptions(_message.Message):
     """
     color: Global___Color.ValueType
     """Whose colours the result has."""
+    style_statistic: Global___StyleStatistic.ValueType
+    """What is matched of the features at the style layers."""
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
         """Where content is compared: tap names such as "relu4_2" and their weights."""
@@ -301,10 +338,11 @@ class StylizeOptions(_message.Message):
         window: _builtins.int | None = ...,
         content_threshold: _builtins.float | None = ...,
         color: Global___Color.ValueType | None = ...,
+        style_statistic: Global___StyleStatistic.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
@@ -346,6 +384,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
     _WhichOneofReturnType__style_layers: _TypeAlias = _typing.Literal["style_layers"]  # noqa: Y015
     _WhichOneofArgType__style_layers: _TypeAlias = _typing.Literal["_style_layers", b"_style_layers"]  # noqa: Y015
+    _WhichOneofReturnType__style_statistic: _TypeAlias = _typing.Literal["style_statistic"]  # noqa: Y015
+    _WhichOneofArgType__style_statistic: _TypeAlias = _typing.Literal["_style_statistic", b"_style_statistic"]  # noqa: Y015
     _WhichOneofReturnType__style_weight: _TypeAlias = _typing.Literal["style_weight"]  # noqa: Y015
     _WhichOneofArgType__style_weight: _TypeAlias = _typing.Literal["_style_weight", b"_style_weight"]  # noqa: Y015
     _WhichOneofReturnType__tv_weight: _TypeAlias = _typing.Literal["tv_weight"]  # noqa: Y015
@@ -394,6 +434,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__style_layers) -> _WhichOneofReturnType__style_layers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__style_statistic) -> _WhichOneofReturnType__style_statistic | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__style_weight) -> _WhichOneofReturnType__style_weight | None: ...
     @_typing.overload

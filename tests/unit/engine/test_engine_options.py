@@ -13,6 +13,7 @@ from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges
 RAW = {"content_weight", "style_weight"}
 CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
+    "style_statistic": ["gram", "moments", "sliced"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
     "init": ["content", "noise", "recolored", "image"],
     "color": ["style", "keep_luminance", "match"],

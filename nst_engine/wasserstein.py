@@ -1,0 +1,185 @@
+"""Style as a distribution of feature vectors, compared by squared Wasserstein-2 distances.
+
+Both distances are divided by the mean squared norm of the target's vectors. That makes them free of
+units, 1 for a map of zeros and far below 1 for a good match, at every layer: one set of layer weights
+serves them all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nst_engine import losses
+
+# As a share of the largest variance of the target in any direction. White noise of this variance is
+# thought added to both sides, without which the gradient would have no bound in directions where the
+# image does not vary; directions in which the target varies less are taken for constant.
+NOISE_SHARE = 1e-3
+# Mean squared norm of feature vectors below which a layer of the style is dead. It only keeps
+# quotients finite.
+SMALLEST_POWER = 1e-6
+
+
+class Moments(NamedTuple):
+    """The mean (C,) of feature vectors x and the mean (C, C) of x x^T.
+
+    Both are means over positions: those of a whole are the size-weighted means of those of its parts.
+    """
+
+    mean: Tensor
+    second: Tensor
+
+
+class GaussianTarget(NamedTuple):
+    """A normal distribution in C channels that varies in k directions.
+
+    Attributes:
+        mean: (C,).
+        directions: (C, k), orthonormal.
+        variances: (k,), along them, noise included.
+        noise: scalar, the variance of the noise.
+        power: scalar, the mean squared norm of the vectors.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
+    noise: Tensor
+    power: Tensor
+
+
+class MeanCovariance:
+    """The squared Wasserstein-2 distance between normal distributions with the maps' means and covariances.
+
+    |m - n|^2 + tr C + tr S - 2 tr (S^1/2 C S^1/2)^1/2 (Dowson and Landau, "The Fréchet distance
+    between multivariate normal distributions", 1982, equation 4). In the eigenvectors of the
+    target's covariance S, found once, its root is a diagonal, and nothing but the block of C in the k
+    directions in which S varies meets it. What is left for every iteration is the eigenvalues of one
+    k x k matrix, whose derivative is cheap and stable; k is 190 to 230 of 512 for relu4_1 at 128 px,
+    and at most the number of positions that the style has.
+
+    Several styles are pooled by averaging both moments by share, so the target is again one normal
+    distribution. Its covariance holds what the means of the styles differ by.
+    """
+
+    def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
+        flat = features.flatten(2)[0].float()
+        mean = (flat if weights is None else flat * weights).mean(1)
+        return Moments(mean, losses.gram_matrix(features, weights) * flat.shape[0])
+
+    def blend(self, measured: Sequence[Moments], shares: Sequence[float]) -> GaussianTarget:
+        mean = torch.stack([one.mean * share for one, share in zip(measured, shares, strict=True)]).sum(0)
+        second = torch.stack([one.second * share for one, share in zip(measured, shares, strict=True)]).sum(0)
+        variances, directions = torch.linalg.eigh((second - torch.outer(mean, mean)).double())
+        noise = NOISE_SHARE * variances[-1].clamp(min=0.0)
+        kept = variances > noise
+        return GaussianTarget(
+            mean,
+            directions[:, kept].float(),
+            (variances[kept] + noise).float(),
+            noise.float(),
+            second.trace().clamp(min=SMALLEST_POWER),
+        )
+
+    def distance(self, measured: Moments, target: GaussianTarget) -> Tensor:
+        covariance = measured.second - torch.outer(measured.mean, measured.mean)
+        deviations = target.variances.sqrt()
+        block = target.directions.T @ covariance @ target.directions + torch.diag(target.noise.expand_as(deviations))
+        inner: Tensor = deviations[:, None] * block * deviations
+        roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
+        own = covariance.trace() + target.noise * len(deviations)
+        between_means = (measured.mean - target.mean).square().sum()
+        distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()
+        return distance / target.power
+
+
+class Samples(NamedTuple):
+    """Feature vectors seen from each of D directions, (D, N), and the share (N,) of the whole that each is."""
+
+    projections: Tensor
+    masses: Tensor
+
+
+class QuantileTarget(NamedTuple):
+    """The quantiles (D, K) at (k + 1/2) / K of projections on D directions, and their mean square, a scalar."""
+
+    quantiles: Tensor
+    power: Tensor
+
+
+class Sliced:
+    """The squared sliced Wasserstein-2 distance: the mean over directions of that between projections.
+
+    Heitz, Vanhoey, Chambon and Belcour, "A sliced Wasserstein loss for neural texture synthesis"
+    (arXiv 2006.07229): in one dimension it is the mean squared difference of sorted values. They
+    draw new directions for every iteration; here there are as many as channels too, a random
+    orthonormal basis, but it follows from `seed` alone and stays for the whole run. So the loss is a
+    function of the image: the curvature that L-BFGS has seen stays true, the losses of different
+    iterations compare, and a resumed run has nothing to remember.
+
+    Several styles are pooled: the quantiles are those of all their positions together.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._bases: dict[int, Tensor] = {}
+
+    def measure(self, features: Tensor, weights: Tensor | None = None) -> Samples:
+        flat = features.flatten(2)[0].float()
+        if weights is None:
+            weights = flat.new_ones(flat.shape[1])
+        else:
+            flat, weights = flat[:, weights > 0], weights[weights > 0]
+        return Samples(self._basis(flat.shape[0]).to(flat.device) @ flat, weights / weights.sum())
+
+    def blend(self, measured: Sequence[Samples], shares: Sequence[float]) -> QuantileTarget:
+        pairs = [(one, share) for one, share in zip(measured, shares, strict=True) if share > 0]
+        values, order = torch.cat([one.projections for one, _ in pairs], 1).sort(1)
+        levels = _levels(torch.cat([one.masses * share for one, share in pairs]), order)
+        quantiles = _evenly_spaced(levels, values, max(one.projections.shape[1] for one, _ in pairs))
+        return QuantileTarget(quantiles, quantiles.square().mean().clamp(min=SMALLEST_POWER))
+
+    def distance(self, measured: Samples, target: QuantileTarget) -> Tensor:
+        values, order = measured.projections.sort(1)
+        with torch.no_grad():
+            wanted = _quantiles_at(_levels(measured.masses, order), target.quantiles)
+        squares = (values - wanted).square() * measured.masses[order]
+        return squares.sum(1).mean() / target.power
+
+    def _basis(self, channels: int) -> Tensor:
+        """(channels, channels), orthonormal, evenly distributed over all rotations."""
+        if channels not in self._bases:
+            generator = torch.Generator().manual_seed(self._seed)
+            basis, upper = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
+            self._bases[channels] = (basis * upper.diagonal().sign()).T.float()
+        return self._bases[channels]
+
+
+def _levels(masses: Tensor, order: Tensor) -> Tensor:
+    """The middle of each value's part of the cumulative distribution, (D, N) float64, when sorted by `order`."""
+    sorted_masses = masses.double()[order]
+    return sorted_masses.cumsum(1) - sorted_masses / 2
+
+
+def _evenly_spaced(levels: Tensor, values: Tensor, count: int) -> Tensor:
+    """The values (D, N) of a quantile function known at `levels` (D, N), at (k + 1/2) / count: (D, count).
+
+    It is linear between the levels, and constant outside them.
+    """
+    wanted = (torch.arange(count, dtype=levels.dtype, device=levels.device) + 0.5) / count
+    right = torch.searchsorted(levels, wanted.expand(len(levels), -1).contiguous()).clamp(max=levels.shape[1] - 1)
+    left = (right - 1).clamp(min=0)
+    start = levels.gather(1, left)
+    part = (wanted - start) / (levels.gather(1, right) - start).clamp(min=torch.finfo(levels.dtype).tiny)
+    return torch.lerp(values.gather(1, left), values.gather(1, right), part.clamp(0.0, 1.0).float())
+
+
+def _quantiles_at(levels: Tensor, quantiles: Tensor) -> Tensor:
+    """The quantile function (D, K), linear between its points, at `levels` (D, N)."""
+    count = quantiles.shape[1]
+    position = (levels * count - 0.5).clamp(0.0, count - 1.0)
+    left = position.long()
+    right = (left + 1).clamp(max=count - 1)
+    return torch.lerp(quantiles.gather(1, left), quantiles.gather(1, right), (position - left).float())
