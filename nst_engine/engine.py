@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nst_engine import hardware, pictures, weights
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
+from nst_engine.masks import StyleMasks
 from nst_engine.networks import NETWORKS
 from nst_engine.options import StylizeOptions
 from nst_engine.pictures import Picture
@@ -22,10 +23,21 @@ WARM_UP_SIZE = 64
 
 @dataclass(frozen=True)
 class Style:
-    """A style picture, (H, W, 3) RGB as uint8 or floating 0-1, and its share relative to the others."""
+    """A style: what is taken, and where on the content it goes.
+
+    Attributes:
+        image: (H, W, 3) RGB as uint8 or floating 0-1.
+        weight: its share relative to the other styles of the same region.
+        region: a mask of the content, (h, w) of any size as uint8 0-255 or floating 0-1, stretched to
+            the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
+            everywhere. Where no region is, the content stays.
+        source_region: likewise a mask of the style picture: what part of it is taken.
+    """
 
     image: Picture
     weight: float = 1.0
+    region: Picture | None = None
+    source_region: Picture | None = None
 
 
 class Engine:
@@ -92,13 +104,13 @@ class Engine:
                 `options.init` "image" and no other.
 
         Raises:
-            OptionError: a picture or a share is unusable, or missing; `field` names it.
+            OptionError: a picture, a mask or a share is unusable, or missing; `field` names it.
             WeightsError: the weights cannot be had.
         """
         return self._session(content, styles, options, initial=initial)
 
     def resume(self, state: SessionState, content: Picture, styles: Sequence[Style]) -> Session:
-        """The session that `Session.state_dict` described, with the pictures it was started with.
+        """The session that `Session.state_dict` described, with the pictures and masks it was started with.
 
         Shares of the styles come from the state, as steered. On the CPU with the same number of
         threads it goes on bit for bit as if it had never stopped.
@@ -135,8 +147,19 @@ class Engine:
             pictures.to_tensor(style.image, f"styles[{index}].image", self.device) for index, style in enumerate(styles)
         ]
         shares = [style.weight for style in styles] if state is None else state.style_shares
+        masks = [self._masks(style, f"styles[{index}]") for index, style in enumerate(styles)]
         start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
-        return Session(self._backbone(options), target, images, shares, options, initial=start, state=state)
+        return Session(self._backbone(options), target, images, shares, options, masks, initial=start, state=state)
+
+    def _masks(self, style: Style, name: str) -> StyleMasks:
+        given = {"region": style.region, "source_region": style.source_region}
+        return StyleMasks(
+            **{
+                field: pictures.to_mask(mask, f"{name}.{field}", self.device)
+                for field, mask in given.items()
+                if mask is not None
+            }
+        )
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = options.model, hardware.trunk_dtype(options.precision, self.device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nst_engine import losses
 from nst_engine.backbone import Backbone
+from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
 from nst_engine.schedule import taps_in_use
 from nst_engine.statistics import make_statistic
@@ -44,6 +45,7 @@ class Objective:
         styles: (1, 3, h, w) each, at the working scale.
         options: layers, weights and pooling.
         shares: one per style, at least 0, at least one above 0; normalised here.
+        masks: one per style; None is everywhere for all.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Objective:
         styles: Sequence[Tensor],
         options: StylizeOptions,
         shares: Sequence[float],
+        masks: Sequence[StyleMasks] | None = None,
     ) -> None:
         self._backbone = backbone
         self._pooling = options.pooling
@@ -62,7 +65,9 @@ class Objective:
         with torch.no_grad():
             self._content_maps = _chosen(self._features(content), self._content_weights)
             maps = (self._features(style) for style in styles)
-            self._style_loss = StyleLoss(make_statistic(options), style_weights, maps)
+            self._style_loss = StyleLoss(
+                make_statistic(options), style_weights, maps, masks or [StyleMasks()] * len(styles)
+            )
         self._style_level = STYLE_LEVELS[options.style_statistic]
         self._content = content
         self._shares: tuple[float, ...] = ()
@@ -114,12 +119,16 @@ class Objective:
         return content, self._style_loss(maps, image)
 
     def _measure_balance(self) -> tuple[float, float]:
-        """The weights that bring the gradients to `CONTENT_LEVEL` and the statistic's of `STYLE_LEVELS`."""
+        """The weights that bring the gradients to `CONTENT_LEVEL` and the statistic's of `STYLE_LEVELS`.
+
+        That of style to its level over the regions where it goes: elsewhere it is 0.
+        """
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(self._content.shape, generator=generator).to(self._content.device)
         image = (self._content + REFERENCE_NOISE * noise).requires_grad_(True)
         units = []
-        for term, level in zip(self._feature_losses(image), (CONTENT_LEVEL, self._style_level), strict=True):
+        levels = CONTENT_LEVEL, self._style_level * self._style_loss.coverage**0.5
+        for term, level in zip(self._feature_losses(image), levels, strict=True):
             size = 0.0
             if term.requires_grad:
                 (gradient,) = torch.autograd.grad(term, image, retain_graph=True)

@@ -27,15 +27,28 @@ def to_tensor(picture: Picture, name: str, device: torch.device) -> Tensor:
     if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
         shape = getattr(picture, "shape", type(picture).__name__)
         raise OptionError(name, f"must be an array of shape (height, width, 3), not {shape}: convert it to RGB")
-    if np.issubdtype(picture.dtype, np.floating):
-        if not np.all((picture >= 0) & (picture <= 1)):
-            raise OptionError(name, "floating pixels must be finite and from 0 to 1: divide 0-255 values by 255")
-        pixels = picture.astype(np.float32) * np.float32(255)
-    elif picture.dtype == np.uint8:
-        pixels = picture.astype(np.float32)
-    else:
-        raise OptionError(name, f"pixels must be uint8 or floating, not {picture.dtype}")
+    pixels = _to_255(picture, name)
     return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].contiguous()
+
+
+def to_mask(mask: Picture, name: str, device: torch.device) -> Tensor:
+    """A mask as (1, 1, H, W) float32 in 0-1.
+
+    Args:
+        mask: (H, W), uint8 in 0-255 or floating in 0-1.
+        name: what to call it in an error.
+        device: where the tensor goes.
+
+    Raises:
+        OptionError: another shape or dtype, floats that are not finite or outside 0-1, or 0 everywhere.
+    """
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or 0 in mask.shape:
+        shape = getattr(mask, "shape", type(mask).__name__)
+        raise OptionError(name, f"must be an array of shape (height, width), not {shape}: give one channel")
+    values = _to_255(mask, name)
+    if not values.any():
+        raise OptionError(name, "is empty, 0 everywhere: mark where with 1 (255 in uint8), or leave the mask out")
+    return torch.from_numpy(values / np.float32(255)).to(device)[None, None]
 
 
 def to_picture(image: Tensor) -> NDArray[np.uint8]:
@@ -55,3 +68,14 @@ def fitted_size(height: int, width: int, long_side: int, minimum: int) -> tuple[
     """(height, width) with the given long side and the same aspect; no side below `minimum`."""
     ratio = long_side / max(height, width)
     return max(minimum, round(height * ratio)), max(minimum, round(width * ratio))
+
+
+def _to_255(picture: Picture, name: str) -> NDArray[np.float32]:
+    """uint8 values, or floating ones in 0-1, as float32 in 0-255. Raises OptionError for others."""
+    if np.issubdtype(picture.dtype, np.floating):
+        if not np.all((picture >= 0) & (picture <= 1)):
+            raise OptionError(name, "floating pixels must be finite and from 0 to 1: divide 0-255 values by 255")
+        return picture.astype(np.float32) * np.float32(255)
+    if picture.dtype != np.uint8:
+        raise OptionError(name, f"pixels must be uint8 or floating, not {picture.dtype}")
+    return picture.astype(np.float32)

@@ -12,6 +12,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
+from nst_engine.masks import StyleMasks
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
@@ -35,6 +36,7 @@ class Session:
         styles: likewise, at least one.
         shares: one per style.
         options: how to stylise.
+        masks: one per style.
         initial: as content, the picture to start from; for `init` "image" alone.
         state: where to continue; its options and shares are those given.
 
@@ -50,6 +52,7 @@ class Session:
         styles: Sequence[Tensor],
         shares: Sequence[float],
         options: StylizeOptions,
+        masks: Sequence[StyleMasks],
         *,
         initial: Tensor | None = None,
         state: SessionState | None = None,
@@ -58,6 +61,7 @@ class Session:
         self._content = content
         self._styles = tuple(styles)
         self._shares = _checked_shares(shares, len(styles))
+        self._masks = tuple(masks)
         self._options = options
         self._scales = plan(content.shape[2], content.shape[3], options)
         self._iteration = 0
@@ -93,6 +97,7 @@ class Session:
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
         held = sum(tensor.nbytes for tensor in (self._content, *self._styles))
+        held += sum(masks.nbytes for masks in self._masks)
         return held + 2 * self._image.nbytes + self._optimizer.nbytes + self._objective.nbytes
 
     def image(self) -> NDArray[np.uint8]:
@@ -175,7 +180,7 @@ class Session:
         content, styles = self._pictures_at(scale)
         self._scale = scale
         self._image = image
-        self._objective = Objective(self._backbone, content, styles, self._options, self._shares)
+        self._objective = Objective(self._backbone, content, styles, self._options, self._shares, self._masks)
         self._optimizer = make_optimizer(self._options, image.shape, image.device)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None

@@ -1,47 +1,93 @@
 """The style side of the objective: what is kept of the styles, and the loss against it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from nst_engine.masks import Region, StyleMasks, distinct_regions, position_weights
 from nst_engine.statistics import Statistic
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """What a region is to look like: targets by tap, and the region's share of the content's area."""
+
+    region: Region
+    area: float
+    targets: Mapping[str, Any]
+
+
 class StyleLoss:
-    """The weighted sum, over taps, of the distances between the image's statistics and the styles'.
+    """How far the image's statistics are from the styles', summed over taps and regions.
+
+    Each distinct region has a loss of its own: it is measured over the region's own area, against
+    the styles that go there, blended by their shares among each other. It counts by the region's
+    share of the content's area, so a pixel is pulled as hard as if the region were the whole.
 
     Args:
         statistic: what is compared.
         layer_weights: by tap; those of 0 count for nothing.
         styles: the maps of each style by tap, taken one style at a time.
+        masks: of each style.
     """
 
     def __init__(
-        self, statistic: Statistic[Any, Any], layer_weights: Mapping[str, float], styles: Iterable[Mapping[str, Tensor]]
+        self,
+        statistic: Statistic[Any, Any],
+        layer_weights: Mapping[str, float],
+        styles: Iterable[Mapping[str, Tensor]],
+        masks: Sequence[StyleMasks],
     ) -> None:
         self._statistic = statistic
         self._weights = {tap: weight for tap, weight in layer_weights.items() if weight > 0}
-        self._measured = [{tap: statistic.measure(maps[tap]) for tap in self._weights} for maps in styles]
-        self._targets: dict[str, Any] = {}
+        self._measured = [
+            {
+                tap: statistic.measure(maps[tap], position_weights(mask.source_region, maps[tap]))
+                for tap in self._weights
+            }
+            for maps, mask in zip(styles, masks, strict=True)
+        ]
+        self._regions = distinct_regions(masks)
+        self._aims: list[_Aim] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        held = [kept for kept_by_tap in (*self._measured, self._targets) for kept in kept_by_tap.values()]
+        held = [kept for by_tap in self._measured for kept in by_tap.values()]
+        held += [target for aim in self._aims for target in aim.targets.values()]
         return sum(tensor.nbytes for tensors in held for tensor in tensors)
 
+    @property
+    def coverage(self) -> float:
+        """The share of the content's area that style goes to, at most 1; regions are taken not to overlap."""
+        return min(1.0, sum(aim.area for aim in self._aims))
+
     def blend(self, shares: Sequence[float]) -> None:
-        """Aims at the styles by `shares`, which are at least 0 and not all 0."""
-        parts = [share / sum(shares) for share in shares]
-        self._targets = {
-            tap: self._statistic.blend([measured[tap] for measured in self._measured], parts) for tap in self._weights
-        }
+        """Aims at the styles by `shares`, which are at least 0; a region whose styles all have 0 is left alone."""
+        self._aims = [
+            _Aim(region, region.area, self._blended(region, shares))
+            for region in self._regions
+            if any(shares[index] for index in region.styles)
+        ]
 
     def __call__(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
         """The loss of an image with these maps by tap."""
         loss = image.new_zeros(())
-        for tap, target in self._targets.items():
-            measured = self._statistic.measure(maps[tap])
-            loss = loss + self._weights[tap] * self._statistic.distance(measured, target)
+        for aim in self._aims:
+            measured = self._measure(maps, aim.region.mask)
+            for tap, target in aim.targets.items():
+                loss = loss + aim.area * self._weights[tap] * self._statistic.distance(measured[tap], target)
         return loss
+
+    def _measure(self, maps: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Any]:
+        return {tap: self._statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in self._weights}
+
+    def _blended(self, region: Region, shares: Sequence[float]) -> dict[str, Any]:
+        total = sum(shares[index] for index in region.styles)
+        parts = [shares[index] / total for index in region.styles]
+        return {
+            tap: self._statistic.blend([self._measured[index][tap] for index in region.styles], parts)
+            for tap in self._weights
+        }

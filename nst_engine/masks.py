@@ -1,0 +1,71 @@
+"""Where on the content a style goes, and what part of the style is taken."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StyleMasks:
+    """The masks of one style, (1, 1, h, w) float32 in 0-1 of any size; None is everywhere.
+
+    Attributes:
+        region: in the frame of the content, where the style goes.
+        source_region: in the frame of the style, what part of it is taken.
+    """
+
+    region: Tensor | None = None
+    source_region: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks."""
+        return sum(mask.nbytes for mask in (self.region, self.source_region) if mask is not None)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the content, or all of it if `mask` is None, and the indices of the styles that go there."""
+
+    mask: Tensor | None
+    styles: tuple[int, ...]
+
+    @property
+    def area(self) -> float:
+        """Its share of the content's area, soft edges counting in part; above 0, at most 1."""
+        return 1.0 if self.mask is None else self.mask.mean().item()
+
+
+def distinct_regions(masks: Sequence[StyleMasks]) -> list[Region]:
+    """The regions of several styles, in the order in which they first come; equal masks are one region."""
+    members: list[tuple[Tensor | None, list[int]]] = []
+    for index, one in enumerate(masks):
+        for mask, styles in members:
+            if _same(mask, one.region):
+                styles.append(index)
+                break
+        else:
+            members.append((one.region, [index]))
+    return [Region(mask, tuple(styles)) for mask, styles in members]
+
+
+def position_weights(mask: Tensor | None, features: Tensor) -> Tensor | None:
+    """How much each position of a (1, C, H, W) map counts, (H * W,) with a mean of 1; None is 1 for all.
+
+    Each position has the mean of the mask over the area that it stands for. With weights of mean 1
+    whatever is averaged over the map is averaged over the mask's own area.
+    """
+    if mask is None:
+        return None
+    height, width = features.shape[2:]
+    weights = F.interpolate(mask, size=(height, width), mode="area").flatten()
+    return weights / weights.mean()
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
