@@ -36,6 +36,7 @@ from nst_client.formats import EncodedFormat, TensorFormat
 from nst_client.images import ImageRef, Picture
 from nst_client.info import Model, ModelServer, ServerInfo
 from nst_client.job import AsyncJob
+from nst_client.spec import Style
 from nst_client.sync import Client, Job
 
 __all__ = [
@@ -67,5 +68,6 @@ __all__ = [
     "ServerInfo",
     "ServerUnavailable",
     "StateEvent",
+    "Style",
     "TensorFormat",
 ]

@@ -20,7 +20,7 @@ from nst_client.images import ImageInput, ImageRef, to_picture
 from nst_client.info import ServerInfo
 from nst_client.job import AsyncJob
 from nst_client.options import OptionValue, build_options
-from nst_client.spec import Priority, Source, StyleInput, preview_options, priority_number, weighted_styles
+from nst_client.spec import Priority, Source, Style, StyleInput, preview_options, priority_number, read_styles
 from nst_client.transport import Transport
 
 
@@ -97,7 +97,8 @@ class AsyncClient:
         Args:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
                 picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
-            styles: the picture or pictures whose look is taken, each alone or as (picture, weight).
+            styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as
+                a `Style`, which can say where it goes.
             initial: the picture to start from, as content; the option `init` is then "image".
             size, preview_max_size: long side of the result and of previews, in pixels.
             iterations, preview_interval: over all scales, and between previews (0 for none).
@@ -117,7 +118,7 @@ class AsyncClient:
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
         )
-        await self._attach(spec, content, weighted_styles(styles), initial)
+        await self._attach(spec, content, read_styles(styles), initial)
         request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
@@ -170,13 +171,18 @@ class AsyncClient:
         self,
         spec: job_pb2.JobSpec,
         content: Source,
-        styles: Sequence[tuple[Source, float | None]],
+        styles: Sequence[Style],
         initial: Source | None,
     ) -> None:
         spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
-        for index, (style, weight) in enumerate(styles):
-            reference = await self._reference(style, f"styles[{index}]")
-            spec.styles.add(image=reference.to_proto(), weight=weight)
+        for index, style in enumerate(styles):
+            name = f"styles[{index}]"
+            message = spec.styles.add(image=(await self._reference(style.image, name)).to_proto(), weight=style.weight)
+            if style.region is not None:
+                message.region.CopyFrom((await self._reference(style.region, f"{name}.region")).to_proto())
+            if style.source_region is not None:
+                source = await self._reference(style.source_region, f"{name}.source_region")
+                message.source_region.CopyFrom(source.to_proto())
         if initial is not None:
             spec.initial.CopyFrom((await self._reference(initial, "initial")).to_proto())
 

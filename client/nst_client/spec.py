@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from nst.v1 import job_pb2
@@ -12,7 +13,28 @@ from nst_client.options import enum_number, set_scalar
 
 Priority = Literal["interactive", "batch"]
 Source = ImageInput | ImageRef
-StyleInput = Source | tuple[Source, float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """A picture whose look is taken, and where it goes.
+
+    Attributes:
+        image: the picture, in any form that the content may have.
+        weight: its share relative to the other styles of the same region, above 0; None is the
+            server's default.
+        region: where on the content the style goes, as a picture or array (height, width) of any size:
+            white where it goes, black where not, grey at soft edges. None is everywhere.
+        source_region: likewise what part of the style picture is taken. None is all of it.
+    """
+
+    image: Source
+    weight: float | None = None
+    region: Source | None = None
+    source_region: Source | None = None
+
+
+StyleInput = Source | tuple[Source, float] | Style
 
 
 def priority_number(priority: Priority | None) -> job_pb2.Priority.ValueType:
@@ -35,8 +57,8 @@ def preview_options(interval: int | None, max_size: int | None, form: Format | N
     return message
 
 
-def weighted_styles(styles: Any) -> list[tuple[Source, float | None]]:
-    """The styles with their weights; None where none was given.
+def read_styles(styles: Any) -> list[Style]:
+    """The styles in the one form that has everything.
 
     Raises:
         TypeError, ValueError: there is no style, or a weight is not above 0.
@@ -45,11 +67,17 @@ def weighted_styles(styles: Any) -> list[tuple[Source, float | None]]:
     given = list(styles) if many and not _is_pair(styles) else [styles]
     if not given:
         raise ValueError("styles: give at least one style picture")
-    pairs = [style if _is_pair(style) else (style, None) for style in given]
-    for index, (_, weight) in enumerate(pairs):
-        if weight is not None and not 0 < weight < math.inf:
-            raise ValueError(f"styles[{index}].weight: must be above 0, not {weight:g}")
-    return pairs
+    read = [_read_style(style) for style in given]
+    for index, style in enumerate(read):
+        if style.weight is not None and not 0 < style.weight < math.inf:
+            raise ValueError(f"styles[{index}].weight: must be above 0, not {style.weight:g}")
+    return read
+
+
+def _read_style(style: Any) -> Style:
+    if isinstance(style, Style):
+        return style
+    return Style(*style) if _is_pair(style) else Style(style)
 
 
 def _is_pair(value: Any) -> bool:

@@ -17,6 +17,7 @@ from nst_client.events import AnyEvent, PreviewEvent, ResultEvent
 from nst_client.images import ImageRef
 from nst_client.job import AsyncJob
 from nst_client.options import OptionValue, build_options, parse_option
+from nst_client.spec import Style
 
 _CANCEL_SECONDS = 5.0
 _UNSET = "Unset: the server's default, see `nst info`."
@@ -25,11 +26,20 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True)
+class StyleFiles:
+    """The files of one style: its picture, and its masks."""
+
+    image: Path
+    region: Path | None
+    source_region: Path | None
+
+
+@dataclass(frozen=True)
 class Work:
     """What is to be done, as the command line says it."""
 
     content: Path
-    styles: tuple[Path, ...]
+    styles: list[StyleFiles]
     initial: Path | None
     output: OutputFile
     options: dict[str, Any]
@@ -54,6 +64,20 @@ class Work:
     metavar="NAME=VALUE",
     help="Any other option, such as optimizer=adam or content_layers=relu4_2=5,relu3_1=1; `nst info` lists them.",
 )
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="N=MASK",
+    help="Where on the content the Nth STYLE goes: a picture, white there and black elsewhere. Unset: everywhere.",
+)
+@click.option(
+    "--source-region",
+    "source_regions",
+    multiple=True,
+    metavar="N=MASK",
+    help="What part of the Nth STYLE is taken, likewise. Unset: all of it.",
+)
 @click.option("--init-image", "initial", type=_PICTURE, help="Start from this picture.")
 @click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
 @click.option(
@@ -73,6 +97,8 @@ def stylize(
     strength: str | None,
     seed: str | None,
     others: tuple[str, ...],
+    regions: tuple[str, ...],
+    source_regions: tuple[str, ...],
     initial: Path | None,
     previews: Path | None,
     preview_interval: int | None,
@@ -85,7 +111,10 @@ def stylize(
     """
     named = {"size": size, "iterations": iterations, "strength": strength, "seed": seed}
     options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
-    work = Work(content, styles, initial, output, options, preview_interval, previews, as_json)
+    where = _parse_masks("--region", regions, len(styles))
+    taken = _parse_masks("--source-region", source_regions, len(styles))
+    placed = [StyleFiles(file, where.get(index), taken.get(index)) for index, file in enumerate(styles, start=1)]
+    work = Work(content, placed, initial, output, options, preview_interval, previews, as_json)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     with server.or_private() as chosen:
@@ -109,10 +138,23 @@ def _parse_options(named: dict[str, str], others: tuple[str, ...]) -> dict[str, 
     return options
 
 
+def _parse_masks(hint: str, texts: tuple[str, ...], styles: int) -> dict[int, Path]:
+    """Mask files by the position of their style, from 1."""
+    masks: dict[int, Path] = {}
+    for text in texts:
+        number, equals, file = text.partition("=")
+        if not (equals and number.isdecimal() and 1 <= int(number) <= styles):
+            raise click.BadParameter(f"write N=MASK with N from 1 to {styles}, not {text!r}", param_hint=hint)
+        if int(number) in masks:
+            raise click.BadParameter(f"style {number} is given two masks", param_hint=hint)
+        masks[int(number)] = _PICTURE.convert(file, None, None)
+    return masks
+
+
 async def _stylize(server: Server, work: Work) -> None:
     async with server.client() as client:
         content = await _upload(client, work.content)
-        styles = [await _upload(client, style) for style in work.styles]
+        styles = [await _upload_style(client, style) for style in work.styles]
         initial = await _upload(client, work.initial) if work.initial else None
         making = asyncio.create_task(
             client.stylize(
@@ -132,6 +174,14 @@ async def _stylize(server: Server, work: Work) -> None:
                 # A job that is just being made must not be left behind.
                 await follower.cancel(await making)
                 raise
+
+
+async def _upload_style(client: AsyncClient, files: StyleFiles) -> Style:
+    return Style(
+        await _upload(client, files.image),
+        region=await _upload(client, files.region) if files.region else None,
+        source_region=await _upload(client, files.source_region) if files.source_region else None,
+    )
 
 
 async def _upload(client: AsyncClient, path: Path) -> ImageRef:

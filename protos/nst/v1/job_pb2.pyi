@@ -176,27 +176,45 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class Style(_message.Message):
-    """A style picture and its share."""
+    """A style picture, its share, and where it goes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    SOURCE_REGION_FIELD_NUMBER: _builtins.int
     weight: _builtins.float
-    """Its share relative to the other styles, above 0. Unset means 1."""
+    """Its share relative to the other styles of the same region, above 0. Unset means 1."""
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture."""
+
+    @_builtins.property
+    def region(self) -> _image_pb2.Image:
+        """Where on the content the style goes: a picture of any size, stretched to the content's shape,
+        white where the style goes, black where not, grey at soft edges. Of colours the mean of red,
+        green and blue counts; what is transparent is white. Styles with equal regions are blended;
+        where no region is, the content stays. Unset means everywhere.
+        """
+
+    @_builtins.property
+    def source_region(self) -> _image_pb2.Image:
+        """What part of the style picture is taken: likewise, stretched to the shape of `image`. Unset
+        means all of it.
+        """
 
     def __init__(
         self,
         *,
         image: _image_pb2.Image | None = ...,
         weight: _builtins.float | None = ...,
+        region: _image_pb2.Image | None = ...,
+        source_region: _image_pb2.Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "region", b"region", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "region", b"region", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015

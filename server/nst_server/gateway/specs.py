@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from google.rpc import code_pb2
 
@@ -18,6 +19,7 @@ from nst_server.options import options_from_proto, options_to_proto
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = frozenset({"strength", "content_weight", "style_weight", "tv_weight"})
+STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
 LONGEST_REQUEST_ID = 128
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
@@ -56,8 +58,7 @@ class SpecReader:
         complete = self.check(spec)
         complete.content.CopyFrom(await self._reference("spec.content", spec.content, attached))
         for index, style in enumerate(spec.styles):
-            reference = await self._reference(f"spec.styles[{index}].image", style.image, attached)
-            complete.styles.add(image=reference, weight=style.weight if style.HasField("weight") else 1.0)
+            complete.styles.append(await self._style(f"spec.styles[{index}]", style, attached))
         if spec.HasField("initial"):
             complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, attached))
         return complete
@@ -100,6 +101,27 @@ class SpecReader:
             format=_form("spec.preview.format", preview.format),
         )
 
+    async def _style(self, path: str, style: job_pb2.Style, attached: Mapping[str, bytes]) -> job_pb2.Style:
+        complete = job_pb2.Style(
+            image=await self._reference(f"{path}.image", style.image, attached),
+            weight=style.weight if style.HasField("weight") else 1.0,
+        )
+        for name in STYLE_MASKS:
+            if style.HasField(name):
+                mask = await self._reference(f"{path}.{name}", getattr(style, name), attached)
+                await self._check_mask(f"{path}.{name}", mask)
+                getattr(complete, name).CopyFrom(mask)
+        return complete
+
+    async def _check_mask(self, path: str, mask: image_pb2.Image) -> None:
+        """Refuses a stored picture that marks nothing."""
+        async with self._checking:
+            stored = await self._store.get(mask.reference.sha256)
+            try:
+                await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
+            except pictures.PictureError as error:
+                raise invalid(path, error.message, error.reason) from error
+
     async def _reference(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
         source = image.WhichOneof("source")
         if source is None:
@@ -138,6 +160,14 @@ class SpecReader:
             except pictures.PictureError as error:
                 raise place.refusal(error) from error
             return await self._store.put(stored), width, height
+
+
+def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:
+    """Every picture that a spec has, by the path of its field."""
+    images = {"spec.content": spec.content, "spec.initial": spec.initial}
+    for index, style in enumerate(spec.styles):
+        images |= {f"spec.styles[{index}].{name}": getattr(style, name) for name in ("image", *STYLE_MASKS)}
+    return {path: image for path, image in images.items() if image.WhichOneof("source") is not None}
 
 
 def defaults(settings: GatewaySettings) -> StylizeOptions:

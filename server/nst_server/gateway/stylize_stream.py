@@ -11,7 +11,7 @@ from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
-from nst_server.gateway.specs import SpecReader, check_request_id, check_update
+from nst_server.gateway.specs import SpecReader, check_request_id, check_update, images_of
 from nst_server.gateway.uploads import Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands, JobEnded
@@ -70,11 +70,8 @@ class StylizeStreams:
         return pb.StylizeStart(request_id=start.request_id, detach=start.detach), spec
 
     def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
-        images = {"spec.content": spec.content}
-        images |= {f"spec.styles[{index}].image": style.image for index, style in enumerate(spec.styles)}
-        images["spec.initial"] = spec.initial
         assemblies: dict[str, Assembly] = {}
-        for path, image in images.items():
+        for path, image in images_of(spec).items():
             if image.WhichOneof("source") != "attached":
                 continue
             if not image.attached.name or image.attached.name in assemblies:

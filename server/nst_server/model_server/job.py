@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
@@ -28,7 +26,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
 
-Pictures = list[NDArray[np.uint8] | NDArray[np.float32]]
+T = TypeVar("T")
 
 
 class _Released(Exception):
@@ -82,20 +80,18 @@ class RunningJob:
     async def _attempt(self) -> None:
         record = self.lease.record
         options = options_from_proto(record.spec.options)
-        content, *styles = await self._load_pictures(
-            record.spec.content, *(style.image for style in record.spec.styles)
-        )
-        given = [Style(picture, style.weight) for picture, style in zip(styles, record.spec.styles, strict=True)]
+        content = await self._load(record.spec.content, pictures.decode)
+        styles = [await self._load_style(style) for style in record.spec.styles]
         state = await self._load_state()
         if state is None and record.spec.HasField("initial"):
-            (initial,) = await self._load_pictures(record.spec.initial)
+            initial = await self._load(record.spec.initial, pictures.decode)
         else:
             initial = None
 
         def make(engine: Engine) -> Session:
             if state is None:
-                return engine.start(content, given, options, initial)
-            return engine.resume(state, content, given)
+                return engine.start(content, styles, options, initial)
+            return engine.resume(state, content, styles)
 
         seat = Seat(make, record.spec.preview.interval, self._applied_version)
         self._runner.admit(seat)
@@ -104,12 +100,17 @@ class RunningJob:
         finally:
             self._runner.dismiss(seat)
 
-    async def _load_pictures(self, *references: image_pb2.Image) -> Pictures:
-        loaded: Pictures = []
-        for image in references:
-            data = await self._pictures.get(image.reference.sha256)
-            loaded.append(await asyncio.to_thread(pictures.decode, data, pictures.STORED))
-        return loaded
+    async def _load_style(self, style: job_pb2.Style) -> Style:
+        return Style(
+            await self._load(style.image, pictures.decode),
+            style.weight,
+            await self._load(style.region, pictures.decode_mask) if style.HasField("region") else None,
+            await self._load(style.source_region, pictures.decode_mask) if style.HasField("source_region") else None,
+        )
+
+    async def _load(self, image: image_pb2.Image, decode: Callable[[bytes, pictures.PictureLimits], T]) -> T:
+        data = await self._pictures.get(image.reference.sha256)
+        return await asyncio.to_thread(decode, data, pictures.STORED)
 
     async def _load_state(self) -> SessionState | None:
         if not self.lease.record.checkpoint.object:

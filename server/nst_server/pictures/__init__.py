@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_format",
     "decode",
+    "decode_mask",
     "digest",
     "encode",
     "encode_png",
@@ -77,6 +78,19 @@ def decode(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np.uint
     if data.startswith(tensors.MAGIC):
         return _over_white(tensors.read_tensor(data, limits))
     return _over_white(files.read_file(data, limits))
+
+
+def decode_mask(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np.float32]:
+    """A picture as a mask, (height, width) float32 from 0 (black) to 1 (white): the mean of the channels of `decode`.
+
+    Raises:
+        PictureError: as `check`; or it is black all over, and marks nothing.
+    """
+    pixels = decode(stored, limits)
+    mask: NDArray[np.float32] = pixels.mean(2, dtype=np.float32)
+    if not mask.any():
+        raise PictureError("EMPTY_MASK", "the mask is black all over; make white what it marks, or leave it out")
+    return mask / np.float32(255) if pixels.dtype == np.uint8 else mask
 
 
 def _over_white(values: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.float32]:

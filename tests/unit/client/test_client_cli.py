@@ -112,6 +112,24 @@ def test_stylize_starts_from_a_picture(
     assert server.uploads[spec.initial.reference.sha256] == png(5)
 
 
+def test_styles_are_placed_by_number(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    content, style = pictures
+    for number in (5, 6, 7):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    masks = ["--region", f"2={tmp_path / '5.png'}", "--source-region", f"1={tmp_path / '6.png'}"]
+    masks += ["--region", f"1={tmp_path / '7.png'}"]
+    ended = nst("stylize", content, style, content, *masks, "-o", tmp_path / "o.png", "--server", server.address)
+    assert ended.code == 0
+    first, second = server.received["CreateJob"][0].spec.styles
+    assert server.uploads[first.region.reference.sha256] == png(7)
+    assert server.uploads[first.source_region.reference.sha256] == png(6)
+    assert server.uploads[second.region.reference.sha256] == png(5)
+    assert not second.HasField("source_region")
+
+
 def test_options_that_are_not_given_stay_unset(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -237,6 +255,13 @@ USAGE = {
     "no number": (["CONTENT", "STYLE", "-o", "OUT", "--size", "big"], "size: must be a whole number"),
     "out of range": (["CONTENT", "STYLE", "-o", "OUT", "--size=-1"], "size: -1 is out of range"),
     "unknown choice": (["CONTENT", "STYLE", "-o", "OUT", "--option", "init=dream"], "must be one of content, noise"),
+    "mask of no style": (["CONTENT", "STYLE", "-o", "OUT", "--region", "2=STYLE"], "with N from 1 to 1, not '2=STYLE'"),
+    "mask without style": (["CONTENT", "STYLE", "-o", "OUT", "--source-region", "m.png"], "write N=MASK"),
+    "missing mask": (["CONTENT", "STYLE", "-o", "OUT", "--region", "1=none.png"], "none.png"),
+    "two masks": (
+        ["CONTENT", "STYLE", "-o", "OUT", "--region", f"1={__file__}", "--region", f"1={__file__}"],
+        "style 1 is given two masks",
+    ),
     "empty picture": (["EMPTY", "STYLE", "-o", "OUT"], "is empty"),
 }
 

@@ -32,6 +32,7 @@ from nst_client import (
     NstError,
     ResultEvent,
     ServerUnavailable,
+    Style,
     TensorFormat,
 )
 
@@ -63,6 +64,20 @@ async def test_a_picture_to_start_from_travels_by_reference(server: ScriptedServ
     spec = await created(server, A, A, initial=b"a start")
     assert server.uploads[spec.initial.reference.sha256] == b"a start"
     assert not spec.options.HasField("init")
+
+
+async def test_styles_have_a_place(server: ScriptedServer) -> None:
+    """Masks travel as pictures do; arrays of one channel are grey."""
+    mask = np.eye(4, dtype=np.uint8)
+    spec = await created(server, A, [Style(A, 2.0, region=B), Style(B, source_region=mask), A])
+    assert [style.image.reference.sha256[0] for style in spec.styles] == ["a", "b", "a"]
+    assert [style.HasField("weight") for style in spec.styles] == [True, False, False]
+    assert spec.styles[0].region.reference.sha256 == B.sha256
+    assert server.uploads[spec.styles[1].source_region.reference.sha256] == mask.tobytes()
+    assert [style.HasField("region") for style in spec.styles] == [True, False, False]
+    assert [style.HasField("source_region") for style in spec.styles] == [False, True, False]
+    spec = await created(server, A, Style(B, region=A))
+    assert [style.region.reference.sha256 for style in spec.styles] == [A.sha256]
 
 
 async def test_every_argument_has_its_place(server: ScriptedServer) -> None:
@@ -121,6 +136,12 @@ WRONG = {
     "text for a size": ({"preview_max_size": "big"}, TypeError, "preview_max_size: must be a whole number"),
     "no style": ({"styles": []}, ValueError, "styles: give at least one"),
     "style weight": ({"styles": [A, (B, 0)]}, ValueError, r"styles\[1\].weight: must be above 0"),
+    "weight of a style with a place": (
+        {"styles": Style(B, -1.0, A)},
+        ValueError,
+        r"styles\[0\].weight: must be above 0",
+    ),
+    "a mask that is no picture": ({"styles": [Style(B, region=3)]}, TypeError, r"styles\[0\].region: give a path"),
     "codec": ({"result_format": "gif"}, ValueError, "result_format.codec: must be one of png"),
     "quality": ({"preview_format": EncodedFormat("jpeg", 101)}, ValueError, "preview_format.quality: must be from 1"),
     "no format": ({"result_format": 3}, TypeError, "result_format: must be"),

@@ -8,7 +8,16 @@ import torch
 from pictures_by_hand import noise, refusal
 
 from nst.v1 import image_pb2
-from nst_server.pictures import PictureError, PictureLimits, check, decode, digest, stored_bytes, tensor_header
+from nst_server.pictures import (
+    PictureError,
+    PictureLimits,
+    check,
+    decode,
+    decode_mask,
+    digest,
+    stored_bytes,
+    tensor_header,
+)
 
 LIMITS = PictureLimits()
 DTYPES = {
@@ -196,3 +205,23 @@ def test_limits_hold_for_tensors():
 )
 def test_malformed_header_lines_are_refused(header, reason):
     assert refusal(header + bytes(1800)).reason == reason
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_mask_is_the_mean_of_its_channels(dtype: str):
+    values = np.random.default_rng(3).random((17, 19, 3), dtype=np.float32)
+    if dtype == "uint8":
+        values = np.round(values * 255).astype(np.uint8)
+    mask = decode_mask(stored_bytes(tensor(values)), LIMITS)
+    assert (mask.shape, mask.dtype) == ((17, 19), np.float32)
+    expected = values.astype(np.float64).mean(2) / (255 if dtype == "uint8" else 1)
+    assert np.abs(mask - expected).max() < 1e-6
+
+
+def test_a_mask_that_marks_nothing_is_refused():
+    values = np.zeros((16, 16, 1), np.uint8)
+    with pytest.raises(PictureError) as caught:
+        decode_mask(stored_bytes(tensor(values)), LIMITS)
+    assert caught.value.reason == "EMPTY_MASK"
+    values[3, 4] = 1
+    assert decode_mask(stored_bytes(tensor(values)), LIMITS).max() == np.float32(1 / 255)
