@@ -20,20 +20,21 @@ class Moments:
     covariance: Tensor
 
 
-def moments(image: Tensor) -> Moments:
-    """The moments of a (1, 3, H, W) image."""
+def moments(image: Tensor, weights: Tensor | None = None) -> Moments:
+    """The moments of a (1, 3, H, W) image; `weights` as of `masks.position_weights`."""
     pixels = image[0].flatten(1).double()
-    mean = pixels.mean(1)
+    mean = (pixels if weights is None else pixels * weights).mean(1)
     deviations = pixels - mean[:, None]
-    return Moments(mean, deviations @ deviations.T / pixels.shape[1])
+    weighted = deviations if weights is None else deviations * weights
+    return Moments(mean, weighted @ deviations.T / pixels.shape[1])
 
 
-def pooled_moments(images: Sequence[Tensor], shares: Sequence[float]) -> Moments:
+def pooled_moments(each: Sequence[Moments], shares: Sequence[float]) -> Moments:
     """The moments of the pixels of several images together, each image counting by its share.
 
     This is what blending Gram matrices, which are second moments too, does for features.
     """
-    each, total = [moments(image) for image in images], sum(shares)
+    total = sum(shares)
     parts = [share / total for share in shares]
     mean = torch.stack([part * one.mean for part, one in zip(parts, each, strict=True)]).sum(0)
     covariance = [
@@ -43,14 +44,16 @@ def pooled_moments(images: Sequence[Tensor], shares: Sequence[float]) -> Moments
     return Moments(mean, torch.stack(covariance).sum(0))
 
 
-def recolored(image: Tensor, target: Moments) -> Tensor:
-    """The (1, 3, H, W) image with its colours moved linearly to the target's moments, clipped to 0-255.
+def recolored(image: Tensor, target: Moments, weights: Tensor | None = None) -> Tensor:
+    """The (1, 3, H, W) image with its colours, as `weights` count them, moved linearly to these moments.
+
+    The result is clipped to 0-255.
 
     Of the linear maps that do so, this symmetric one moves pixels the least: the optimal transport
     between normal distributions (Pitié and Kokaram, "The linear Monge-Kantorovitch linear colour
     mapping", CVMP 2007).
     """
-    source = moments(image)
+    source = moments(image, weights)
     root, inverse = _roots(source.covariance)
     middle, _ = _roots(root @ target.covariance @ root, floor=0.0)
     linear = inverse @ middle @ inverse

@@ -60,9 +60,14 @@ def position_weights(mask: Tensor | None, features: Tensor) -> Tensor | None:
     """
     if mask is None:
         return None
-    height, width = features.shape[2:]
-    weights = F.interpolate(mask, size=(height, width), mode="area").flatten()
+    weights = area_resized(mask, features).flatten()
     return weights / weights.mean()
+
+
+def area_resized(mask: Tensor, like: Tensor) -> Tensor:
+    """The mask at the size of a (1, C, H, W) map or picture: (1, 1, H, W), means over areas."""
+    height, width = like.shape[2:]
+    return F.interpolate(mask, size=(height, width), mode="area")
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
-from nst_engine.masks import StyleMasks
+from nst_engine.masks import StyleMasks, position_weights
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
@@ -74,7 +74,8 @@ class Session:
         self._stop_rule: StopRule
         if state is None:
             first = self._scales[0]
-            self._enter(first, first_image(*self._pictures_at(first), self._shares, options, initial))
+            image = first_image(*self._pictures_at(first), self._shares, self._masks, options, initial)
+            self._enter(first, image)
         else:
             self._restore(state)
 
@@ -194,8 +195,14 @@ class Session:
         ]
         content = pictures.resize(self._content, (scale.height, scale.width))
         if self._options.color == "match":
-            target = colors.moments(content)
-            styles = [colors.recolored(style, target) for style in styles]
+            styles = [
+                colors.recolored(
+                    style,
+                    colors.moments(content, position_weights(masks.region, content)),
+                    position_weights(masks.source_region, style),
+                )
+                for style, masks in zip(styles, self._masks, strict=True)
+            ]
         return content, styles
 
     def _restore(self, state: SessionState) -> None:

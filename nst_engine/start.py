@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nst_engine import colors, pictures
+from nst_engine.masks import StyleMasks, area_resized, distinct_regions, position_weights
 from nst_engine.options import OptionError, StylizeOptions
 
 # Standard deviation of the noise start around mid-grey, 0-255 units.
@@ -13,7 +14,12 @@ NOISE_DEVIATION = 32.0
 
 
 def first_image(
-    content: Tensor, styles: Sequence[Tensor], shares: Sequence[float], options: StylizeOptions, initial: Tensor | None
+    content: Tensor,
+    styles: Sequence[Tensor],
+    shares: Sequence[float],
+    masks: Sequence[StyleMasks],
+    options: StylizeOptions,
+    initial: Tensor | None,
 ) -> Tensor:
     """What `options.init` asks for, at the size of the content.
 
@@ -21,6 +27,7 @@ def first_image(
         content: (1, 3, H, W), 0-255, at the working size.
         styles: (1, 3, h, w) each.
         shares: one per style.
+        masks: one per style.
         options: `init` and `seed`.
         initial: a picture of any size for init "image"; None for every other.
 
@@ -36,5 +43,24 @@ def first_image(
         noise = torch.randn(content.shape, generator=torch.Generator().manual_seed(options.seed))
         return 127.5 + NOISE_DEVIATION * noise.to(content.device)
     if options.init == "recolored":
-        return colors.recolored(content, colors.pooled_moments(styles, shares))
+        return _recolored(content, styles, shares, masks)
     return content
+
+
+def _recolored(
+    content: Tensor, styles: Sequence[Tensor], shares: Sequence[float], masks: Sequence[StyleMasks]
+) -> Tensor:
+    """The content, each region of it with the colours of the styles that go there; a later one is over an earlier."""
+    moments = [
+        colors.moments(style, position_weights(one.source_region, style))
+        for style, one in zip(styles, masks, strict=True)
+    ]
+    image = content
+    for region in distinct_regions(masks):
+        parts = [shares[index] for index in region.styles]
+        if not any(parts):
+            continue
+        target = colors.pooled_moments([moments[index] for index in region.styles], parts)
+        recolored = colors.recolored(content, target, position_weights(region.mask, content))
+        image = recolored if region.mask is None else torch.lerp(image, recolored, area_resized(region.mask, content))
+    return image

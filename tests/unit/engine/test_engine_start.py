@@ -49,7 +49,7 @@ def test_recolouring_is_the_optimal_transport(photo: Pixels, texture: Pixels):
 
 def test_several_styles_count_by_their_shares_not_their_sizes(photo: Pixels, texture: Pixels):
     styles, shares = [as_image(photo), as_image(texture)], [3.0, 1.0]
-    pooled = pooled_moments(styles, shares)
+    pooled = pooled_moments([moments(style) for style in styles], shares)
     pixels = [columns(style) for style in styles]
     weights = np.concatenate([np.full(one.shape[1], share / one.shape[1]) for one, share in zip(pixels, shares)])  # noqa: B905
     mean, covariance = moments_by_numpy(np.hstack(pixels), weights)
@@ -70,9 +70,21 @@ def test_a_recoloured_start_has_the_styles_colours(engine: Engine, photo: Pixels
     content, styles = resize(as_image(photo), (43, 64)), [resize(as_image(texture), (58, 64)), as_image(checks)]
     session = engine.start(photo, shares_of([texture, checks], [1.0, 3.0]), quick(init="recolored"))
     image = session.state_dict().tensors["image"]
-    assert torch.equal(image, recolored(content, pooled_moments(styles, [1.0, 3.0])))
+    assert torch.equal(image, recolored(content, pooled_moments([moments(style) for style in styles], [1.0, 3.0])))
     assert (image - content).abs().mean() > 20
     assert np.corrcoef(content.mean(1).flatten(), image.mean(1).flatten())[0, 1] > 0.8  # still the content's shapes
+
+
+def test_a_recoloured_start_recolours_regions(engine: Engine, photo: Pixels, texture: Pixels, checks: Pixels):
+    """By the pixels that the masks pick; the rest stays the content."""
+    region, source = np.zeros((43, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    region[:, :32] = source[:32] = 255
+    masked = Style(checks, region=region, source_region=source)
+    image = engine.start(photo, [masked], quick(init="recolored")).state_dict().tensors["image"]
+    content = resize(as_image(photo), (43, 64))
+    assert torch.equal(image[..., 32:], content[..., 32:])
+    part = recolored(content[..., :32], moments(as_image(checks)[:, :, :32]))
+    assert torch.allclose(image[..., :32], part, atol=1e-2)
 
 
 def test_a_picture_to_start_from_is_fitted_to_the_first_scale(engine: Engine, photo: Pixels, texture: Pixels):
