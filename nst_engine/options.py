@@ -67,7 +67,8 @@ class StylizeOptions:
         seed: of the noise start, and of the directions of the "sliced" statistic.
         color: whose colours the result has: the "style"'s; with "keep_luminance" the content's hue and
             chroma under the result's own lightness; with "match" those of a style that is first
-            recoloured to the mean and covariance of the content's colours.
+            recoloured to the mean and covariance of the content's colours. This and "recolored" go
+            region by region where styles have regions.
         pooling: "max" or "average".
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
     """

@@ -65,9 +65,9 @@ class MeanCovariance:
     """
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
-        flat = features.flatten(2)[0].float()
-        mean = (flat if weights is None else flat * weights).mean(1)
-        return Moments(mean, losses.gram_matrix(features, weights) * flat.shape[0])
+        rows = losses.rows_of(features).float()
+        mean = (rows if weights is None else rows * weights[:, None]).mean(0)
+        return Moments(mean, losses.gram_matrix(features, weights) * rows.shape[1])
 
     def blend(self, measured: Sequence[Moments], shares: Sequence[float]) -> GaussianTarget:
         mean = torch.stack([one.mean * share for one, share in zip(measured, shares, strict=True)]).sum(0)
@@ -127,12 +127,12 @@ class Sliced:
         self._bases: dict[int, Tensor] = {}
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Samples:
-        flat = features.flatten(2)[0].float()
+        rows = losses.rows_of(features).float()
         if weights is None:
-            weights = flat.new_ones(flat.shape[1])
+            weights = rows.new_ones(len(rows))
         else:
-            flat, weights = flat[:, weights > 0], weights[weights > 0]
-        return Samples(self._basis(flat.shape[0]).to(flat.device) @ flat, weights / weights.sum())
+            rows, weights = rows[weights > 0], weights[weights > 0]
+        return Samples(self._basis(rows.shape[1]).to(rows.device) @ rows.T, weights / weights.sum())
 
     def blend(self, measured: Sequence[Samples], shares: Sequence[float]) -> QuantileTarget:
         pairs = [(one, share) for one, share in zip(measured, shares, strict=True) if share > 0]

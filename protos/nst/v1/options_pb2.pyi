@@ -64,7 +64,9 @@ class _InitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Init.ValueType],
     INIT_NOISE: _Init.ValueType  # 2
     """Seeded noise."""
     INIT_RECOLORED: _Init.ValueType  # 3
-    """The content with its colours moved, linearly, to the mean and covariance of the styles' colours."""
+    """The content with its colours moved, linearly, to the mean and covariance of the styles' colours;
+    region by region where styles have regions.
+    """
     INIT_IMAGE: _Init.ValueType  # 4
     """The picture `JobSpec.initial`."""
 
@@ -78,7 +80,9 @@ INIT_CONTENT: Init.ValueType  # 1
 INIT_NOISE: Init.ValueType  # 2
 """Seeded noise."""
 INIT_RECOLORED: Init.ValueType  # 3
-"""The content with its colours moved, linearly, to the mean and covariance of the styles' colours."""
+"""The content with its colours moved, linearly, to the mean and covariance of the styles' colours;
+region by region where styles have regions.
+"""
 INIT_IMAGE: Init.ValueType  # 4
 """The picture `JobSpec.initial`."""
 Global___Init: _TypeAlias = Init  # noqa: Y015
@@ -99,7 +103,7 @@ class _ColorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Color.ValueType
     """
     COLOR_MATCH: _Color.ValueType  # 3
     """The content's, on the whole: each style is recoloured to the mean and covariance of the
-    content's colours before its look is taken.
+    content's colours, in its region if it has one, before its look is taken.
     """
 
 class Color(_Color, metaclass=_ColorEnumTypeWrapper):
@@ -115,7 +119,7 @@ hue and chroma from the content, in Oklab; the losses are of the picture before 
 """
 COLOR_MATCH: Color.ValueType  # 3
 """The content's, on the whole: each style is recoloured to the mean and covariance of the
-content's colours before its look is taken.
+content's colours, in its region if it has one, before its look is taken.
 """
 Global___Color: _TypeAlias = Color  # noqa: Y015
 
