@@ -16,6 +16,7 @@ from multiprocessing import get_context
 import numpy as np
 from jobs import CONTENT, STYLE, Job, Timing
 from machine import OtherLoad, cpu_seconds
+from numpy.typing import NDArray
 from PIL import Image
 
 import nst_engine
@@ -77,6 +78,14 @@ def first_picture_seconds(content: bytes, style: bytes, size: int) -> float:
     _engine().step([session])
     session.image()
     return time.perf_counter() - start
+
+
+def stylized(content: bytes, style: bytes, options: StylizeOptions) -> NDArray[np.uint8]:
+    """What the engine makes of two picture files."""
+    session = _start(content, style, options)
+    while not session.finished:
+        _engine().step([session])
+    return session.image()
 
 
 @dataclass(frozen=True)

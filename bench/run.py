@@ -13,6 +13,7 @@ import first_preview
 import machine
 import memory
 import overhead
+import portraits
 import transfer
 from processes import RESULTS
 
@@ -22,6 +23,7 @@ SECTIONS = {
     "transfer": transfer.measure,
     "memory": memory.measure,
     "checkpoints": checkpoints.measure,
+    "portraits": portraits.measure,
 }
 
 

@@ -15,6 +15,7 @@ from nst_engine.masks import StyleMasks
 from nst_engine.networks import NETWORKS
 from nst_engine.options import StylizeOptions
 from nst_engine.pictures import Picture
+from nst_engine.protection import subject_mask
 from nst_engine.report import StepReport
 from nst_engine.session import Session
 
@@ -92,7 +93,13 @@ class Engine:
         self.step([self.start(picture, [Style(picture)], options)])
 
     def start(
-        self, content: Picture, styles: Sequence[Style], options: StylizeOptions, initial: Picture | None = None
+        self,
+        content: Picture,
+        styles: Sequence[Style],
+        options: StylizeOptions,
+        initial: Picture | None = None,
+        *,
+        subject: Picture | None = None,
     ) -> Session:
         """A new session.
 
@@ -102,14 +109,19 @@ class Engine:
             options: how to stylise.
             initial: the picture to start from, as content, stretched to its shape; with
                 `options.init` "image" and no other.
+            subject: a mask, (H, W) uint8 or floating 0-1, of what `options.protection` protects; stretched
+                to the content's shape. With `options.faces`, faces are protected too.
 
         Raises:
-            OptionError: a picture, a mask or a share is unusable, or missing; `field` names it.
+            OptionError: a picture, a mask or a share is unusable, or missing, or faces are to be found
+                without OpenCV; `field` names it.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, options, initial=initial)
+        return self._session(content, styles, options, initial=initial, subject=subject)
 
-    def resume(self, state: SessionState, content: Picture, styles: Sequence[Style]) -> Session:
+    def resume(
+        self, state: SessionState, content: Picture, styles: Sequence[Style], *, subject: Picture | None = None
+    ) -> Session:
         """The session that `Session.state_dict` described, with the pictures and masks it was started with.
 
         Shares of the styles come from the state, as steered. On the CPU with the same number of
@@ -119,7 +131,7 @@ class Engine:
             OptionError: the pictures do not fit the state.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, state.options, state=state)
+        return self._session(content, styles, state.options, subject=subject, state=state)
 
     def step(self, sessions: Sequence[Session]) -> list[StepReport]:
         """One iteration for every session, in order; the reports are in the same order.
@@ -140,6 +152,7 @@ class Engine:
         options: StylizeOptions,
         *,
         initial: Picture | None = None,
+        subject: Picture | None = None,
         state: SessionState | None = None,
     ) -> Session:
         target = pictures.to_tensor(content, "content", self.device)
@@ -149,7 +162,10 @@ class Engine:
         shares = [style.weight for style in styles] if state is None else state.style_shares
         masks = [self._masks(style, f"styles[{index}]") for index, style in enumerate(styles)]
         start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
-        return Session(self._backbone(options), target, images, shares, options, masks, initial=start, state=state)
+        given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
+        protected = subject_mask(target, given, find_faces=options.faces)
+        backbone = self._backbone(options)
+        return Session(backbone, target, images, shares, options, masks, initial=start, subject=protected, state=state)
 
     def _masks(self, style: Style, name: str) -> StyleMasks:
         given = {"region": style.region, "source_region": style.source_region}
@@ -180,6 +196,7 @@ def stylize(
     options: StylizeOptions | None = None,
     *,
     initial: Picture | None = None,
+    subject: Picture | None = None,
     engine: Engine | None = None,
 ) -> Iterator[tuple[StepReport, NDArray[np.uint8]]]:
     """Stylises, yielding after every iteration; the last picture is the result.
@@ -192,6 +209,7 @@ def stylize(
         styles: as in `Engine.start`.
         options: None means the defaults.
         initial: as in `Engine.start`.
+        subject: as in `Engine.start`.
         engine: None makes one with its defaults.
 
     Yields:
@@ -201,7 +219,7 @@ def stylize(
         OptionError, WeightsError: as in `Engine.start`.
     """
     engine = engine or Engine()
-    session = engine.start(content, styles, options or StylizeOptions(), initial)
+    session = engine.start(content, styles, options or StylizeOptions(), initial, subject=subject)
     while not session.finished:
         (report,) = engine.step([session])
         yield report, session.image()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -43,9 +44,23 @@ class _Gram(torch.autograd.Function):
         return rows @ ((gradient + gradient.T) / rows.numel()).to(rows.dtype)
 
 
-def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:
-    """Mean of the squared differences of two tensors of one shape, in float32."""
-    return (value.float() - target.float()).square().mean()
+def mean_squared_error(value: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of the squared differences of two tensors of one shape, in float32, times `weights` where given."""
+    squares = (value.float() - target.float()).square()
+    return squares.mean() if weights is None else (weights * squares).mean()
+
+
+def laplacian(image: Tensor, cell: int) -> Tensor:
+    """The discrete Laplacian of (1, 3, H, W) averaged over cells of `cell` x `cell` pixels, (1, 3, h, w).
+
+    Li et al., "Laplacian-steered neural style transfer" (arXiv 1707.01253). The outermost
+    cells are repeated at the border, where a picture thus has no edge.
+    """
+    averaged = F.avg_pool2d(image, cell, ceil_mode=True)
+    padded = F.pad(averaged, (1, 1, 1, 1), mode="replicate")
+    rows, columns = padded[:, :, :, 1:-1], padded[:, :, 1:-1]
+    neighbours = rows[:, :, 2:] + rows[:, :, :-2] + columns[:, :, :, 2:] + columns[:, :, :, :-2]
+    return 4 * averaged - neighbours
 
 
 def total_variation(image: Tensor) -> Tensor:

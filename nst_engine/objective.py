@@ -10,6 +10,7 @@ from nst_engine import losses
 from nst_engine.backbone import Backbone
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
+from nst_engine.protection import Protection
 from nst_engine.schedule import taps_in_use
 from nst_engine.statistics import make_statistic
 from nst_engine.style_loss import StyleLoss
@@ -29,7 +30,10 @@ STYLE_LEVELS = {"gram": 600.0, "moments": 3.0, "sliced": 7.0}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The weighted losses ("content", "style", "tv", "box") and their sum at one image, and its gradient."""
+    """The weighted losses and their sum at one image, and its gradient.
+
+    The losses are "content", "style", "tv", "box" and, where a subject is protected, "detail".
+    """
 
     losses: dict[str, float]
     total: float
@@ -46,6 +50,7 @@ class Objective:
         options: layers, weights and pooling.
         shares: one per style, at least 0, at least one above 0; normalised here.
         masks: one per style; None is everywhere for all.
+        subject: (1, 1, H, W), 0-1: what `options.protection` protects; None is nothing.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Objective:
         options: StylizeOptions,
         shares: Sequence[float],
         masks: Sequence[StyleMasks] | None = None,
+        subject: Tensor | None = None,
     ) -> None:
         self._backbone = backbone
         self._pooling = options.pooling
@@ -70,6 +76,10 @@ class Objective:
             )
         self._style_level = STYLE_LEVELS[options.style_statistic]
         self._content = content
+        self._position_weights: dict[str, Tensor] = {}
+        self._protection: Protection | None = None
+        if subject is not None:
+            self._protect(subject, options.protection)
         self._shares: tuple[float, ...] = ()
         self.steer(options, shares)
 
@@ -93,7 +103,9 @@ class Objective:
     def nbytes(self) -> int:
         """Bytes held by the targets."""
         held = [self._content, *self._content_maps.values()]
-        return sum(tensor.nbytes for tensor in held) + self._style_loss.nbytes
+        held += self._position_weights.values()
+        own = sum(tensor.nbytes for tensor in held) + self._style_loss.nbytes
+        return own + (self._protection.nbytes if self._protection else 0)
 
     def evaluate(self, image: Tensor) -> Evaluation:
         """The losses at `image` (1, 3, H, W), and the gradient of their sum."""
@@ -105,6 +117,8 @@ class Objective:
             "tv": losses.total_variation(image) * self._tv_weight,
             "box": losses.box_penalty(image) * self._box_weight,
         }
+        if self._protection is not None:
+            terms["detail"] = self._protection.detail_loss(image) * (self._content_weight * self._detail_share)
         total = torch.stack(tuple(terms.values())).sum()
         (gradient,) = torch.autograd.grad(total, image)
         values = torch.stack((*terms.values(), total)).tolist()
@@ -113,31 +127,61 @@ class Objective:
     def _feature_losses(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The unweighted content and style losses."""
         maps = self._features(image)
-        content = image.new_zeros(())
+        return self._content_loss(maps, self._position_weights), self._style_loss(maps, image)
+
+    def _content_loss(self, maps: Mapping[str, Tensor], position_weights: Mapping[str, Tensor]) -> Tensor:
+        """The unweighted content loss; at the taps in `position_weights`, positions count by these."""
+        content = self._content.new_zeros(())
         for tap, target in self._content_maps.items():
-            content = content + self._content_weights[tap] * losses.mean_squared_error(maps[tap], target)
-        return content, self._style_loss(maps, image)
+            error = losses.mean_squared_error(maps[tap], target, position_weights.get(tap))
+            content = content + self._content_weights[tap] * error
+        return content
 
     def _measure_balance(self) -> tuple[float, float]:
         """The weights that bring the gradients to `CONTENT_LEVEL` and the statistic's of `STYLE_LEVELS`.
 
-        That of style to its level over the regions where it goes: elsewhere it is 0.
+        That of style to its level over the regions where it goes: elsewhere it is 0. That of content
+        as if nothing were protected.
         """
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(self._content.shape, generator=generator).to(self._content.device)
-        image = (self._content + REFERENCE_NOISE * noise).requires_grad_(True)
-        units = []
-        levels = CONTENT_LEVEL, self._style_level * self._style_loss.coverage**0.5
-        for term, level in zip(self._feature_losses(image), levels, strict=True):
-            size = 0.0
-            if term.requires_grad:
-                (gradient,) = torch.autograd.grad(term, image, retain_graph=True)
-                size = losses.root_mean_square(gradient).item()
-            units.append(level / size if size > 0 else 0.0)
-        return units[0], units[1]
+        image = self._reference_image()
+        maps = self._features(image)
+        style_level = self._style_level * self._style_loss.coverage**0.5
+        return (
+            _ratio(CONTENT_LEVEL, _gradient_size(self._content_loss(maps, {}), image)),
+            _ratio(style_level, _gradient_size(self._style_loss(maps, image), image)),
+        )
+
+    def _protect(self, subject: Tensor, amount: float) -> None:
+        """Adds what keeps the subject; what is off it stays as without, and so does the balance."""
+        protection = Protection(self._content, subject, amount)
+        everywhere = Protection(self._content, torch.ones_like(subject), amount)
+        image = self._reference_image()
+        content = self._content_loss(self._features(image), {})
+        level = protection.detail_level * _gradient_size(content, image)
+        self._protection = protection
+        # Of the content weight, which the detail loss thus follows whether it is balanced or raw.
+        self._detail_share = _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
+        self._position_weights = {tap: protection.content_weights(maps) for tap, maps in self._content_maps.items()}
+
+    def _reference_image(self) -> Tensor:
+        """Where gradients are measured for a balance: the content under seeded noise."""
+        noise = torch.randn(self._content.shape, generator=torch.Generator().manual_seed(0))
+        return (self._content + REFERENCE_NOISE * noise.to(self._content.device)).requires_grad_(True)
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         return self._backbone.features(image, self._taps, self._pooling)
+
+
+def _gradient_size(term: Tensor, image: Tensor) -> float:
+    """Root mean square of the term's gradient; 0 for a constant."""
+    if not term.requires_grad:
+        return 0.0
+    (gradient,) = torch.autograd.grad(term, image, retain_graph=True)
+    return losses.root_mean_square(gradient).item()
+
+
+def _ratio(level: float, size: float) -> float:
+    return level / size if size > 0 else 0.0
 
 
 def _chosen(maps: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:

@@ -69,6 +69,10 @@ class StylizeOptions:
             chroma under the result's own lightness; with "match" those of a style that is first
             recoloured to the mean and covariance of the content's colours. This and "recolored" go
             region by region where styles have regions.
+        protection: how firmly the subject is kept, by more content weight and by its detail, 0 (not at
+            all) to 1; the subject is what a mask marks, or the faces. It is relative to the content's
+            weight, and thus weakens as `strength` nears 1.
+        faces: whether to find faces in the content and take them for the subject.
         pooling: "max" or "average".
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
     """
@@ -96,6 +100,8 @@ class StylizeOptions:
     init: str = _choice("content", "content", "noise", "recolored", "image")
     seed: int = _number(0, 0, 2**63 - 1)
     color: str = _choice("style", "style", "keep_luminance", "match")
+    protection: float = _number(0.5, 0.0, 1.0)
+    faces: bool = False
     pooling: str = _choice("max", "max", "average")
     precision: str = _choice("auto", "auto", "float32", "bfloat16")
 
@@ -108,6 +114,8 @@ class StylizeOptions:
                 _check_number(option.name, value, option.metadata["range"], integer=option.type is int)
             elif "choices" in option.metadata:
                 _check_choice(option.name, value, option.metadata["choices"])
+            elif option.type is bool and not isinstance(value, bool):
+                raise OptionError(option.name, f"must be true or false, not {value!r}")
         for name in ("content_layers", "style_layers"):
             self._check_layers(name)
         self._check_weights()

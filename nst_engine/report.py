@@ -16,7 +16,8 @@ class StepReport:
         width, height: the working size in pixels.
         total_loss: the weighted sum at the image that `Session.image` now gives, before rounding and
             before `options.color` gives it the content's chroma.
-        losses: its parts, weighted: "content", "style", "tv", "box".
+        losses: its parts, weighted: "content", "style", "tv", "box", and "detail" where a subject is
+            protected.
         schedule: every scale, with the iterations it owns as things stand.
         stop_reason: why this was the last iteration; None when it was not.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
-from nst_engine.masks import StyleMasks, position_weights
+from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
@@ -38,6 +38,7 @@ class Session:
         options: how to stylise.
         masks: one per style.
         initial: as content, the picture to start from; for `init` "image" alone.
+        subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
         state: where to continue; its options and shares are those given.
 
     Raises:
@@ -55,10 +56,12 @@ class Session:
         masks: Sequence[StyleMasks],
         *,
         initial: Tensor | None = None,
+        subject: Tensor | None = None,
         state: SessionState | None = None,
     ) -> None:
         self._backbone = backbone
         self._content = content
+        self._subject = subject
         self._styles = tuple(styles)
         self._shares = _checked_shares(shares, len(styles))
         self._masks = tuple(masks)
@@ -97,7 +100,8 @@ class Session:
     @property
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
-        held = sum(tensor.nbytes for tensor in (self._content, *self._styles))
+        given = (self._content, *self._styles, self._subject)
+        held = sum(tensor.nbytes for tensor in given if tensor is not None)
         held += sum(masks.nbytes for masks in self._masks)
         return held + 2 * self._image.nbytes + self._optimizer.nbytes + self._objective.nbytes
 
@@ -181,7 +185,8 @@ class Session:
         content, styles = self._pictures_at(scale)
         self._scale = scale
         self._image = image
-        self._objective = Objective(self._backbone, content, styles, self._options, self._shares, self._masks)
+        subject = None if self._subject is None else area_resized(self._subject, content)
+        self._objective = Objective(self._backbone, content, styles, self._options, self._shares, self._masks, subject)
         self._optimizer = make_optimizer(self._options, image.shape, image.device)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None

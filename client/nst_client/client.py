@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypedDict
 
@@ -79,6 +79,7 @@ class AsyncClient:
         styles: StyleInput | Sequence[StyleInput],
         *,
         initial: Source | None = None,
+        subject: Source | None = None,
         size: int | None = None,
         iterations: int | None = None,
         strength: float | None = None,
@@ -97,9 +98,8 @@ class AsyncClient:
         Args:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
                 picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
-            styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as
-                a `Style`, which can say where it goes.
-            initial: the picture to start from, as content; the option `init` is then "image".
+            styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as a `Style`.
+            initial, subject: what to start from (`init` is then "image"), and a mask, white on what `protection` keeps.
             size, preview_max_size: long side of the result and of previews, in pixels.
             iterations, preview_interval: over all scales, and between previews (0 for none).
             strength: how much of the style to take, 0 to 1.
@@ -118,7 +118,7 @@ class AsyncClient:
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
         )
-        await self._attach(spec, content, read_styles(styles), initial)
+        await self._attach(spec, content, read_styles(styles), {"initial": initial, "subject": subject})
         request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
@@ -172,7 +172,7 @@ class AsyncClient:
         spec: job_pb2.JobSpec,
         content: Source,
         styles: Sequence[Style],
-        initial: Source | None,
+        others: Mapping[str, Source | None],
     ) -> None:
         spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
         for index, style in enumerate(styles):
@@ -183,8 +183,9 @@ class AsyncClient:
             if style.source_region is not None:
                 source = await self._reference(style.source_region, f"{name}.source_region")
                 message.source_region.CopyFrom(source.to_proto())
-        if initial is not None:
-            spec.initial.CopyFrom((await self._reference(initial, "initial")).to_proto())
+        for name, other in others.items():
+            if other is not None:
+                getattr(spec, name).CopyFrom((await self._reference(other, name)).to_proto())
 
     async def _reference(self, source: Source, name: str) -> ImageRef:
         if isinstance(source, ImageRef):

@@ -65,6 +65,7 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         error=Failure(**_failure(job.error)) if job.HasField("error") else None,
         tenant=job.tenant,
         initial=_reference(job.spec.initial.reference) if job.spec.HasField("initial") else None,
+        subject=_reference(job.spec.subject.reference) if job.spec.HasField("subject") else None,
     )
 
 

@@ -174,6 +174,7 @@ class JobStatus:
         state: where it is in its life.
         content, styles, options, priority: the work; each style with its weight, every option filled in.
         initial: the picture it started from; None if it was not given one.
+        subject: the mask of what is protected; None if it was not given one.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -199,6 +200,7 @@ class JobStatus:
     error: Failure | None
     tenant: str
     initial: ImageRef | None
+    subject: ImageRef | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from nst.v1 import options_pb2
 
-OptionValue = int | float | str | Mapping[str, float]
+OptionValue = int | float | bool | str | Mapping[str, float]
 
 _FIELDS: Mapping[str, FieldDescriptor] = options_pb2.StylizeOptions.DESCRIPTOR.fields_by_name
 _KINDS = {
@@ -16,6 +16,7 @@ _KINDS = {
     FieldDescriptor.CPPTYPE_UINT64: "a whole number",
     FieldDescriptor.CPPTYPE_DOUBLE: "a number",
     FieldDescriptor.CPPTYPE_STRING: "text",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
 }
 OPTION_NAMES = tuple(_FIELDS)
 
@@ -37,7 +38,7 @@ def build_options(values: Mapping[str, OptionValue | None]) -> options_pb2.Styli
 
 
 def parse_option(name: str, text: str) -> OptionValue:
-    """The value of an option written as text: 0.5, lbfgs, or relu4_2=5,relu3_1=1 for layers.
+    """The value of an option written as text: 0.5, lbfgs, true, or relu4_2=5,relu3_1=1 for layers.
 
     Raises:
         ValueError: the option is unknown or the text is not such a value; the message names it.
@@ -47,6 +48,8 @@ def parse_option(name: str, text: str) -> OptionValue:
         return _parse_layers(name, text)
     if field.enum_type is not None or field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return text
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return _parse_flag(name, text)
     return _parse_number(name, text, float if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE else int)
 
 
@@ -126,6 +129,12 @@ def _parse_layers(name: str, text: str) -> dict[str, float]:
             )
         weights[tap] = float(_parse_number(f"{name}.{tap}", weight, float))
     return weights
+
+
+def _parse_flag(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{name}: must be true or false, not {text!r}")
+    return text == "true"
 
 
 def _parse_number(name: str, text: str, kind: type[int] | type[float]) -> int | float:

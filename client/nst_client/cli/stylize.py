@@ -41,6 +41,7 @@ class Work:
     content: Path
     styles: list[StyleFiles]
     initial: Path | None
+    subject: Path | None
     output: OutputFile
     options: dict[str, Any]
     preview_interval: int | None
@@ -79,6 +80,8 @@ class Work:
     help="What part of the Nth STYLE is taken, likewise. Unset: all of it.",
 )
 @click.option("--init-image", "initial", type=_PICTURE, help="Start from this picture.")
+@click.option("--subject", type=_PICTURE, help="A mask of what to keep recognisable: white where it is.")
+@click.option("--faces", is_flag=True, help="Find faces in CONTENT and keep them recognisable.")
 @click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
 @click.option(
     "--preview-interval",
@@ -100,6 +103,8 @@ def stylize(
     regions: tuple[str, ...],
     source_regions: tuple[str, ...],
     initial: Path | None,
+    subject: Path | None,
+    faces: bool,
     previews: Path | None,
     preview_interval: int | None,
     as_json: bool,
@@ -109,12 +114,18 @@ def stylize(
     Without a server this starts one for the length of the call, if it is installed here. Ctrl-C cancels the job;
     a second Ctrl-C leaves at once.
     """
-    named = {"size": size, "iterations": iterations, "strength": strength, "seed": seed}
+    named = {
+        "size": size,
+        "iterations": iterations,
+        "strength": strength,
+        "seed": seed,
+        "faces": "true" if faces else None,
+    }
     options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
     where = _parse_masks("--region", regions, len(styles))
     taken = _parse_masks("--source-region", source_regions, len(styles))
     placed = [StyleFiles(file, where.get(index), taken.get(index)) for index, file in enumerate(styles, start=1)]
-    work = Work(content, placed, initial, output, options, preview_interval, previews, as_json)
+    work = Work(content, placed, initial, subject, output, options, preview_interval, previews, as_json)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     with server.or_private() as chosen:
@@ -156,11 +167,13 @@ async def _stylize(server: Server, work: Work) -> None:
         content = await _upload(client, work.content)
         styles = [await _upload_style(client, style) for style in work.styles]
         initial = await _upload(client, work.initial) if work.initial else None
+        subject = await _upload(client, work.subject) if work.subject else None
         making = asyncio.create_task(
             client.stylize(
                 content,
                 styles,
                 initial=initial,
+                subject=subject,
                 preview_interval=work.preview_interval,
                 result_format=work.output.codec,
                 **work.options,

@@ -127,6 +127,7 @@ class JobSpec(_message.Message):
     RESULT_FORMAT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     priority: Global___Priority.ValueType
     """Where in the queue the job goes. Unset means interactive."""
     @_builtins.property
@@ -155,6 +156,12 @@ class JobSpec(_message.Message):
         INIT_IMAGE, which an unset `init` then means.
         """
 
+    @_builtins.property
+    def subject(self) -> _image_pb2.Image:
+        """A mask of the subject, which `options.protection` protects: white where it is, as
+        `Style.region`. Unset means that only faces, with `options.faces`, are protected.
+        """
+
     def __init__(
         self,
         *,
@@ -165,10 +172,11 @@ class JobSpec(_message.Message):
         result_format: _image_pb2.ImageFormat | None = ...,
         priority: Global___Priority.ValueType = ...,
         initial: _image_pb2.Image | None = ...,
+        subject: _image_pb2.Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,7 +515,7 @@ class Progress(_message.Message):
     """An estimate of the time to the result."""
     @_builtins.property
     def losses(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Its parts by name, weighted: "content", "style", "tv", "box"."""
+        """Its parts by name, weighted: "content", "style", "tv", "box", and "detail" where a subject is protected."""
 
     def __init__(
         self,

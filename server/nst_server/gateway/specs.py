@@ -61,6 +61,8 @@ class SpecReader:
             complete.styles.append(await self._style(f"spec.styles[{index}]", style, attached))
         if spec.HasField("initial"):
             complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, attached))
+        if spec.HasField("subject"):
+            complete.subject.CopyFrom(await self._mask("spec.subject", spec.subject, attached))
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
@@ -108,19 +110,20 @@ class SpecReader:
         )
         for name in STYLE_MASKS:
             if style.HasField(name):
-                mask = await self._reference(f"{path}.{name}", getattr(style, name), attached)
-                await self._check_mask(f"{path}.{name}", mask)
+                mask = await self._mask(f"{path}.{name}", getattr(style, name), attached)
                 getattr(complete, name).CopyFrom(mask)
         return complete
 
-    async def _check_mask(self, path: str, mask: image_pb2.Image) -> None:
-        """Refuses a stored picture that marks nothing."""
+    async def _mask(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
+        """As `_reference`, of a picture that marks something."""
+        mask = await self._reference(path, image, attached)
         async with self._checking:
             stored = await self._store.get(mask.reference.sha256)
             try:
                 await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
             except pictures.PictureError as error:
                 raise invalid(path, error.message, error.reason) from error
+        return mask
 
     async def _reference(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
         source = image.WhichOneof("source")
@@ -164,7 +167,7 @@ class SpecReader:
 
 def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:
     """Every picture that a spec has, by the path of its field."""
-    images = {"spec.content": spec.content, "spec.initial": spec.initial}
+    images = {"spec.content": spec.content, "spec.initial": spec.initial, "spec.subject": spec.subject}
     for index, style in enumerate(spec.styles):
         images |= {f"spec.styles[{index}].{name}": getattr(style, name) for name in ("image", *STYLE_MASKS)}
     return {path: image for path, image in images.items() if image.WhichOneof("source") is not None}

@@ -78,22 +78,23 @@ class RunningJob:
                 await stop_listening()
 
     async def _attempt(self) -> None:
-        record = self.lease.record
-        options = options_from_proto(record.spec.options)
-        content = await self._load(record.spec.content, pictures.decode)
-        styles = [await self._load_style(style) for style in record.spec.styles]
+        spec = self.lease.record.spec
+        options = options_from_proto(spec.options)
+        content = await self._load(spec.content, pictures.decode)
+        styles = [await self._load_style(style) for style in spec.styles]
         state = await self._load_state()
-        if state is None and record.spec.HasField("initial"):
-            initial = await self._load(record.spec.initial, pictures.decode)
-        else:
-            initial = None
+        initial = subject = None
+        if state is None and spec.HasField("initial"):
+            initial = await self._load(spec.initial, pictures.decode)
+        if spec.HasField("subject"):
+            subject = await self._load(spec.subject, pictures.decode_mask)
 
         def make(engine: Engine) -> Session:
             if state is None:
-                return engine.start(content, styles, options, initial)
-            return engine.resume(state, content, styles)
+                return engine.start(content, styles, options, initial, subject=subject)
+            return engine.resume(state, content, styles, subject=subject)
 
-        seat = Seat(make, record.spec.preview.interval, self._applied_version)
+        seat = Seat(make, spec.preview.interval, self._applied_version)
         self._runner.admit(seat)
         try:
             await self._follow(seat, Pace())

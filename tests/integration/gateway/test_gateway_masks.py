@@ -109,14 +109,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("field", ["region", "source_region"])
+@pytest.mark.parametrize("field", ["styles[1].region", "styles[1].source_region", "subject"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_unusable_masks_are_refused_before_there_is_a_job(call, field, case):
     image, path, words = REFUSED[case]
     spec = job_pb2.JobSpec(content=encoded(CONTENT), styles=[{"image": encoded(STYLE)}, {"image": encoded(STYLE)}])
-    getattr(spec.styles[1], field).CopyFrom(image)
+    owner = spec if field == "subject" else spec.styles[1]
+    getattr(owner, field.rpartition(".")[2]).CopyFrom(image)
     request = CreateJobRequest(request_id="refused", spec=spec)
-    assert_invalid(lambda: call.making.CreateJob(request, timeout=30), request, f"spec.styles[1].{field}{path}", words)
+    assert_invalid(lambda: call.making.CreateJob(request, timeout=30), request, f"spec.{field}{path}", words)
 
 
 def test_an_uploaded_black_mask_is_refused_too(call):

@@ -28,7 +28,7 @@ from nst.v1.style_transfer_service_pb2 import (
 NUMBERS = [
     field
     for field in options_pb2.StylizeOptions.DESCRIPTOR.fields
-    if field.message_type is None and field.enum_type is None and field.type != FieldDescriptor.TYPE_STRING
+    if field.type in {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64}
 ]
 REALS = [field.name for field in NUMBERS if field.type == FieldDescriptor.TYPE_DOUBLE]
 TENSOR_FORM = {"dtype": image_pb2.DATA_TYPE_UINT8, "layout": image_pb2.LAYOUT_HWC}

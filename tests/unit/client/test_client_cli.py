@@ -130,6 +130,18 @@ def test_styles_are_placed_by_number(
     assert not second.HasField("source_region")
 
 
+def test_stylize_protects_a_subject(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    (tmp_path / "mask.png").write_bytes(png(6))
+    target = ("-o", tmp_path / "o.png", "--server", server.address)
+    assert nst("stylize", *pictures, "--subject", tmp_path / "mask.png", "--faces", *target).code == 0
+    spec = server.received["CreateJob"][0].spec
+    assert server.uploads[spec.subject.reference.sha256] == png(6)
+    assert spec.options == options_pb2.StylizeOptions(faces=True)
+
+
 def test_options_that_are_not_given_stay_unset(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:

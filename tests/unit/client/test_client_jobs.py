@@ -80,6 +80,12 @@ async def test_styles_have_a_place(server: ScriptedServer) -> None:
     assert [style.region.reference.sha256 for style in spec.styles] == [A.sha256]
 
 
+async def test_a_mask_of_the_subject_travels_by_reference(server: ScriptedServer) -> None:
+    spec = await created(server, A, A, subject=b"a mask", faces=True, protection=0.75)
+    assert server.uploads[spec.subject.reference.sha256] == b"a mask"
+    assert (spec.options.faces, spec.options.protection) == (True, 0.75)
+
+
 async def test_every_argument_has_its_place(server: ScriptedServer) -> None:
     spec = await created(
         server,

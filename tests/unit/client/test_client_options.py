@@ -17,6 +17,8 @@ from nst_client.options import OPTION_NAMES, OptionValue, build_options, option_
         ("tv_weight", "1e-3", 1e-3),
         ("optimizer", "adam", "adam"),
         ("model", "vgg19", "vgg19"),
+        ("faces", "true", True),
+        ("faces", "false", False),
         ("content_layers", "relu4_2=5", {"relu4_2": 5.0}),
         ("style_layers", "relu1_1=1, relu2_1=.5", {"relu1_1": 1.0, "relu2_1": 0.5}),
     ],
@@ -34,6 +36,7 @@ def test_text_becomes_the_options_kind(name: str, text: str, value: OptionValue)
         ("size", "2.5", "size: must be a whole number"),
         ("size", "", "size: must be a whole number"),
         ("strength", "much", "strength: must be a number"),
+        ("faces", "yes", "faces: must be true or false, not 'yes'"),
         ("style_layers", "relu1_1", "style_layers: write layers as TAP=WEIGHT"),
         ("style_layers", "relu1_1=x", "style_layers.relu1_1: must be a number"),
         ("style_layers", "=1", "style_layers: write layers as TAP=WEIGHT"),
@@ -49,7 +52,8 @@ def test_every_option_of_the_contract_has_text() -> None:
     fields = options_pb2.StylizeOptions.DESCRIPTOR.fields
     assert tuple(field.name for field in fields) == OPTION_NAMES
     for field in fields:
-        text = "relu1_1=1" if field.message_type else (option_choices(field.name) or ["1"])[0]
+        plain = "true" if field.cpp_type == field.CPPTYPE_BOOL else "1"
+        text = "relu1_1=1" if field.message_type else (option_choices(field.name) or [plain])[0]
         message = build_options({field.name: parse_option(field.name, text)})
         assert message.HasField(field.name)  # type: ignore[arg-type]
 

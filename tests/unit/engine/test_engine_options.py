@@ -80,6 +80,13 @@ def test_choices_are_closed(name: str):
         assert all(choice in error.message for choice in CHOICES[name])
 
 
+@pytest.mark.parametrize("value", [1, 0, "true", None])
+def test_flags_are_true_or_false(value: Any):
+    error = refusal(faces=value)
+    assert error.field == "faces"
+    assert "true or false" in error.message
+
+
 @pytest.mark.parametrize("name", ["content_layers", "style_layers"])
 def test_unknown_taps_are_answered_with_the_known_ones(name: str):
     error = refusal(**{name: {"relu4_2": 1.0, "relu6_1": 1.0}})
