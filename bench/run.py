@@ -10,10 +10,12 @@ import time
 import checkpoints
 import engine_side
 import first_preview
+import looks
 import machine
 import memory
 import overhead
 import portraits
+import time_to_loss
 import transfer
 from processes import RESULTS
 
@@ -24,6 +26,8 @@ SECTIONS = {
     "memory": memory.measure,
     "checkpoints": checkpoints.measure,
     "portraits": portraits.measure,
+    "time-to-loss": time_to_loss.measure,
+    "looks": looks.measure,
 }
 
 

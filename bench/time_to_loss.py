@@ -1,0 +1,139 @@
+"""How soon the engine has what neural-style-pt's objective and optimiser end with, on the same objective."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from statistics import median
+
+import torch
+from neural_style import CONTENT_LAYERS, STYLE_LAYERS, TV_WEIGHT, NeuralStyle
+from pairs import PAIRS, Pair
+from processes import RESULTS
+from report import Facts, Report
+
+from nst_engine import Engine, Style
+from nst_engine.options import StylizeOptions
+
+OPPONENT_ITERATIONS = 300
+MEASURED_EVERY = 3  # iterations of the opponent between two looks at its saved picture
+TIMED_ITERATIONS = 5  # of the opponent, just before and just after the engine's run
+ENGINE_ITERATIONS = 400
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the opponent's 300 iterations end with.
+
+    Attributes:
+        saved: the lowest loss of a picture as it would be saved, of those looked at.
+        at: the iteration that had it.
+        printed: the loss that the opponent prints at the end, of values outside 0-255 too.
+    """
+
+    saved: float
+    at: int
+    printed: float
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds to each goal: those of the opponent for all its iterations, those of the engine by its saved picture."""
+
+    pair: Pair
+    ending: Ending
+    opponent: float
+    saved: float | None
+    printed: float | None
+
+
+def measure(facts: Facts, *, quick: bool) -> list[Report]:
+    """Races the six pairs at 256 px and, unless quick, at 512 px."""
+    engine = Engine()
+    engine.warm_up(StylizeOptions().model)
+    sizes = (256,) if quick else (256, 512)
+    return [
+        _report(facts, size, [race(engine, pair, size) for pair in PAIRS[: 2 if quick else None]]) for size in sizes
+    ]
+
+
+def race(engine: Engine, pair: Pair, size: int) -> Race:
+    """One pair at one size."""
+    content, style = pair.load(size)
+    yardstick = NeuralStyle(content, style)
+    ending = _ending(yardstick, pair, size)
+    opponent = _seconds_per_iteration(yardstick)
+    goals = dict.fromkeys(("saved", "printed"))
+    reached: dict[str, float | None] = dict(goals)
+    session = engine.start(content, [Style(style)], _options(size))
+    seconds = 0.0
+    while not session.finished and reached["printed"] is None:
+        start = time.perf_counter()
+        engine.step([session])
+        seconds += time.perf_counter() - start
+        picture = session.image()
+        if picture.shape != content.shape:
+            continue
+        loss = yardstick.loss_of(picture)
+        for goal in goals:
+            if reached[goal] is None and loss <= getattr(ending, goal):
+                reached[goal] = seconds
+    opponent = (opponent + _seconds_per_iteration(yardstick)) / 2
+    return Race(pair, ending, OPPONENT_ITERATIONS * opponent, **reached)
+
+
+def _options(size: int) -> StylizeOptions:
+    return StylizeOptions(
+        size=size,
+        content_layers=CONTENT_LAYERS,
+        style_layers=STYLE_LAYERS,
+        tv_weight=TV_WEIGHT,
+        strength=None,
+        padding="zeros",
+        init="recolored",
+        iterations=ENGINE_ITERATIONS,
+        scales=1,
+    )
+
+
+def _seconds_per_iteration(yardstick: NeuralStyle) -> float:
+    times = [iterate.seconds for iterate in islice(yardstick.optimise(TIMED_ITERATIONS + 1), TIMED_ITERATIONS + 1)]
+    return median(later - earlier for earlier, later in pairwise(times))
+
+
+def _ending(yardstick: NeuralStyle, pair: Pair, size: int) -> Ending:
+    """Runs the opponent to its end, once: its course does not depend on how fast the machine is."""
+    kept = RESULTS / "neural-style" / f"{pair.name} {size} torch {torch.__version__}.json"
+    if not kept.is_file():
+        ending = min(_endings(yardstick), key=lambda ending: ending.saved)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(asdict(ending)))
+    return Ending(**json.loads(kept.read_text()))
+
+
+def _endings(yardstick: NeuralStyle) -> Iterator[Ending]:
+    iterates = list(enumerate(yardstick.optimise(OPPONENT_ITERATIONS), start=1))
+    printed = iterates[-1][1].printed
+    for number, iterate in iterates:
+        if number % MEASURED_EVERY == 0:
+            yield Ending(yardstick.loss_of(iterate.picture), number, printed)
+
+
+def _report(facts: Facts, size: int, races: list[Race]) -> Report:
+    report = Report(f"time-to-loss-{size}", f"Time to neural-style-pt's loss, {size} px", facts)
+    for race in races:
+        ways = {"300 iterations of neural-style-pt": [race.opponent]}
+        for goal in ("saved", "printed"):
+            if (seconds := getattr(race, goal)) is not None:
+                ways[f"to its best {goal}" if goal == "saved" else "to what it prints"] = [seconds]
+        report.add(race.pair.name, "s", "", ways)
+    for goal, heading, target in (
+        ("saved", "sooner at its best saved picture", "median 20, worst 6"),
+        ("printed", "sooner at the loss that it prints", "median 4"),
+    ):
+        reached = [(race.opponent, getattr(race, goal)) for race in races]
+        ratios = [opponent / seconds for opponent, seconds in reached if seconds is not None]
+        if ratios:
+            report.add(heading, "times", target, {f"{len(ratios)} of {len(races)} reached": ratios})
+    return report
