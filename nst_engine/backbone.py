@@ -22,11 +22,17 @@ class Backbone:
     """
 
     def __init__(
-        self, network: Network, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+        self,
+        network: Network,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        padding: str = "replicate",
     ) -> None:
         self.network = network
         self.device = device
         self.dtype = dtype
+        self._edge = "replicate" if padding == "replicate" else "constant"
         self._convolutions = {
             name: Convolution(
                 weights[f"{name}.weight"].to(device, dtype),
@@ -74,12 +80,12 @@ class Backbone:
     def _prepare(self, image: Tensor) -> Tensor:
         """The normalised network input with the first convolution's padding already on it.
 
-        Replicated edges look like more of the same picture; zeros would look like a grey frame,
-        which the optimisation then answers with artefacts along the border.
+        Replicated edges look like more of the same picture; zeros look like a frame of the network's
+        mean colour, which the optimisation answers with artefacts along the border.
         """
         if self.network.channel_order == "BGR":
             image = image.flip(1)
-        normalised = F.pad((image - self._mean) / self._std, (1, 1, 1, 1), mode="replicate")
+        normalised = F.pad((image - self._mean) / self._std, (1, 1, 1, 1), mode=self._edge)
         return normalised.to(self.dtype, memory_format=torch.channels_last)
 
 

@@ -71,7 +71,7 @@ class Engine:
         hardware.keep_freed_memory()
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
-        self._backbones: dict[tuple[str, torch.dtype], Backbone] = {}
+        self._backbones: dict[tuple[str, torch.dtype, str], Backbone] = {}
 
     @property
     def device_name(self) -> str:
@@ -178,7 +178,8 @@ class Engine:
         )
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
-        key = options.model, hardware.trunk_dtype(options.precision, self.device)
+        dtype = hardware.trunk_dtype(options.precision, self.device)
+        key = options.model, dtype, options.chosen_padding
         if key not in self._backbones:
             network = NETWORKS[options.model]
             file = self._files.get(network.name)
@@ -186,7 +187,7 @@ class Engine:
                 tensors = weights.read_file(file, network)
             else:
                 tensors = weights.load(network.name, self._cache_dir)
-            self._backbones[key] = Backbone(network, tensors, self.device, key[1])
+            self._backbones[key] = Backbone(network, tensors, self.device, dtype, options.chosen_padding)
         return self._backbones[key]
 
 

@@ -48,8 +48,9 @@ class StylizeOptions:
         content_layers, style_layers: weights by tap.
         style_statistic: what of the features at a style layer is matched: the "gram" matrix; the
             "moments", which are mean and covariance, as normal distributions by their Wasserstein-2
-            distance; or the whole distribution, by the "sliced" Wasserstein distance. With raw
-            weights note that the last two are relative to the style and mostly below 1.
+            distance; or the whole distribution, by the "sliced" Wasserstein distance. The last two are
+            relative to the style and mostly below 1. "auto" is "moments" where `strength` balances the
+            weights, and "gram", which published raw weights are meant for, where it is None.
         iterations: at most, over every scale.
         scales: number of scales, coarse to fine, each twice the one before.
         min_improvement: ends a scale whose total loss fell by no more than this share over its
@@ -74,6 +75,9 @@ class StylizeOptions:
             weight, and thus weakens as `strength` nears 1.
         faces: whether to find faces in the content and take them for the subject.
         pooling: "max" or "average".
+        padding: what the first convolution sees beyond the picture's edge: "replicate", more of the
+            same; "zeros", the network's mean colour. "auto" is "replicate" with a `strength`, and
+            "zeros", which makes the losses those of other implementations, without.
         precision: "auto", "float32" or "bfloat16", of the feature network alone.
     """
 
@@ -86,7 +90,7 @@ class StylizeOptions:
     box_weight: float = _number(0.1, 0.0, 1e6)
     content_layers: Mapping[str, float] = field(default_factory=lambda: dict(CONTENT_LAYERS))
     style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
-    style_statistic: str = _choice("gram", "gram", "moments", "sliced")
+    style_statistic: str = _choice("auto", "auto", "gram", "moments", "sliced")
     iterations: int = _number(100, 1, 10_000)
     scales: int = _number(2, 1, 6)
     min_improvement: float = _number(0.0, 0.0, 1.0)
@@ -103,6 +107,7 @@ class StylizeOptions:
     protection: float = _number(0.5, 0.0, 1.0)
     faces: bool = False
     pooling: str = _choice("max", "max", "average")
+    padding: str = _choice("auto", "auto", "replicate", "zeros")
     precision: str = _choice("auto", "auto", "float32", "bfloat16")
 
     def __post_init__(self) -> None:
@@ -119,6 +124,21 @@ class StylizeOptions:
         for name in ("content_layers", "style_layers"):
             self._check_layers(name)
         self._check_weights()
+
+    @property
+    def chosen_statistic(self) -> str:
+        """`style_statistic`, with "auto" resolved."""
+        return self._chosen(self.style_statistic, balanced="moments", raw="gram")
+
+    @property
+    def chosen_padding(self) -> str:
+        """`padding`, with "auto" resolved."""
+        return self._chosen(self.padding, balanced="replicate", raw="zeros")
+
+    def _chosen(self, choice: str, *, balanced: str, raw: str) -> str:
+        if choice != "auto":
+            return choice
+        return raw if self.strength is None else balanced
 
     def _check_layers(self, name: str) -> None:
         taps = NETWORKS[self.model].taps

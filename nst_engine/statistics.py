@@ -71,9 +71,9 @@ class Gram:
 
 
 def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:
-    """The statistic that `options.style_statistic` names."""
-    if options.style_statistic == "moments":
+    """The statistic that `options.style_statistic` asks for."""
+    if options.chosen_statistic == "moments":
         return MeanCovariance()
-    if options.style_statistic == "sliced":
+    if options.chosen_statistic == "sliced":
         return Sliced(options.seed)
     return Gram()

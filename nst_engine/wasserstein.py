@@ -5,6 +5,7 @@ units, 1 for a map of zeros and far below 1 for a good match, at every layer: on
 serves them all.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -88,7 +89,11 @@ class MeanCovariance:
         deviations = target.variances.sqrt()
         block = target.directions.T @ covariance @ target.directions + torch.diag(target.noise.expand_as(deviations))
         inner: Tensor = deviations[:, None] * block * deviations
-        roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
+        try:
+            roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # The features have overflowed: a proposal to be dropped.
+            return inner.sum() * math.inf
         own = covariance.trace() + target.noise * len(deviations)
         between_means = (measured.mean - target.mean).square().sum()
         distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()

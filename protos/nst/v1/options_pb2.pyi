@@ -131,13 +131,15 @@ class _StyleStatisticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StyleS
     DESCRIPTOR: _descriptor.EnumDescriptor
     STYLE_STATISTIC_UNSPECIFIED: _StyleStatistic.ValueType  # 0
     """Not allowed in a request: leave the field unset instead."""
-    STYLE_STATISTIC_GRAM: _StyleStatistic.ValueType  # 1
+    STYLE_STATISTIC_AUTO: _StyleStatistic.ValueType  # 1
+    """MOMENTS where `strength` balances the weights, GRAM with raw weights: published ones are for it."""
+    STYLE_STATISTIC_GRAM: _StyleStatistic.ValueType  # 2
     """The Gram matrix: which channels respond together. The cheapest."""
-    STYLE_STATISTIC_MOMENTS: _StyleStatistic.ValueType  # 2
+    STYLE_STATISTIC_MOMENTS: _StyleStatistic.ValueType  # 3
     """Mean and covariance, compared as normal distributions by the Wasserstein-2 distance: colours and
     contrasts closer to the style's, and more of its shapes.
     """
-    STYLE_STATISTIC_SLICED: _StyleStatistic.ValueType  # 3
+    STYLE_STATISTIC_SLICED: _StyleStatistic.ValueType  # 4
     """The whole distribution, by the sliced Wasserstein distance. The most expensive."""
 
 class StyleStatistic(_StyleStatistic, metaclass=_StyleStatisticEnumTypeWrapper):
@@ -147,15 +149,49 @@ class StyleStatistic(_StyleStatistic, metaclass=_StyleStatisticEnumTypeWrapper):
 
 STYLE_STATISTIC_UNSPECIFIED: StyleStatistic.ValueType  # 0
 """Not allowed in a request: leave the field unset instead."""
-STYLE_STATISTIC_GRAM: StyleStatistic.ValueType  # 1
+STYLE_STATISTIC_AUTO: StyleStatistic.ValueType  # 1
+"""MOMENTS where `strength` balances the weights, GRAM with raw weights: published ones are for it."""
+STYLE_STATISTIC_GRAM: StyleStatistic.ValueType  # 2
 """The Gram matrix: which channels respond together. The cheapest."""
-STYLE_STATISTIC_MOMENTS: StyleStatistic.ValueType  # 2
+STYLE_STATISTIC_MOMENTS: StyleStatistic.ValueType  # 3
 """Mean and covariance, compared as normal distributions by the Wasserstein-2 distance: colours and
 contrasts closer to the style's, and more of its shapes.
 """
-STYLE_STATISTIC_SLICED: StyleStatistic.ValueType  # 3
+STYLE_STATISTIC_SLICED: StyleStatistic.ValueType  # 4
 """The whole distribution, by the sliced Wasserstein distance. The most expensive."""
 Global___StyleStatistic: _TypeAlias = StyleStatistic  # noqa: Y015
+
+class _Padding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PaddingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Padding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PADDING_UNSPECIFIED: _Padding.ValueType  # 0
+    """Not allowed in a request: leave the field unset instead."""
+    PADDING_AUTO: _Padding.ValueType  # 1
+    """REPLICATE where `strength` balances the weights; ZEROS with raw weights, which makes the losses
+    those of other implementations.
+    """
+    PADDING_REPLICATE: _Padding.ValueType  # 2
+    """More of the same: the outermost pixels again."""
+    PADDING_ZEROS: _Padding.ValueType  # 3
+    """The network's mean colour."""
+
+class Padding(_Padding, metaclass=_PaddingEnumTypeWrapper):
+    """What the first convolution sees beyond the picture's edge."""
+
+PADDING_UNSPECIFIED: Padding.ValueType  # 0
+"""Not allowed in a request: leave the field unset instead."""
+PADDING_AUTO: Padding.ValueType  # 1
+"""REPLICATE where `strength` balances the weights; ZEROS with raw weights, which makes the losses
+those of other implementations.
+"""
+PADDING_REPLICATE: Padding.ValueType  # 2
+"""More of the same: the outermost pixels again."""
+PADDING_ZEROS: Padding.ValueType  # 3
+"""The network's mean colour."""
+Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -244,6 +280,7 @@ class StylizeOptions(_message.Message):
     STYLE_STATISTIC_FIELD_NUMBER: _builtins.int
     PROTECTION_FIELD_NUMBER: _builtins.int
     FACES_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -318,6 +355,8 @@ class StylizeOptions(_message.Message):
     """Whether to find faces in the content and take them for the subject. The model server needs the
     extra `faces`.
     """
+    padding: Global___Padding.ValueType
+    """What the first convolution sees beyond the picture's edge."""
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
         """Where content is compared: tap names such as "relu4_2" and their weights."""
@@ -356,10 +395,11 @@ class StylizeOptions(_message.Message):
         style_statistic: Global___StyleStatistic.ValueType | None = ...,
         protection: _builtins.float | None = ...,
         faces: _builtins.bool | None = ...,
+        padding: Global___Padding.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
@@ -389,6 +429,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
     _WhichOneofReturnType__optimizer: _TypeAlias = _typing.Literal["optimizer"]  # noqa: Y015
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015
+    _WhichOneofReturnType__padding: _TypeAlias = _typing.Literal["padding"]  # noqa: Y015
+    _WhichOneofArgType__padding: _TypeAlias = _typing.Literal["_padding", b"_padding"]  # noqa: Y015
     _WhichOneofReturnType__pooling: _TypeAlias = _typing.Literal["pooling"]  # noqa: Y015
     _WhichOneofArgType__pooling: _TypeAlias = _typing.Literal["_pooling", b"_pooling"]  # noqa: Y015
     _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
@@ -443,6 +485,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__optimizer) -> _WhichOneofReturnType__optimizer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__padding) -> _WhichOneofReturnType__padding | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pooling) -> _WhichOneofReturnType__pooling | None: ...
     @_typing.overload

@@ -74,3 +74,14 @@ def test_an_engine_takes_a_local_file_for_a_model(
 )
 def test_the_minimum_side_leaves_one_position(taps: list[str], side: int):
     assert NETWORKS["vgg16-caffe"].minimum_side(taps) == side
+
+
+def test_padding_is_of_the_pictures_edge_alone(real_weights: dict[str, Tensor], photo: Pixels):
+    """Zeros at the first convolution: the network's mean colour around the picture."""
+    image = as_image(photo)
+    network = NETWORKS["vgg16-caffe"]
+    zeros = Backbone(network, real_weights, torch.device("cpu"), torch.float32, "zeros")
+    mean = torch.tensor(network.mean).flip(0)[None, :, None, None]
+    framed = torch.nn.functional.pad(image - mean, (1, 1, 1, 1)) + mean
+    wide = Backbone(network, real_weights, torch.device("cpu"), torch.float32).features(framed, ["conv1_1"])
+    assert torch.allclose(zeros.features(image, ["conv1_1"])["conv1_1"], wide["conv1_1"][..., 1:-1, 1:-1], atol=1e-3)

@@ -13,7 +13,8 @@ from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges
 RAW = {"content_weight", "style_weight"}
 CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
-    "style_statistic": ["gram", "moments", "sliced"],
+    "style_statistic": ["auto", "gram", "moments", "sliced"],
+    "padding": ["auto", "replicate", "zeros"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
     "init": ["content", "noise", "recolored", "image"],
     "color": ["style", "keep_luminance", "match"],
@@ -164,3 +165,11 @@ def test_the_package_offers_its_names_and_no_others():
         assert getattr(nst_engine, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Engin'"):
         _ = nst_engine.Engin
+
+
+@pytest.mark.parametrize(("strength", "statistic", "padding"), [(0.5, "moments", "replicate"), (None, "gram", "zeros")])
+def test_what_is_left_to_the_engine_follows_from_strength(strength: float | None, statistic: str, padding: str):
+    options = StylizeOptions(strength=strength)
+    assert (options.chosen_statistic, options.chosen_padding) == (statistic, padding)
+    chosen = StylizeOptions(strength=strength, style_statistic="sliced", padding="zeros")
+    assert (chosen.chosen_statistic, chosen.chosen_padding) == ("sliced", "zeros")

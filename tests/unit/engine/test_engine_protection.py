@@ -134,7 +134,8 @@ def test_a_subject_stays_more_like_itself(engine: Engine, photo: Pixels, texture
     edges = []
     away = []
     for protection in (None, 0.3, 1.0):
-        options = quick(size=96, iterations=8, strength=0.1, **({"protection": protection} if protection else {}))
+        given = {"protection": protection} if protection else {}
+        options = quick(size=96, iterations=8, strength=0.1, style_statistic="gram", **given)
         run = engine.start(photo, [Style(texture)], options, subject=middle() if protection else None)
         finish(engine, run)
         moved = (run.image().astype(np.float64) - photo).mean(2)

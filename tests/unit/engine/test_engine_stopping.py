@@ -118,7 +118,7 @@ def test_a_content_loss_that_stays_on_its_side_ends_nothing(
 def test_a_resumed_run_stops_where_it_would_have(engine: Engine, photo: Pixels, texture: Pixels):
     """Cut within the first window, when the first scale has just ended early, and within the last window."""
     style = [Style(texture)]
-    raw = {"strength": None, "style_weight": 1000.0}
+    raw = {"strength": None, "style_weight": 1000.0, "padding": "replicate"}
     session = engine.start(photo, style, quick(**TWO_SCALES, min_improvement=0.6, window=WINDOW, **raw))
     reports, saved = [], []
     while not session.finished:
