@@ -6,6 +6,7 @@ import pytest
 import torch
 from engine_runs import Pixels, as_image
 from reference import VGG19, Trunk, relative_error
+from torch import Tensor
 from weight_files import TORCHVISION_VGG19, conv_shapes, spread_weights, torchvision_file
 
 from nst_engine import Engine, Style, StylizeOptions, weights
