@@ -1,11 +1,12 @@
 """The frozen feature network: a picture in, the maps at named taps out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_engine import tiling
 from nst_engine.convolution import Convolution
 from nst_engine.networks import Network
 
@@ -48,6 +49,12 @@ class Backbone:
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return sum(convolution.nbytes for convolution in self._convolutions.values())
+
+    def tiles(
+        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
+    ) -> tuple[tiling.Tile, ...]:
+        """The tiles in which it works on a picture of that size; see `tiling.tiles`."""
+        return tiling.tiles(self.network, taps, pooling, self.dtype.itemsize, height, width, memory_budget)
 
     def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
         """The maps at `taps`, computed no deeper than the deepest of them.

@@ -52,9 +52,12 @@ class Engine:
             reproducible bit for bit only with the same number.
         weights: model name to a local weights file, used instead of the cache.
         cache_dir: where fetched weights are kept; None is `$NST_CACHE`, or else `~/.cache/nst`.
+        memory_budget: bytes for the network's maps in one evaluation. A larger picture is worked on
+            in tiles, with the same result and in more time, and L-BFGS keeps no more history than
+            fits into as much again. None is a share of what is free, `hardware.default_memory_budget`.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or the budget is not above 0.
     """
 
     def __init__(
@@ -64,7 +67,12 @@ class Engine:
         threads: int | None = None,
         weights: Mapping[str, Path] | None = None,
         cache_dir: Path | None = None,
+        memory_budget: int | None = None,
     ) -> None:
+        if memory_budget is not None and memory_budget <= 0:
+            raise ValueError(
+                f"memory_budget: must be above 0 bytes, not {memory_budget}; None takes a share of what is free"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = hardware.resolve_device(device)
@@ -72,6 +80,7 @@ class Engine:
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
         self._backbones: dict[tuple[str, torch.dtype, str], Backbone] = {}
+        self.memory_budget = memory_budget or hardware.default_memory_budget(self.device)
 
     @property
     def device_name(self) -> str:
@@ -113,8 +122,8 @@ class Engine:
                 to the content's shape. With `options.faces`, faces are protected too.
 
         Raises:
-            OptionError: a picture, a mask or a share is unusable, or missing, or faces are to be found
-                without OpenCV; `field` names it.
+            OptionError: a picture, a mask or a share is unusable, or missing, faces are to be found
+                without OpenCV, or the size or an option does not fit into the memory budget; `field` names it.
             WeightsError: the weights cannot be had.
         """
         return self._session(content, styles, options, initial=initial, subject=subject)
@@ -164,8 +173,18 @@ class Engine:
         start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
         given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
         protected = subject_mask(target, given, find_faces=options.faces)
-        backbone = self._backbone(options)
-        return Session(backbone, target, images, shares, options, masks, initial=start, subject=protected, state=state)
+        return Session(
+            self._backbone(options),
+            target,
+            images,
+            shares,
+            options,
+            masks,
+            initial=start,
+            subject=protected,
+            state=state,
+            memory_budget=self.memory_budget,
+        )
 
     def _masks(self, style: Style, name: str) -> StyleMasks:
         given = {"region": style.region, "source_region": style.source_region}

@@ -1,11 +1,19 @@
 """What the machine can do: the device to compute on, and whether it has bfloat16 arithmetic."""
 
 import ctypes
+from pathlib import Path
 
+import psutil
 import torch
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+
+# The default budget is the largest power of two within this share of what is free: so a process that
+# is started again, when a little more or less is free, works in the same tiles and to the same bits.
+BUDGET_SHARE = 0.25
+MINIMUM_BUDGET = 2**28
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,6 +57,22 @@ def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bfloat16" if has_native_bfloat16(device) else "float32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Bytes for the maps of one evaluation: a power of two, at most a quarter of what is free, at least 256 MiB."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return max(MINIMUM_BUDGET, 1 << (max(1, int(free * BUDGET_SHARE)).bit_length() - 1))
+
+
+def free_memory(cgroup: Path = CGROUP) -> int:
+    """Bytes that this process can have without swapping, in its container, if it is in one."""
+    available: int = psutil.virtual_memory().available
+    try:
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - int(used)))
 
 
 def keep_freed_memory() -> None:

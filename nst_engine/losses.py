@@ -65,9 +65,17 @@ def laplacian(image: Tensor, cell: int) -> Tensor:
 
 def total_variation(image: Tensor) -> Tensor:
     """Sum of absolute differences between vertical and horizontal neighbours of (1, 3, H, W)."""
-    vertical = (image[:, :, 1:] - image[:, :, :-1]).abs().sum()
-    horizontal = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().sum()
-    return vertical + horizontal
+    return vertical_variation(image) + horizontal_variation(image)
+
+
+def vertical_variation(image: Tensor) -> Tensor:
+    """Sum of absolute differences between the pixels of (1, 3, H, W) and those below."""
+    return (image[:, :, 1:] - image[:, :, :-1]).abs().sum()
+
+
+def horizontal_variation(image: Tensor) -> Tensor:
+    """Sum of absolute differences between the pixels of (1, 3, H, W) and those to the right."""
+    return (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().sum()
 
 
 def box_penalty(image: Tensor) -> Tensor:

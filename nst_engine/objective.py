@@ -1,12 +1,14 @@
 """What is minimised at one scale: content + style + total variation + box penalty."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nst_engine import losses
+from nst_engine import losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
@@ -14,6 +16,7 @@ from nst_engine.protection import Protection
 from nst_engine.schedule import taps_in_use
 from nst_engine.statistics import make_statistic
 from nst_engine.style_loss import StyleLoss
+from nst_engine.tiling import Tile
 
 # The balance is struck at the content under so much noise (standard deviation, 0-255 units) that
 # neither side is near its own minimum, where its gradient would vanish and say nothing.
@@ -50,6 +53,10 @@ class Objective:
         shares: one per style, at least 0, at least one above 0; normalised here.
         masks: one per style; None is everywhere for all.
         subject: (1, 1, H, W), 0-1: what `options.protection` protects; None is nothing.
+        memory_budget: bytes for the maps of one style picture; those of a larger one are computed in tiles.
+
+    Raises:
+        OptionError: not even the smallest tile fits.
     """
 
     def __init__(
@@ -61,18 +68,22 @@ class Objective:
         shares: Sequence[float],
         masks: Sequence[StyleMasks] | None = None,
         subject: Tensor | None = None,
+        *,
+        memory_budget: int = sys.maxsize,
     ) -> None:
         self._backbone = backbone
         self._pooling = options.pooling
         self._taps = taps_in_use(options)
         self._content_weights = {tap: options.content_layers.get(tap, 0.0) for tap in self._taps}
         style_weights = {tap: options.style_layers.get(tap, 0.0) for tap in self._taps}
+        masks = masks or [StyleMasks()] * len(styles)
+        self._memory_budget = memory_budget
+        self._tiles = self._tiles_of(content)
+        self._style_loss = StyleLoss(make_statistic(options), style_weights, masks)
         with torch.no_grad():
-            self._content_maps = _chosen(self._features(content), self._content_weights)
-            maps = (self._features(style) for style in styles)
-            self._style_loss = StyleLoss(
-                make_statistic(options), style_weights, maps, masks or [StyleMasks()] * len(styles)
-            )
+            self._content_maps = self._content_targets(content)
+            for style, one in zip(styles, masks, strict=True):
+                self._style_loss.add(self._measured(style, one.source_region))
         self._style_level = STYLE_LEVELS[options.chosen_statistic]
         self._content = content
         self._position_weights: dict[str, Tensor] = {}
@@ -142,13 +153,15 @@ class Objective:
         That of style to its level over the regions where it goes: elsewhere it is 0. That of content
         as if nothing were protected.
         """
-        image = self._reference_image()
-        maps = self._features(image)
+        content, style = self._gradient_sizes(self._reference_image())
         style_level = self._style_level * self._style_loss.coverage**0.5
-        return (
-            _ratio(CONTENT_LEVEL, _gradient_size(self._content_loss(maps, {}), image)),
-            _ratio(style_level, _gradient_size(self._style_loss(maps, image), image)),
-        )
+        return _ratio(CONTENT_LEVEL, content), _ratio(style_level, style)
+
+    def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
+        """Root mean squares of the gradients of the unweighted content and style losses; nothing is protected."""
+        maps = self._features(image)
+        content, style = self._content_loss(maps, {}), self._style_loss(maps, image)
+        return _gradient_size(content, image), _gradient_size(style, image)
 
     def _protect(self, subject: Tensor, amount: float) -> None:
         """Adds what keeps the subject; what is off it stays as without, and so does the balance."""
@@ -169,6 +182,24 @@ class Objective:
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         return self._backbone.features(image, self._taps, self._pooling)
+
+    def _tiles_of(self, picture: Tensor) -> tuple[Tile, ...]:
+        height, width = picture.shape[2:]
+        return self._backbone.tiles(height, width, self._taps, self._pooling, self._memory_budget)
+
+    def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
+        return _chosen(self._features(content), self._content_weights)
+
+    def _measured(self, style: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """The style statistic of a part of a picture, or of all of it, by tap."""
+        tiles = self._tiles_of(style)
+        if len(tiles) > 1:
+            return mosaic.mean_statistics(self._features, style, tiles, self._style_strides, self._style_loss.statistic)
+        return self._style_loss.measure(self._features(style), mask)
+
+    @property
+    def _style_strides(self) -> dict[str, int]:
+        return {tap: self._backbone.network.stride(tap) for tap in self._style_loss.taps}
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

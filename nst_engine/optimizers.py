@@ -1,5 +1,6 @@
 """The optimisers. Each proposes a next image and learns from it once it is accepted."""
 
+import sys
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,6 +16,8 @@ FREQUENCY_EXPONENT = 0.75
 MINIMUM_CURVATURE = 1e-6
 # Where weight decay pulls to, in 0-255 units.
 MID_GREY = 127.5
+# Pairs that L-BFGS keeps at any size: with fewer it would be little more than gradient descent.
+MINIMUM_HISTORY = 2
 # Used where none is given. For the first-order ones, the largest rates tried (two to three times
 # apart) whose first iteration lowered the loss of jobs balanced by strength, at 96 px on three pairs
 # of pictures. Raw weights scale the gradient, and with it the rate that gradient descent wants.
@@ -70,7 +73,8 @@ class LBFGS:
 
     def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
-        return image + self._direction(loss, gradient).view_as(image) * (step * self._learning_rate)
+        moved = self._direction(loss, gradient).view_as(image)
+        return moved.mul_(step * self._learning_rate).add_(image)
 
     def _direction(self, loss: float, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
@@ -80,14 +84,16 @@ class LBFGS:
         curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
         projected = (self._steps @ flat).roll(-self._head)[:, None]
         newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
-        residual = flat - newest_effect[:, 0].roll(self._head) @ self._changes
+        residual = newest_effect[:, 0].roll(self._head) @ self._changes
+        torch.sub(flat, residual, out=residual)
         preconditioned = self._precondition(residual)
         preconditioned *= torch.where(self._scale > 0, self._scale, loss / (residual @ preconditioned))
         projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
-        correction: Tensor = combined[:, 0].roll(self._head) @ self._steps
-        return -(preconditioned + correction)
+        del residual  # as large as the image, like all the vectors here
+        preconditioned += combined[:, 0].roll(self._head) @ self._steps
+        return preconditioned.neg_()
 
     def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
         """See `Optimizer`."""
@@ -118,8 +124,9 @@ class LBFGS:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Optimizer`."""
-        self._steps.copy_(tensors["steps"])
-        self._changes.copy_(tensors["changes"])
+        # As many pairs as the run has had: the memory budget may have changed since it began.
+        device = self._scale.device
+        self._steps, self._changes = tensors["steps"].to(device).clone(), tensors["changes"].to(device).clone()
         self._scale = tensors["scale"].to(self._scale.device)
         self._head = int(tensors["head"])
 
@@ -140,7 +147,8 @@ class FourierPreconditioner:
         self._gain = frequency.clamp(min=1.0 / max(height, width)) ** -FREQUENCY_EXPONENT
 
     def __call__(self, flat: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(flat.view(self._shape)) * self._gain
+        spectrum = torch.fft.rfft2(flat.view(self._shape))
+        spectrum *= self._gain
         filtered: Tensor = torch.fft.irfft2(spectrum, s=self._shape[-2:])
         return filtered.flatten()
 
@@ -276,8 +284,14 @@ class GradientDescent:
         self._velocity = tensors["velocity"].to(self._velocity.device)
 
 
-def make_optimizer(options: StylizeOptions, shape: torch.Size, device: torch.device) -> Optimizer:
-    """The optimiser that `options` names, for images of `shape`; its own learning rate where none is given."""
+def make_optimizer(
+    options: StylizeOptions, shape: torch.Size, device: torch.device, memory_budget: int = sys.maxsize
+) -> Optimizer:
+    """The optimiser that `options` names, for images of `shape`; its own learning rate where none is given.
+
+    L-BFGS keeps fewer pairs than asked for, but at least `MINIMUM_HISTORY`, where together they
+    would take more than `memory_budget` bytes.
+    """
     rate = options.learning_rate or LEARNING_RATES[options.optimizer]
     match options.optimizer:
         case "adam":
@@ -287,4 +301,6 @@ def make_optimizer(options: StylizeOptions, shape: torch.Size, device: torch.dev
         case "gradient_descent":
             return GradientDescent(shape, device, rate, options.momentum, options.weight_decay)
         case _:
-            return LBFGS(shape, device, options.history_size, rate)
+            pair = 2 * torch.float32.itemsize * shape.numel()
+            fitting = max(MINIMUM_HISTORY, memory_budget // pair)
+            return LBFGS(shape, device, min(options.history_size, fitting), rate)

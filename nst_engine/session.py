@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from nst_engine.report import StepReport
 from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
 from nst_engine.start import first_image
 from nst_engine.stopping import StopReason, StopRule
+from nst_engine.tiled import check_memory, make_objective
 
 # A proposal whose loss is this many times the last one, or not finite, has diverged.
 EXPLOSION = 2.0
@@ -40,10 +42,12 @@ class Session:
         initial: as content, the picture to start from; for `init` "image" alone.
         subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
         state: where to continue; its options and shares are those given.
+        memory_budget: bytes for the maps of one evaluation, and again for the history of L-BFGS.
 
     Raises:
-        OptionError: the styles or their shares are unusable, the content is too thin for `size`, or
-            the initial picture does not go with `init`.
+        OptionError: the styles or their shares are unusable, the content is too thin for `size`, the
+            initial picture does not go with `init`, or the memory budget is too small for `size` or
+            for what needs the whole picture at once.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Session:
         initial: Tensor | None = None,
         subject: Tensor | None = None,
         state: SessionState | None = None,
+        memory_budget: int = sys.maxsize,
     ) -> None:
         self._backbone = backbone
         self._content = content
@@ -66,7 +71,9 @@ class Session:
         self._shares = _checked_shares(shares, len(styles))
         self._masks = tuple(masks)
         self._options = options
+        self._memory_budget = memory_budget
         self._scales = plan(content.shape[2], content.shape[3], options)
+        self._check_memory()
         self._iteration = 0
         self._step = 1.0
         self._evaluation: Evaluation | None = None
@@ -124,6 +131,7 @@ class Session:
             raise RuntimeError("the session is finished: start another one")
         if self._iteration == self._scale.last:
             following = self._scales[self._scale.number]
+            del self._objective, self._optimizer  # their memory is wanted for those of the next scale
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
         before = self._evaluation or self._objective.evaluate(self._image)
         self._evaluation = after = self._move(before)
@@ -186,18 +194,23 @@ class Session:
         self._scale = scale
         self._image = image
         subject = None if self._subject is None else area_resized(self._subject, content)
-        self._objective = Objective(self._backbone, content, styles, self._options, self._shares, self._masks, subject)
-        self._optimizer = make_optimizer(self._options, image.shape, image.device)
+        self._objective = make_objective(
+            self._backbone,
+            content,
+            styles,
+            self._options,
+            self._shares,
+            self._masks,
+            subject,
+            memory_budget=self._memory_budget,
+        )
+        self._optimizer = make_optimizer(self._options, image.shape, image.device, self._memory_budget)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None
 
     def _pictures_at(self, scale: Scale) -> tuple[Tensor, list[Tensor]]:
         """The content, and the styles in the colours to be taken from them, at their sizes for `scale`."""
-        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
-        styles = [
-            pictures.resize(style, pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum))
-            for style in self._styles
-        ]
+        styles = [pictures.resize(style, self._style_size(style, scale)) for style in self._styles]
         content = pictures.resize(self._content, (scale.height, scale.width))
         if self._options.color == "match":
             styles = [
@@ -209,6 +222,25 @@ class Session:
                 for style, masks in zip(styles, self._masks, strict=True)
             ]
         return content, styles
+
+    def _style_size(self, style: Tensor, scale: Scale) -> tuple[int, int]:
+        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
+        return pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum)
+
+    def _check_memory(self) -> None:
+        """Raises `OptionError` unless all of the largest scale fits, if need be in tiles."""
+        last = self._scales[-1]
+        styles = [self._style_size(style, last) for style in self._styles]
+        content = last.height, last.width
+        check_memory(
+            self._backbone,
+            content,
+            styles,
+            self._options,
+            self._masks,
+            self._subject,
+            memory_budget=self._memory_budget,
+        )
 
     def _restore(self, state: SessionState) -> None:
         self._scales = with_ends(self._scales, state.scale_ends)

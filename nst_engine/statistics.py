@@ -24,7 +24,13 @@ class Statistic(Protocol[Measured, Target]):
 
     Styles are measured once and kept, so that they can be blended anew when their shares are
     steered; the image is measured in every iteration. All of it is float32.
+
+    Attributes:
+        additive: whether what is measured of a whole is the mean of what is measured of its parts,
+            weighted by their sizes, so that a picture may be measured in parts.
     """
+
+    additive: bool
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Measured:
         """The statistic of one map, differentiable in the map.
@@ -58,6 +64,8 @@ class Gram:
     its parts, and the share-weighted mean of those of several styles is that of their pool. The
     share-weighted sum of the losses to each style has the same gradient and differs by a constant.
     """
+
+    additive = True
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> GramMatrix:
         return GramMatrix(losses.gram_matrix(features, weights))

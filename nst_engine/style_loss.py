@@ -1,6 +1,6 @@
 """The style side of the objective: what is kept of the styles, and the loss against it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,28 +29,33 @@ class StyleLoss:
     Args:
         statistic: what is compared.
         layer_weights: by tap; those of 0 count for nothing.
-        styles: the maps of each style by tap, taken one style at a time.
-        masks: of each style.
+        masks: of each style; the styles themselves follow by `add`, in the same order.
     """
 
     def __init__(
         self,
         statistic: Statistic[Any, Any],
         layer_weights: Mapping[str, float],
-        styles: Iterable[Mapping[str, Tensor]],
         masks: Sequence[StyleMasks],
     ) -> None:
-        self._statistic = statistic
+        self.statistic = statistic
         self._weights = {tap: weight for tap, weight in layer_weights.items() if weight > 0}
-        self._measured = [
-            {
-                tap: statistic.measure(maps[tap], position_weights(mask.source_region, maps[tap]))
-                for tap in self._weights
-            }
-            for maps, mask in zip(styles, masks, strict=True)
-        ]
+        self._measured: list[Mapping[str, Any]] = []
         self._regions = distinct_regions(masks)
         self._aims: list[_Aim] = []
+
+    @property
+    def taps(self) -> Collection[str]:
+        """Those that count."""
+        return self._weights.keys()
+
+    def measure(self, maps: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Any]:
+        """The statistic by tap of a picture with these maps, over a mask of it or everywhere."""
+        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in self._weights}
+
+    def add(self, measured: Mapping[str, Any]) -> None:
+        """Takes the next style, as measured over its source region."""
+        self._measured.append(measured)
 
     @property
     def nbytes(self) -> int:
@@ -74,20 +79,20 @@ class StyleLoss:
 
     def __call__(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
         """The loss of an image with these maps by tap."""
-        loss = image.new_zeros(())
-        for aim in self._aims:
-            measured = self._measure(maps, aim.region.mask)
-            for tap, target in aim.targets.items():
-                loss = loss + aim.area * self._weights[tap] * self._statistic.distance(measured[tap], target)
-        return loss
+        return self.distance([self.measure(maps, aim.region.mask) for aim in self._aims], image)
 
-    def _measure(self, maps: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Any]:
-        return {tap: self._statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in self._weights}
+    def distance(self, measured: Sequence[Mapping[str, Any]], image: Tensor) -> Tensor:
+        """The loss of an image of which this has been measured, in each region that is aimed at."""
+        loss = image.new_zeros(())
+        for aim, by_tap in zip(self._aims, measured, strict=True):
+            for tap, target in aim.targets.items():
+                loss = loss + aim.area * self._weights[tap] * self.statistic.distance(by_tap[tap], target)
+        return loss
 
     def _blended(self, region: Region, shares: Sequence[float]) -> dict[str, Any]:
         total = sum(shares[index] for index in region.styles)
         parts = [shares[index] / total for index in region.styles]
         return {
-            tap: self._statistic.blend([self._measured[index][tap] for index in region.styles], parts)
+            tap: self.statistic.blend([self._measured[index][tap] for index in region.styles], parts)
             for tap in self._weights
         }

@@ -65,6 +65,8 @@ class MeanCovariance:
     distribution. Its covariance holds what the means of the styles differ by.
     """
 
+    additive = True
+
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
         rows = losses.rows_of(features).float()
         mean = (rows if weights is None else rows * weights[:, None]).mean(0)
@@ -126,6 +128,8 @@ class Sliced:
 
     Several styles are pooled: the quantiles are those of all their positions together.
     """
+
+    additive = False
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

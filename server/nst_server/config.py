@@ -52,6 +52,9 @@ class ModelServerSettings:
 
     device: str = setting("auto", "What to compute on: auto, cpu, cuda, cuda:1 ...")
     threads: int = setting(0, "CPU threads of torch; 0 means one per core.")
+    memory_budget_bytes: int = setting(
+        0, "Memory for the network's maps; larger pictures are worked on in tiles. 0 means a quarter of what is free."
+    )
     max_running_jobs: int = setting(2, "Jobs worked on side by side.")
     max_lost_attempts: int = setting(5, "A job whose model server dies this often is failed.")
     checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")

@@ -141,7 +141,9 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
 
 def warm_engine(settings: ModelServerSettings) -> Engine:
     """An engine whose weights are loaded and which has done one iteration."""
-    engine = Engine(settings.device, threads=settings.threads or None)
+    engine = Engine(
+        settings.device, threads=settings.threads or None, memory_budget=settings.memory_budget_bytes or None
+    )
     for model in filter(None, settings.warm_models.split(",")):
         engine.warm_up(model.strip())
     return engine

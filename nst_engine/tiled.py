@@ -1,0 +1,195 @@
+"""The objective of a picture whose maps do not fit into memory at once, tile by tile."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+
+from nst_engine import hardware, losses, mosaic
+from nst_engine.backbone import Backbone
+from nst_engine.masks import StyleMasks
+from nst_engine.mosaic import computed, owned, owned_within, share_of
+from nst_engine.objective import Evaluation, Objective
+from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.schedule import taps_in_use
+from nst_engine.statistics import make_statistic
+from nst_engine.tiling import MIB, Tile
+
+# The gradient of a scalar in each of the tensors that a statistic measures at a tap.
+Slopes = tuple[Tensor, ...]
+# Height and width of a picture in pixels.
+Size = tuple[int, int]
+
+
+def make_objective(
+    backbone: Backbone,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    options: StylizeOptions,
+    shares: Sequence[float],
+    masks: Sequence[StyleMasks] | None = None,
+    subject: Tensor | None = None,
+    *,
+    memory_budget: int = sys.maxsize,
+) -> Objective:
+    """An `Objective`, tiled where the maps of the content's size exceed `memory_budget` in bytes.
+
+    Raises:
+        OptionError: not even the smallest tile fits.
+    """
+    height, width = content.shape[2:]
+    tiles = backbone.tiles(height, width, taps_in_use(options), options.pooling, memory_budget)
+    kind = TiledObjective if len(tiles) > 1 else Objective
+    return kind(backbone, content, styles, options, shares, masks, subject, memory_budget=memory_budget)
+
+
+def check_memory(
+    backbone: Backbone,
+    content: Size,
+    styles: Sequence[Size],
+    options: StylizeOptions,
+    masks: Sequence[StyleMasks],
+    subject: Tensor | None = None,
+    *,
+    memory_budget: int,
+) -> None:
+    """Makes sure that pictures of these sizes can be worked on, if need be in tiles.
+
+    Raises:
+        OptionError: not even the smallest tile fits; or a picture needs tiles and something is asked
+            of it that they cannot give: a statistic that is no mean over positions, or a mask, be it of
+            a style or of the subject.
+    """
+    regions = {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
+    regions["faces" if options.faces else "subject"] = subject
+    sources = [{f"styles[{index}].source_region": one.source_region} for index, one in enumerate(masks)]
+    for (height, width), given in zip((content, *styles), (regions, *sources), strict=True):
+        tiles = backbone.tiles(height, width, taps_in_use(options), options.pooling, memory_budget)
+        whole = [field for field, mask in given.items() if mask is not None]
+        if not make_statistic(options).additive:
+            whole.append("style_statistic")
+        if len(tiles) > 1 and whole:
+            raise OptionError(
+                whole[0],
+                f"needs the maps of a picture as a whole, and those of {width}x{height} do not fit into the memory "
+                f"budget of {memory_budget / MIB:.0f} MiB: go without it, set a smaller size, or raise the engine's "
+                "memory_budget",
+            )
+
+
+class TiledObjective(Objective):
+    """An `Objective` that holds the maps of one tile at a time. What it computes is the same, rounding aside.
+
+    Two passes, after Galerne et al. (arXiv 2212.13459). The style loss is a function of an additive
+    statistic, a mean over positions: the first pass, without gradients, adds it up. The gradient of
+    the loss at the mean is then known, and the loss is replaced by the linear function of the
+    statistic that has this gradient. That one is a sum over tiles, as all the other terms are, and so
+    is its gradient, which the second pass adds up.
+
+    Statistics that are no such mean, and masks, are not for it: `check_memory` refuses them.
+    """
+
+    def evaluate(self, image: Tensor) -> Evaluation:
+        """See `Objective`."""
+        image = image.detach()
+        style, slopes = self._style_slopes(image, self._style_weight)
+        gradient = torch.zeros_like(image)
+        sums = []
+        for tile in self._tiles:
+            content = self._add_feature_gradient(gradient, image, tile, slopes, self._content_weight)
+            sums.append(torch.stack((content, *self._add_pixel_gradient(gradient, image, tile))))
+        content, tv, box = torch.stack(sums).double().sum(0).tolist()
+        terms = {"content": content, "style": style, "tv": tv, "box": box}
+        return Evaluation(terms, sum(terms.values()), gradient)
+
+    def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
+        network = self._backbone.network
+        strides = {tap: network.stride(tap) for tap, weight in self._content_weights.items() if weight > 0}
+        return mosaic.joined_maps(self._features, content, self._tiles, strides)
+
+    def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
+        _, slopes = self._style_slopes(image, 1.0)
+        content, style = torch.zeros_like(image), torch.zeros_like(image)
+        for tile in self._tiles:
+            self._add_feature_gradient(content, image, tile, {}, 1.0)
+            self._add_feature_gradient(style, image, tile, slopes, 0.0)
+        return losses.root_mean_square(content).item(), losses.root_mean_square(style).item()
+
+    def _style_slopes(self, image: Tensor, weight: float) -> tuple[float, dict[str, Slopes]]:
+        """The first pass: the weighted style loss, and by tap its gradient in what the statistic measures."""
+        loss = self._style_loss
+        if not loss.taps:
+            return 0.0, {}
+        measured = mosaic.mean_statistics(self._features, image, self._tiles, self._style_strides, loss.statistic)
+        for tensor in chain(*measured.values()):
+            tensor.requires_grad_(True)
+        value = loss.distance([measured], image) * weight
+        slopes = iter(torch.autograd.grad(value, list(chain(*measured.values()))))
+        return value.item(), {tap: tuple(islice(slopes, len(parts))) for tap, parts in measured.items()}
+
+    def _add_feature_gradient(
+        self, gradient: Tensor, image: Tensor, tile: Tile, slopes: Mapping[str, Slopes], content_weight: float
+    ) -> Tensor:
+        """The second pass at one tile: adds to `gradient`, and returns the tile's share of the weighted content loss.
+
+        The backward pass goes from tap to tap, so that maps are freed on the way.
+        """
+        part = computed(image, tile).detach().requires_grad_(True)
+        maps = self._features(part)
+        content = image.new_zeros(())
+        flow: Tensor | None = None
+        while maps:
+            tap, features = maps.popitem()
+            share, pull = self._pull(tap, features.detach(), tile, slopes.get(tap), content_weight)
+            content = content + share
+            flow = pull if flow is None else flow.add_(pull)
+            source = next(reversed(maps.values()), part)
+            (flow,) = torch.autograd.grad(features, source, flow)
+            # What a scale keeps from one iteration to the next is worth more than the page faults this costs.
+            hardware.release_freed_memory()
+        if flow is not None:
+            computed(gradient, tile).add_(flow)
+        return content
+
+    def _pull(
+        self, tap: str, features: Tensor, tile: Tile, slopes: Slopes | None, content_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """What the tile's own positions of the map at a tap add to the content loss, and the gradient there."""
+        pull = torch.zeros_like(features)
+        stride = self._backbone.network.stride(tap)
+        own, own_pull = owned_within(features, tile, stride), owned_within(pull, tile, stride)
+        content = pull.new_zeros((), dtype=torch.float32)
+        if tap in self._content_maps:
+            target = self._content_maps[tap]
+            difference = own.float() - owned(target, tile, stride).float()
+            weight = content_weight * self._content_weights[tap] / target.numel()
+            content = weight * difference.square().sum()
+            own_pull += 2 * weight * difference
+        if slopes is not None:
+            own_pull += self._style_pull(own, slopes, share_of(own, self._content, stride))
+        return content, pull
+
+    def _style_pull(self, own: Tensor, slopes: Slopes, share: float) -> Tensor:
+        """The gradient of the style loss at positions that are this share of all."""
+        own = own.detach().requires_grad_(True)
+        measured = self._style_loss.statistic.measure(own)
+        (pull,) = torch.autograd.grad(tuple(measured), own, [slope * share for slope in slopes])
+        return pull
+
+    def _add_pixel_gradient(self, gradient: Tensor, image: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of the tile's shares of total variation and box penalty; returns the weighted shares.
+
+        A tile owns the differences between its own pixels and the next, below and to the right.
+        """
+        rows, columns = tile.rows, tile.columns
+        region = (..., slice(rows.start, rows.stop + 1), slice(columns.start, columns.stop + 1))
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        part = image[region].detach().requires_grad_(True)
+        variation = losses.vertical_variation(part[..., :width]) + losses.horizontal_variation(part[..., :height, :])
+        tv = variation * self._tv_weight
+        box = losses.box_penalty(part[..., :height, :width]) * self._box_weight
+        (added,) = torch.autograd.grad(tv + box, part)
+        gradient[region].add_(added)
+        return tv.detach(), box.detach()

@@ -1,0 +1,160 @@
+"""Cutting a picture into tiles whose feature maps, put together, are those of the whole picture.
+
+Pure geometry and arithmetic, without torch. A tile owns a rectangle of the picture and is computed
+on a larger one, its halo included: wide enough that what lies beyond it cannot be felt at the
+positions that the tile owns, at any tap in use. At the picture's own edges there is no halo, and
+the network pads there as it does for the whole picture.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+
+from nst_engine.networks import Network
+from nst_engine.options import OptionError
+
+# Max pooling remembers where each maximum was, as a 64-bit integer.
+INDEX_BYTES = 8
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Span:
+    """One side of a tile, in pixels: it owns [start, stop) and is computed on [first, last)."""
+
+    first: int
+    start: int
+    stop: int
+    last: int
+
+    @property
+    def computed(self) -> slice:
+        """The pixels that the network is given."""
+        return slice(self.first, self.last)
+
+    def own(self, stride: int = 1) -> slice:
+        """What it owns of the whole picture's map at a tap of that stride."""
+        return slice(self.start // stride, self.stop // stride)
+
+    def own_within(self, stride: int = 1) -> slice:
+        """The same positions, counted in the map of the tile."""
+        offset = self.first // stride
+        return slice(self.start // stride - offset, self.stop // stride - offset)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a picture."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels are computed for it."""
+        return (self.rows.last - self.rows.first) * (self.columns.last - self.columns.first)
+
+
+def spans(length: int, count: int, stride: int, halo: int) -> tuple[Span, ...]:
+    """A side of `length` pixels in `count` spans of about one size.
+
+    Every boundary is a multiple of `stride` from the start, so that pooling windows line up, and
+    the last span takes what does not fill a stride. `halo` is a multiple of `stride` too, and
+    `count` is at most length // stride.
+    """
+    cells = length // stride
+    cuts = [index * cells // count * stride for index in range(count)] + [length]
+    return tuple(
+        Span(max(0, start - halo), start, stop, length if stop == length else min(length, stop + halo))
+        for start, stop in pairwise(cuts)
+    )
+
+
+def grid(height: int, width: int, stride: int, halo: int, pixels: int) -> tuple[Tile, ...]:
+    """The tiles, none computed on more than `pixels`, that have the fewest pixels to compute in all.
+
+    Empty when no tile is small enough.
+    """
+    rows, columns = _divisions(height, stride, halo), _divisions(width, stride, halo)
+    best: tuple[int, int, tuple[Span, ...], tuple[Span, ...]] | None = None
+    for tall in rows:
+        # More columns only add halo: the fewest that fit are the best for these rows.
+        wide = next((division for division in columns if tall.longest * division.longest <= pixels), None)
+        if wide is None:
+            continue
+        candidate = tall.total * wide.total, len(tall.spans) * len(wide.spans), tall.spans, wide.spans
+        if best is None or candidate[:2] < best[:2]:
+            best = candidate
+    if best is None:
+        return ()
+    return tuple(Tile(row, column) for row in best[2] for column in best[3])
+
+
+@dataclass(frozen=True)
+class _Division:
+    """A side cut into spans, with the longest and the total that is computed."""
+
+    spans: tuple[Span, ...]
+    longest: int
+    total: int
+
+
+def _divisions(length: int, stride: int, halo: int) -> list[_Division]:
+    """A side in one span, in two, and so on."""
+    divisions = []
+    for count in range(1, length // stride + 1):
+        cut = spans(length, count, stride, halo)
+        lengths = [span.last - span.first for span in cut]
+        divisions.append(_Division(cut, max(lengths), sum(lengths)))
+    return divisions
+
+
+def tiles(
+    network: Network, taps: Collection[str], pooling: str, itemsize: int, height: int, width: int, memory_budget: int
+) -> tuple[Tile, ...]:
+    """The tiles in which a picture is worked on: one when the maps of the whole fit into the budget.
+
+    Args:
+        network: the feature network.
+        taps: those in use, at least one.
+        pooling: "max" or "average".
+        itemsize: bytes of a number in the trunk's dtype.
+        height, width: of the picture, each at least `network.minimum_side(taps)`.
+        memory_budget: bytes that the maps of one evaluation may take.
+
+    Raises:
+        OptionError: not even the smallest tile fits.
+    """
+    per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
+    if height * width * per_pixel <= memory_budget:
+        return (Tile(Span(0, 0, height, height), Span(0, 0, width, width)),)
+    stride = network.minimum_side(taps)
+    halo = -(-network.reach(taps) // stride) * stride
+    found = grid(height, width, stride, halo, int(memory_budget / per_pixel))
+    if not found:
+        smallest = min(height, stride + 2 * halo) * min(width, stride + 2 * halo) * per_pixel
+        raise OptionError(
+            "size",
+            f"a {width}x{height} picture does not fit into the memory budget of {memory_budget / MIB:.0f} MiB, even in "
+            f"the smallest tiles, which take {smallest / MIB:.0f} MiB: raise the engine's memory_budget, set a smaller "
+            "size, or use shallower taps",
+        )
+    return found
+
+
+def map_bytes_per_pixel(network: Network, taps: Collection[str], pooling: str, itemsize: int) -> float:
+    """Bytes kept per pixel of the picture, from the forward pass for the backward pass.
+
+    They are the normalised picture, what each ReLU and pooling gives, the convolutions that are
+    tapped themselves, and the places of the maxima in max pooling. Kept outputs of poolings are
+    needed on GPUs alone, where torch's own convolution keeps its input.
+    """
+    last = max(network.taps.index(tap) for tap in taps)
+    total = 3.0 * itemsize
+    for tap in network.taps[: last + 1]:
+        numbers = network.channels(tap) / network.stride(tap) ** 2
+        if not tap.startswith("conv") or tap in taps:
+            total += itemsize * numbers
+        if tap.startswith("pool") and pooling == "max":
+            total += INDEX_BYTES * numbers
+    return total
