@@ -7,6 +7,7 @@ import argparse
 import signal
 import time
 
+import big_pictures
 import checkpoints
 import engine_side
 import first_preview
@@ -28,6 +29,7 @@ SECTIONS = {
     "portraits": portraits.measure,
     "time-to-loss": time_to_loss.measure,
     "looks": looks.measure,
+    "big-pictures": big_pictures.measure,
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import skimage
 import torch
 from engine_runs import MODEL, Pixels
 from PIL import Image
@@ -36,6 +37,12 @@ def photo(content_path: Path) -> Pixels:
 def texture(style_path: Path) -> Pixels:
     """A stained tissue, 80 x 72."""
     return np.array(Image.open(style_path).convert("RGB").resize((80, 72)))
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Pixels:
+    """An astronaut from the waist up, 512 x 512; her face reaches from (175, 65) to (270, 165)."""
+    return np.array(Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB"))
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,14 @@
 """Faces are found, masked softly, and protected."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage
 from engine_runs import Pixels, finish, quick
 from PIL import Image
 
 from nst_engine import Engine, OptionError, Style
 from nst_engine.faces import Face, face_mask, find_faces
-
-
-@pytest.fixture(scope="module")
-def portrait() -> Pixels:
-    """An astronaut from the waist up, 512 x 512; her face reaches from (175, 65) to (270, 165)."""
-    return np.array(Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB"))
 
 
 @pytest.mark.parametrize("size", [128, 512, 2000])

@@ -1,0 +1,137 @@
+"""Where tiles are cut, how wide their halos are, and how many bytes their maps take."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from engine_runs import MODEL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nst_engine import OptionError, losses
+from nst_engine.backbone import Backbone
+from nst_engine.networks import NETWORKS, Network
+from nst_engine.tiling import Span, Tile, grid, map_bytes_per_pixel, tiles
+
+CAFFE, VGG19 = NETWORKS[MODEL], NETWORKS["vgg19-torchvision"]
+NETS = st.sampled_from((CAFFE, VGG19))
+TAPS = ("conv1_1", "relu1_2", "pool1", "relu2_1", "conv3_1", "relu3_3", "pool3", "relu4_2", "relu5_1", "pool5")
+
+
+def untouched(network: Network, deepest: str, span: Span, length: int) -> dict[str, list[bool]]:
+    """By tap, which rows of a tile's map owe nothing to what was cut off, found layer by layer."""
+    maps, rows = {}, [True] * (span.last - span.first)
+    top, bottom = span.first == 0, span.last == length
+    for tap in network.taps:
+        if tap.startswith("conv"):
+            framed = [top, *rows, bottom]
+            rows = [all(framed[row : row + 3]) for row in range(len(rows))]
+        elif tap.startswith("pool"):
+            rows = [rows[2 * row] and rows[2 * row + 1] for row in range(len(rows) // 2)]
+        maps[tap] = rows
+        if tap == deepest:
+            break
+    return maps
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    network=NETS,
+    tap=st.sampled_from(TAPS),
+    height=st.integers(32, 400),
+    width=st.integers(32, 400),
+    pixels=st.integers(2_000, 100_000),
+)
+def test_tiles_own_every_position_once_and_see_all_they_need(
+    network: Network, tap: str, height: int, width: int, pixels: int
+):
+    stride, reach = network.stride(tap), network.reach([tap])
+    cut = grid(height, width, stride, -(-reach // stride) * stride, pixels)
+    assert all(tile.pixels <= pixels for tile in cut)
+    for length, sides in ((height, {tile.rows for tile in cut}), (width, {tile.columns for tile in cut})):
+        spans = sorted(sides, key=lambda span: span.start)
+        for span in spans:
+            for name, rows in untouched(network, tap, span, length).items():
+                own = span.own_within(network.stride(name))
+                assert 0 <= own.start < own.stop <= len(rows)
+                assert all(rows[own])
+        for name in network.taps[: network.taps.index(tap) + 1] if spans else ():
+            owned = [span.own(network.stride(name)) for span in spans]
+            assert owned[0].start == 0
+            assert owned[-1].stop == length // network.stride(name)
+            assert all(above.stop == below.start for above, below in pairwise(owned))
+    assert len(cut) == len({(tile.rows, tile.columns) for tile in cut})
+
+
+def test_the_halo_is_no_wider_than_the_stride_makes_it():
+    """A reach one pixel shorter would not do: the simulated contamination goes exactly that far."""
+    for network, reach in ((CAFFE, 58), (VGG19, 70)):
+        assert network.reach(["relu1_1", "relu5_1"]) == reach
+        rows = untouched(network, "relu5_1", Span(0, 0, 320, 320), 400)["relu5_1"]
+        clean = rows.index(False)
+        assert (clean - 1) * 16 + 15 + reach < 320 <= clean * 16 + 15 + reach
+
+
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (700, 1900), (1900, 700)])
+def test_no_other_grid_that_fits_computes_less(height: int, width: int):
+    best = grid(height, width, 16, 64, 120_000)
+    computed = sum(tile.pixels for tile in best)
+    for rows in range(1, 30):
+        for columns in range(1, 30):
+            sides = [
+                [min(length, -(-length // count // 16) * 16 + 128) for _ in range(count)]
+                for length, count in ((height, rows), (width, columns))
+            ]
+            if max(sides[0]) * max(sides[1]) <= 120_000:
+                assert computed <= 1.05 * sum(sides[0]) * sum(sides[1])
+
+
+def test_a_picture_that_fits_is_one_tile():
+    bytes_needed = 100 * 90 * map_bytes_per_pixel(CAFFE, ["relu5_1"], "max", 4)
+    whole = Span(0, 0, 100, 100), Span(0, 0, 90, 90)
+    assert tiles(CAFFE, ["relu5_1"], "max", 4, 100, 90, int(bytes_needed) + 1) == (Tile(*whole),)
+    with pytest.raises(OptionError):
+        tiles(CAFFE, ["relu5_1"], "max", 4, 100, 90, int(bytes_needed) - 1)
+    assert len(tiles(CAFFE, ["relu3_1"], "max", 4, 100, 90, int(bytes_needed) // 2)) > 1
+
+
+def test_a_budget_below_the_smallest_tile_is_refused():
+    with pytest.raises(OptionError) as caught:
+        tiles(CAFFE, ["relu5_1"], "max", 4, 3000, 4000, 20 * 2**20)
+    assert caught.value.field == "size"
+    assert "4000x3000" in caught.value.message
+    assert "memory budget of 20 MiB" in caught.value.message
+    smallest = 144 * 144 * map_bytes_per_pixel(CAFFE, ["relu5_1"], "max", 4)
+    assert tiles(CAFFE, ["relu5_1"], "max", 4, 3000, 4000, int(smallest) + 1)
+
+
+def kept_bytes(backbone: Backbone, image: Tensor, taps: list[str], pooling: str) -> int:
+    """Bytes of all tensors that autograd keeps for the backward pass, each storage counted once."""
+    storages: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        maps = backbone.features(image.requires_grad_(True), taps, pooling)
+        grams = [losses.gram_matrix(features) for features in maps.values()]
+    for features in maps.values():
+        keep(features)
+    assert len(grams) == len(taps)
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("taps", [["relu1_1", "relu2_1", "relu4_2", "relu5_1"], ["conv1_2", "pool2"]])
+def test_the_estimate_is_what_autograd_keeps(
+    backbone: Callable[[torch.dtype], Backbone], dtype: torch.dtype, pooling: str, taps: list[str]
+):
+    """Or a little more: where convolutions are packed, they keep nothing."""
+    image = torch.rand(1, 3, 128, 144, generator=torch.Generator().manual_seed(1)) * 255
+    kept = kept_bytes(backbone(dtype), image.clone(), taps, pooling)
+    estimate = image[0, 0].numel() * map_bytes_per_pixel(CAFFE, taps, pooling, dtype.itemsize)
+    assert kept <= estimate < 1.25 * kept
