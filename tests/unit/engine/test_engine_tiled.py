@@ -173,10 +173,10 @@ def started(engine: Engine, photo: Pixels, texture: Pixels, **changes: Any) -> S
 def test_a_run_in_tiles_ends_in_the_same_picture(
     engine: Engine, small_engine: Engine, photo: Pixels, texture: Pixels, optimizer: str
 ):
-    """Five iterations at each of two scales."""
+    """Five iterations at each of two scales; by Gram matrices, as moments cancel in float32, which Adam magnifies."""
     runs = []
     for chosen in (engine, small_engine):
-        session = started(chosen, photo, texture, optimizer=optimizer, history_size=2)
+        session = started(chosen, photo, texture, optimizer=optimizer, history_size=2, style_statistic="gram")
         runs.append((finish(chosen, session), session.image()))
     (reports, picture), (tiled_reports, tiled_picture) = runs
     for report, tiled in zip(reports, tiled_reports, strict=True):
