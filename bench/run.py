@@ -6,6 +6,7 @@ Run by `make bench`; docs/benchmarks.md says what each figure means.
 import argparse
 import signal
 import time
+from functools import partial
 
 import big_pictures
 import checkpoints
@@ -27,7 +28,8 @@ SECTIONS = {
     "memory": memory.measure,
     "checkpoints": checkpoints.measure,
     "portraits": portraits.measure,
-    "time-to-loss": time_to_loss.measure,
+    "time-to-loss-256": partial(time_to_loss.measure, size=256),
+    "time-to-loss-512": partial(time_to_loss.measure, size=512),
     "looks": looks.measure,
     "big-pictures": big_pictures.measure,
 }

@@ -48,14 +48,12 @@ class Race:
     printed: float | None
 
 
-def measure(facts: Facts, *, quick: bool) -> list[Report]:
-    """Races the six pairs at 256 px and, unless quick, at 512 px."""
+def measure(facts: Facts, *, quick: bool, size: int) -> list[Report]:
+    """Races the six pairs, or two if quick, at a long side of `size`."""
     engine = Engine()
     engine.warm_up(StylizeOptions().model)
-    sizes = (256,) if quick else (256, 512)
-    return [
-        _report(facts, size, [race(engine, pair, size) for pair in PAIRS[: 2 if quick else None]]) for size in sizes
-    ]
+    pairs = PAIRS[: 2 if quick else None]
+    return [_report(facts, size, [race(engine, pair, size) for pair in pairs])]
 
 
 def race(engine: Engine, pair: Pair, size: int) -> Race:
