@@ -26,7 +26,6 @@ SAMPLES = Path(str(files("skimage"))) / "data"
 CONTENT = SAMPLES / "chelsea.png"
 STYLE = SAMPLES / "coffee.png"
 SIZE = 256
-STRENGTH = 0.2
 START_SECONDS = 120
 STOP_SECONDS = 90
 
@@ -116,7 +115,7 @@ def main() -> None:
             with Client(address) as client:
                 with watch.part("upload"):
                     content, style = client.upload(CONTENT), client.upload(STYLE)
-                job = client.stylize(content, style, size=SIZE, strength=STRENGTH)
+                job = client.stylize(content, style, size=SIZE)
                 events = follow(job, watch)
                 result = job.result()
             start = time.monotonic()
