@@ -10,6 +10,7 @@ from functools import partial
 
 import big_pictures
 import checkpoints
+import default_job
 import engine_side
 import first_preview
 import looks
@@ -23,6 +24,7 @@ from processes import RESULTS
 
 SECTIONS = {
     "overhead": overhead.measure,
+    "default-job": default_job.measure,
     "first-preview": first_preview.measure,
     "transfer": transfer.measure,
     "memory": memory.measure,
