@@ -3,12 +3,16 @@
 import pytest
 from gateway_support import run_tiny, tiny_spec
 
-from nst.v1 import job_pb2
+from nst.v1 import job_pb2, options_pb2
 
 ENDINGS = {
     "its iterations": ({}, 3, job_pb2.STOP_REASON_ITERATIONS),
     "no improvement": ({"min_improvement": 1.0, "window": 2}, 2, job_pb2.STOP_REASON_IMPROVEMENT),
-    "the content's threshold": ({"content_threshold": 0.0}, 1, job_pb2.STOP_REASON_THRESHOLD),
+    "the content's threshold": (
+        {"content_threshold": 0.0, "style_statistic": options_pb2.STYLE_STATISTIC_GRAM},
+        1,
+        job_pb2.STOP_REASON_THRESHOLD,
+    ),
 }
 
 

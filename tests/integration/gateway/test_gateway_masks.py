@@ -19,6 +19,7 @@ SHALLOW = {
     "optimizer": options_pb2.OPTIMIZER_GRADIENT_DESCENT,
     "content_layers": {"weights": {"relu1_1": 1.0}},
     "style_layers": {"weights": {"relu1_1": 1.0}},
+    "style_statistic": options_pb2.STYLE_STATISTIC_GRAM,
     "tv_weight": 0.0,
     "box_weight": 0.0,
 }
