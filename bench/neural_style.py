@@ -90,7 +90,7 @@ class NeuralStyle:
             start = time.perf_counter()
             optimizer.step(closure)
             seconds += time.perf_counter() - start
-            yield Iterate(seconds, float(printed), as_picture(image.detach()))
+            yield Iterate(seconds, printed.item(), as_picture(image.detach()))
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         hidden = image.flip(1) - self._mean

@@ -62,20 +62,16 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
     yardstick = NeuralStyle(content, style)
     ending = _ending(yardstick, pair, size)
     opponent = _seconds_per_iteration(yardstick)
-    goals = dict.fromkeys(("saved", "printed"))
-    reached: dict[str, float | None] = dict(goals)
+    reached: dict[str, float | None] = {"saved": None, "printed": None}
     session = engine.start(content, [Style(style)], _options(size))
     seconds = 0.0
     while not session.finished and reached["printed"] is None:
         start = time.perf_counter()
         engine.step([session])
         seconds += time.perf_counter() - start
-        picture = session.image()
-        if picture.shape != content.shape:
-            continue
-        loss = yardstick.loss_of(picture)
-        for goal in goals:
-            if reached[goal] is None and loss <= getattr(ending, goal):
+        loss = yardstick.loss_of(session.image())
+        for goal, before in reached.items():
+            if before is None and loss <= getattr(ending, goal):
                 reached[goal] = seconds
     opponent = (opponent + _seconds_per_iteration(yardstick)) / 2
     return Race(pair, ending, OPPONENT_ITERATIONS * opponent, **reached)
@@ -122,9 +118,9 @@ def _report(facts: Facts, size: int, races: list[Race]) -> Report:
     report = Report(f"time-to-loss-{size}", f"Time to neural-style-pt's loss, {size} px", facts)
     for race in races:
         ways = {"300 iterations of neural-style-pt": [race.opponent]}
-        for goal in ("saved", "printed"):
-            if (seconds := getattr(race, goal)) is not None:
-                ways[f"to its best {goal}" if goal == "saved" else "to what it prints"] = [seconds]
+        for way, seconds in (("to its best saved", race.saved), ("to what it prints", race.printed)):
+            if seconds is not None:
+                ways[way] = [seconds]
         report.add(race.pair.name, "s", "", ways)
     for goal, heading, target in (
         ("saved", "sooner at its best saved picture", "median 20, worst 6"),

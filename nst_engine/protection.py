@@ -49,11 +49,12 @@ class Protection:
         self._subject = subject
         self._amount = amount
         self._details = {cell: losses.laplacian(content, cell) for cell in CELLS}
+        self._detail_weights = {cell: area_resized(subject, details) for cell, details in self._details.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(tensor.nbytes for tensor in (self._subject, *self._details.values()))
+        return sum(tensor.nbytes for tensor in (self._subject, *self._details.values(), *self._detail_weights.values()))
 
     @property
     def detail_level(self) -> float:
@@ -71,6 +72,6 @@ class Protection:
         """
         loss = image.new_zeros(())
         for cell, target in self._details.items():
-            weights = area_resized(self._subject, target)
-            loss = loss + losses.mean_squared_error(losses.laplacian(image, cell), target, weights)
+            details = losses.laplacian(image, cell)
+            loss = loss + losses.mean_squared_error(details, target, self._detail_weights[cell])
         return loss

@@ -141,7 +141,7 @@ class Sliced:
             weights = rows.new_ones(len(rows))
         else:
             rows, weights = rows[weights > 0], weights[weights > 0]
-        return Samples(self._basis(rows.shape[1]).to(rows.device) @ rows.T, weights / weights.sum())
+        return Samples(self._basis(rows.shape[1], rows.device) @ rows.T, weights / weights.sum())
 
     def blend(self, measured: Sequence[Samples], shares: Sequence[float]) -> QuantileTarget:
         pairs = [(one, share) for one, share in zip(measured, shares, strict=True) if share > 0]
@@ -157,12 +157,12 @@ class Sliced:
         squares = (values - wanted).square() * measured.masses[order]
         return squares.sum(1).mean() / target.power
 
-    def _basis(self, channels: int) -> Tensor:
+    def _basis(self, channels: int, device: torch.device) -> Tensor:
         """(channels, channels), orthonormal, evenly distributed over all rotations."""
         if channels not in self._bases:
             generator = torch.Generator().manual_seed(self._seed)
             basis, upper = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
-            self._bases[channels] = (basis * upper.diagonal().sign()).T.float()
+            self._bases[channels] = (basis * upper.diagonal().sign()).T.float().to(device)
         return self._bases[channels]
 
 

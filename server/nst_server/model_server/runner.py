@@ -1,6 +1,7 @@
 """The compute thread: owns the device and turns every admitted session one iteration at a time."""
 
 import asyncio
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -73,7 +74,7 @@ class Runner:
         self._make_engine = make_engine
         self._engine: Engine
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[Engine] = self._loop.create_future()
+        self._started: concurrent.futures.Future[Engine] = concurrent.futures.Future()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._seats: list[Seat] = []
         self._stopped = False
@@ -81,8 +82,9 @@ class Runner:
 
     async def start(self) -> Engine:
         """Starts the thread; the engine it has made, or what was raised on the way to it."""
+        self._started.set_running_or_notify_cancel()  # the thread's outcome stands, whoever still waits for it
         self._thread.start()
-        return await self._started
+        return await asyncio.wrap_future(self._started)
 
     async def stop(self) -> None:
         """Ends the thread after the iteration in hand."""
@@ -145,9 +147,9 @@ class Runner:
         try:
             self._engine = self._make_engine()
         except Exception as error:
-            self._loop.call_soon_threadsafe(self._settle, error)
+            self._started.set_exception(error)
             return
-        self._loop.call_soon_threadsafe(self._settle, self._engine)
+        self._started.set_result(self._engine)
         while not self._stopped:
             turnable = [seat for seat in self._seats if seat.room.acquire(blocking=False)]
             self._obey(wait=not turnable)
@@ -155,14 +157,6 @@ class Runner:
                 if seat.session is None or seat not in self._seats:
                     continue
                 self._turn(seat)
-
-    def _settle(self, outcome: Engine | Exception) -> None:
-        if self._started.cancelled():
-            return
-        if isinstance(outcome, Exception):
-            self._started.set_exception(outcome)
-        else:
-            self._started.set_result(outcome)
 
     def _obey(self, *, wait: bool) -> None:
         """Carries out the orders that have come in; with nothing to turn, waits for one."""
