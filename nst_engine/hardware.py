@@ -79,7 +79,8 @@ def keep_freed_memory() -> None:
     """Has the C allocator keep what is freed, process-wide; where it is not glibc's, does nothing.
 
     It would give large blocks back to the system at once, and an iteration frees all of its maps: at
-    512 px the next one then takes 30,000 page faults to have the same memory again.
+    512 px the next one then takes 30,000 page faults to have the same memory again. It works for the
+    main thread, and for threads that allocate for the first time after it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import Announcement, Ticket
 from nst.v1.style_transfer_service_pb2 import ModelServer
-from nst_engine import Engine
+from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
@@ -125,6 +125,7 @@ def device_memory(device: torch.device) -> int:
 
 async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:
     """Runs a model server until SIGTERM or SIGINT."""
+    hardware.keep_freed_memory()  # a thread that allocates before this goes on returning what it frees
     stop = stop_requested()
     process: ModelServerProcess | None = None
     async with AsyncExitStack() as stack:

@@ -1,5 +1,8 @@
 """What the engine takes a machine's memory to be."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -36,3 +39,34 @@ def test_the_default_budget_is_a_round_quarter_of_what_is_free(monkeypatch, free
     assert hardware.default_memory_budget(CPU) == budget
     assert Engine("cpu").memory_budget == budget
     assert Engine("cpu", memory_budget=12345).memory_budget == 12345
+
+
+# Arenas are made once in a process, and this one has its own long since: another process is asked.
+FAULTS_OF_A_THREAD = """
+import resource, threading
+import torch
+from nst_engine import hardware
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones({size}, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def work():
+    print([faults() for _ in range(20)][-1])
+
+if {keep}:
+    hardware.keep_freed_memory()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_later_thread_has_the_memory_again_that_it_freed(keep: bool):
+    size = 64 * 2**20
+    script = FAULTS_OF_A_THREAD.format(keep=keep, size=size)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    pages = size // os.sysconf("SC_PAGE_SIZE")
+    assert int(done.stdout) < pages / 100 if keep else int(done.stdout) > pages / 100
