@@ -65,8 +65,13 @@ def position_weights(mask: Tensor | None, features: Tensor) -> Tensor | None:
 
 
 def area_resized(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask at the size of a (1, C, H, W) map or picture: (1, 1, H, W), means over areas."""
+    """The mask at the size of a (1, C, H, W) map or picture: (1, 1, H, W), means over areas.
+
+    A smaller mask is interpolated first, so that it does not come out in blocks.
+    """
     height, width = like.shape[2:]
+    if mask.shape[2] < height or mask.shape[3] < width:
+        mask = F.interpolate(mask, size=(max(height, mask.shape[2]), max(width, mask.shape[3])), mode="bilinear")
     return F.interpolate(mask, size=(height, width), mode="area")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nst_engine import Engine, OptionError, Style, StylizeOptions, checkpoint
 from nst_engine.backbone import Backbone
-from nst_engine.masks import StyleMasks, distinct_regions, position_weights
+from nst_engine.masks import StyleMasks, area_resized, distinct_regions, position_weights
 from nst_engine.objective import Objective
 
 Backbones = Callable[[torch.dtype], Backbone]
@@ -192,3 +192,15 @@ def test_unusable_masks_are_refused_before_any_work(
         engine.start(photo, [Style(texture), Style(texture, **{field: mask})], quick())
     assert caught.value.field == f"styles[1].{field}"
     assert words in caught.value.message
+
+
+def test_a_mask_smaller_than_the_picture_is_smooth():
+    """A ramp of four columns stays a ramp: no two neighbours are alike between the outermost centres."""
+    ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 2, 4) / 3
+    large = area_resized(ramp, torch.empty(1, 3, 32, 64))
+    assert large.shape == (1, 1, 32, 64)
+    assert torch.allclose(
+        large[0, 0, 0], torch.tensor(np.interp((np.arange(64) + 0.5) / 16 - 0.5, range(4), ramp[0, 0, 0])).float()
+    )
+    wide = area_resized(mask_of(2, 64, columns=slice(32, None)), torch.empty(1, 3, 8, 16))
+    assert torch.equal(wide, mask_of(8, 16, columns=slice(8, None)))
