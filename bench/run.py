@@ -11,6 +11,7 @@ from functools import partial
 import big_pictures
 import checkpoints
 import default_job
+import efficiency
 import engine_side
 import first_preview
 import looks
@@ -32,6 +33,7 @@ SECTIONS = {
     "portraits": portraits.measure,
     "time-to-loss-256": partial(time_to_loss.measure, size=256),
     "time-to-loss-512": partial(time_to_loss.measure, size=512),
+    "efficiency": efficiency.measure,
     "looks": looks.measure,
     "big-pictures": big_pictures.measure,
 }

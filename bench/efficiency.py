@@ -1,0 +1,88 @@
+"""How much of the machine's own matrix rate an iteration uses."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from neural_style import CONTENT_LAYERS, STYLE_LAYERS, TV_WEIGHT
+from pairs import PAIRS
+from report import Facts, Report
+
+from nst_engine import Engine, Style
+from nst_engine.networks import NETWORKS
+from nst_engine.options import StylizeOptions
+from nst_engine.schedule import taps_in_use
+
+SIZE = 512
+ROUNDS = 8
+TARGET = "80 on a CPU, 50 on an H100"
+# Rows, inner side and columns of the products that the machine is held to: that of a middle layer at
+# this size, and larger ones. The best of them counts.
+PRODUCTS = ((10912, 2304, 256), (2048, 2048, 2048), (4096, 4096, 4096))
+OBJECTIVES = {
+    "default": StylizeOptions(size=SIZE, scales=1),
+    "neural-style-pt's": StylizeOptions(
+        size=SIZE,
+        scales=1,
+        strength=None,
+        content_layers=CONTENT_LAYERS,
+        style_layers=STYLE_LAYERS,
+        tv_weight=TV_WEIGHT,
+    ),
+}
+
+
+def measure(facts: Facts, *, quick: bool) -> list[Report]:
+    """Iterations and matrix products in bfloat16, by turns in this process."""
+    report = Report("efficiency", f"The network's operations over the whole of an iteration, {SIZE} px", facts)
+    engine = Engine()
+    for name, options in OBJECTIVES.items():
+        rates = _rates(engine, options, 2 if quick else ROUNDS)
+        shares = [100 * iteration / product for iteration, product in rates]
+        for way, samples in zip(("iteration", "matrix product"), zip(*rates, strict=True), strict=True):
+            report.add(f"{name} objective, {way}", "GFLOP/s", "", {"rate": [rate / 1e9 for rate in samples]})
+        report.add(f"{name} objective, share", "%", TARGET, {"rate": shares})
+    return [report]
+
+
+def _rates(engine: Engine, options: StylizeOptions, rounds: int) -> list[tuple[float, float]]:
+    """Operations a second in an iteration, and beside it in the best of the products."""
+    content, style = PAIRS[0].load(SIZE)
+    session = engine.start(content, [Style(style)], options)
+    for _ in range(3):
+        engine.step([session])
+    operations = network_operations(options, *content.shape[:2])
+    return [
+        (
+            operations / _seconds(lambda: engine.step([session])),
+            max(_product_rate(shape, engine.device) for shape in PRODUCTS),
+        )
+        for _ in range(rounds)
+    ]
+
+
+def network_operations(options: StylizeOptions, height: int, width: int) -> int:
+    """Of one pass forward and one back to the picture, two for each multiplication, as far as the taps need."""
+    network, taps = NETWORKS[options.model], taps_in_use(options)
+    deepest = max(network.taps.index(tap) for tap in taps)
+    multiplications = 0
+    for name, (channels_in, channels_out) in network.convs.items():
+        if network.taps.index(name) <= deepest:
+            stride = network.stride(name)
+            multiplications += 9 * channels_in * channels_out * (height // stride) * (width // stride)
+    return 4 * multiplications
+
+
+def _product_rate(shape: tuple[int, int, int], device: torch.device) -> float:
+    rows, inner, columns = shape
+    left = torch.randn(rows, inner, dtype=torch.bfloat16, device=device)
+    right = torch.randn(inner, columns, dtype=torch.bfloat16, device=device)
+    return 2 * rows * inner * columns / min(_seconds(lambda: left @ right) for _ in range(3))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
