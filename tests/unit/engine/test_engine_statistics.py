@@ -110,6 +110,27 @@ def directions(chosen: Statistic[Any, Any], channels: int) -> Columns:
     return chosen.measure(torch.eye(channels).view(1, channels, 1, channels)).projections.double().numpy()
 
 
+@pytest.mark.parametrize("rows", [1, 255, 256, 20_000])
+def test_bfloat16_features_are_added_up_in_float32(rows: int):
+    """Means and products are far nearer to float64 than bfloat16 is, whatever does not fill a block included."""
+    features = feature_map(3, 16, rows, 1).bfloat16().contiguous(memory_format=torch.channels_last)
+    measured = statistic("moments").measure(features)
+    values = features[0].flatten(1).double()
+    assert relative_error(measured.mean, values.mean(1)) < 1.5e-3
+    assert relative_error(measured.second, values @ values.T / rows) < (2e-3 if rows < 20_000 else 4e-4)
+    assert relative_error(statistic("gram").measure(features).matrix * 16, measured.second) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["gram", "moments"])
+def test_bfloat16_gradients_are_those_of_float32_rounded(name: str):
+    image, style = feature_map(5, height=40, width=9).bfloat16(), feature_map(6)
+    found, wanted = image.clone().requires_grad_(True), image.float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(statistic(name), found, style), found)
+    (expected,) = torch.autograd.grad(loss(statistic(name), wanted, style), wanted)
+    assert gradient.dtype == torch.bfloat16
+    assert relative_error(gradient.float(), expected) < 1e-2
+
+
 @pytest.mark.parametrize("size", [(9, 7), (8, 11), (3, 2)])
 def test_sliced_compares_sorted_projections(size: tuple[int, int]):
     chosen, image = statistic("sliced"), feature_map(1)
