@@ -171,8 +171,8 @@ def test_a_style_matches_itself_wherever_its_features_are(name: str):
 @pytest.mark.parametrize("name", ["moments", "sliced"])
 def test_a_map_of_zeros_is_at_distance_one(name: str):
     style = feature_map(2)
-    assert float(loss(statistic(name), torch.zeros_like(style), style)) == pytest.approx(1.0, rel=5e-2)
-    assert float(loss(statistic(name), torch.zeros_like(style), 100 * style)) == pytest.approx(1.0, rel=5e-2)
+    assert float(loss(statistic(name), torch.zeros_like(style), style)) == pytest.approx(1.0, rel=0.15)
+    assert float(loss(statistic(name), torch.zeros_like(style), 100 * style)) == pytest.approx(1.0, rel=0.15)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
