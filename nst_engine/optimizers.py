@@ -7,13 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nst_engine.lbfgs import LBFGS
 from nst_engine.options import StylizeOptions
 
-# The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
-# the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
-FREQUENCY_EXPONENT = 0.75
-# A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
-MINIMUM_CURVATURE = 1e-6
 # Where weight decay pulls to, in 0-255 units.
 MID_GREY = 127.5
 # Pairs that L-BFGS keeps at any size: with fewer it would be little more than gradient descent.
@@ -45,112 +41,6 @@ class Optimizer(Protocol):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes on a state that `tensors` gave."""
-
-
-class LBFGS:
-    """Limited-memory BFGS with a Fourier preconditioner as its initial inverse Hessian.
-
-    The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
-    Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
-    slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
-    every product, so that nothing here waits for the device.
-    While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
-    halves the distance to a minimum of zero on a quadratic.
-    """
-
-    def __init__(self, shape: torch.Size, device: torch.device, history_size: int, learning_rate: float) -> None:
-        self._learning_rate = learning_rate
-        self._precondition = FourierPreconditioner(shape, device)
-        self._steps = torch.zeros(history_size, shape.numel(), device=device)
-        self._changes = torch.zeros(history_size, shape.numel(), device=device)
-        self._scale = torch.zeros((), device=device)
-        self._head = 0
-
-    @property
-    def nbytes(self) -> int:
-        """See `Optimizer`."""
-        return self._steps.nbytes + self._changes.nbytes
-
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
-        """See `Optimizer`."""
-        moved = self._direction(loss, gradient).view_as(image)
-        return moved.mul_(step * self._learning_rate).add_(image)
-
-    def _direction(self, loss: float, gradient: Tensor) -> Tensor:
-        flat = gradient.flatten()
-        oldest_first = (-self._head, -self._head)
-        curvature = (self._steps @ self._changes.T).roll(oldest_first, (0, 1)).triu()
-        diagonal = curvature.diagonal().clone()
-        curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
-        projected = (self._steps @ flat).roll(-self._head)[:, None]
-        newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
-        residual = newest_effect[:, 0].roll(self._head) @ self._changes
-        torch.sub(flat, residual, out=residual)
-        preconditioned = self._precondition(residual)
-        preconditioned *= torch.where(self._scale > 0, self._scale, loss / (residual @ preconditioned))
-        projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
-        right = diagonal[:, None] * newest_effect - projected
-        combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
-        del residual  # as large as the image, like all the vectors here
-        preconditioned += combined[:, 0].roll(self._head) @ self._steps
-        return preconditioned.neg_()
-
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
-        """See `Optimizer`."""
-        step = (new_image - image).flatten()
-        change = (new_gradient - gradient).flatten()
-        curvature = step @ change
-        sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
-        self._steps[self._head] = torch.where(sound, step, 0.0)
-        self._changes[self._head] = torch.where(sound, change, 0.0)
-        scale = curvature / (change @ self._precondition(change))
-        self._scale = torch.where(sound, scale, self._scale)
-        self._head = (self._head + 1) % len(self._steps)
-
-    def restart(self) -> None:
-        """See `Optimizer`."""
-        self._steps.zero_()
-        self._changes.zero_()
-        self._scale = torch.zeros_like(self._scale)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Optimizer`."""
-        return {
-            "steps": self._steps.clone(),
-            "changes": self._changes.clone(),
-            "scale": self._scale,
-            "head": torch.tensor(self._head),
-        }
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Optimizer`."""
-        # As many pairs as the run has had: the memory budget may have changed since it began.
-        device = self._scale.device
-        self._steps, self._changes = tensors["steps"].to(device).clone(), tensors["changes"].to(device).clone()
-        self._scale = tensors["scale"].to(self._scale.device)
-        self._head = int(tensors["head"])
-
-
-class FourierPreconditioner:
-    """Multiplies by a falling power of the frequency f: the inverse Hessian of an image in a weighted Fourier basis.
-
-    Photographs have most of their energy at low frequencies, while the losses pull hardest at high
-    ones; evening that out saves iterations.
-    """
-
-    def __init__(self, shape: torch.Size, device: torch.device) -> None:
-        self._shape = shape
-        height, width = shape[-2:]
-        vertical = torch.fft.fftfreq(height, device=device)[:, None]
-        horizontal = torch.fft.rfftfreq(width, device=device)[None, :]
-        frequency = torch.hypot(vertical, horizontal)
-        self._gain = frequency.clamp(min=1.0 / max(height, width)) ** -FREQUENCY_EXPONENT
-
-    def __call__(self, flat: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(flat.view(self._shape))
-        spectrum *= self._gain
-        filtered: Tensor = torch.fft.irfft2(spectrum, s=self._shape[-2:])
-        return filtered.flatten()
 
 
 class Adam:

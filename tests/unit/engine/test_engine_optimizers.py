@@ -8,7 +8,8 @@ from reference import relative_error
 from torch import Tensor
 
 from nst_engine import StylizeOptions
-from nst_engine.optimizers import LBFGS, Adam, FourierPreconditioner, Optimizer, make_optimizer
+from nst_engine.lbfgs import LBFGS, FourierPreconditioner
+from nst_engine.optimizers import Adam, Optimizer, make_optimizer
 
 SHAPE = torch.Size((1, 3, 5, 7))
 CPU = torch.device("cpu")
