@@ -1,6 +1,6 @@
 """L-BFGS, and the preconditioner that it starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ MINIMUM_CURVATURE = 1e-6
 
 
 class LBFGS:
-    """Limited-memory BFGS with a Fourier preconditioner as its initial inverse Hessian.
+    """Limited-memory BFGS with a preconditioner as its initial inverse Hessian.
 
     The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
     Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
@@ -21,11 +21,25 @@ class LBFGS:
     every product, so that nothing here waits for the device.
     While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
     halves the distance to a minimum of zero on a quadratic.
+
+    Args:
+        shape: of the parameters.
+        device: theirs.
+        history_size: pairs kept.
+        learning_rate: the multiple of its own step.
+        precondition: symmetric and positive definite, from flat parameters to such; None is the identity.
     """
 
-    def __init__(self, shape: torch.Size, device: torch.device, history_size: int, learning_rate: float) -> None:
+    def __init__(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        history_size: int,
+        learning_rate: float,
+        precondition: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._learning_rate = learning_rate
-        self._precondition = FourierPreconditioner(shape, device)
+        self._precondition = precondition or (lambda flat: flat)
         self._steps = torch.zeros(history_size, shape.numel(), device=device)
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
         self._scale = torch.zeros((), device=device)
@@ -36,10 +50,10 @@ class LBFGS:
         """See `optimizers.Optimizer`."""
         return self._steps.nbytes + self._changes.nbytes
 
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `optimizers.Optimizer`."""
-        moved = self._direction(loss, gradient).view_as(image)
-        return moved.mul_(step * self._learning_rate).add_(image)
+        moved = self._direction(loss, gradient).view_as(parameters)
+        return moved.mul_(step * self._learning_rate).add_(parameters)
 
     def _direction(self, loss: float, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
@@ -56,13 +70,13 @@ class LBFGS:
         projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
-        del residual  # as large as the image, like all the vectors here
+        del residual  # as large as the parameters, like all the vectors here
         preconditioned += combined[:, 0].roll(self._head) @ self._steps
         return preconditioned.neg_()
 
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """See `optimizers.Optimizer`."""
-        step = (new_image - image).flatten()
+        step = (new_parameters - parameters).flatten()
         change = (new_gradient - gradient).flatten()
         curvature = step @ change
         sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)

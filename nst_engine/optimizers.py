@@ -1,4 +1,4 @@
-"""The optimisers. Each proposes a next image and learns from it once it is accepted."""
+"""The optimisers. Each proposes the next parameters and learns from them once they are accepted."""
 
 import sys
 from collections.abc import Mapping
@@ -7,30 +7,33 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nst_engine.lbfgs import LBFGS
+from nst_engine.lbfgs import LBFGS, FourierPreconditioner
 from nst_engine.options import StylizeOptions
+from nst_engine.pictures import MID_GREY
 
-# Where weight decay pulls to, in 0-255 units.
-MID_GREY = 127.5
 # Pairs that L-BFGS keeps at any size: with fewer it would be little more than gradient descent.
 MINIMUM_HISTORY = 2
 # Used where none is given. For the first-order ones, the largest rates tried (two to three times
 # apart) whose first iteration lowered the loss of jobs balanced by strength, at 96 px on three pairs
 # of pictures. Raw weights scale the gradient, and with it the rate that gradient descent wants.
-LEARNING_RATES = {"lbfgs": 1.0, "adam": 10.0, "adagrad": 12.0, "gradient_descent": 0.3}
+LEARNING_RATES = {
+    "pixels": {"lbfgs": 1.0, "adam": 10.0, "adagrad": 12.0, "gradient_descent": 0.3},
+    "fourier": {"lbfgs": 1.0, "adam": 10.0, "adagrad": 12.0, "gradient_descent": 0.1},
+    "network": {"lbfgs": 1.0, "adam": 0.6, "adagrad": 1.2, "gradient_descent": 0.003},
+}
 
 
 class Optimizer(Protocol):
-    """State and update rule; images and gradients are (1, 3, H, W) float32."""
+    """State and update rule; parameters, of one shape, and gradients are float32."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the state."""
 
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
-        """The next image to try, `step` times as far as the rule says."""
+    def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+        """The next parameters to try, `step` times as far as the rule says."""
 
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """Learns from a proposal that was taken."""
 
     def restart(self) -> None:
@@ -61,7 +64,7 @@ class Adam:
         """See `Optimizer`."""
         return self._mean.nbytes + self._square.nbytes
 
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
         first, second = self.BETAS
         mean = self._mean.lerp(gradient, 1 - first)
@@ -69,9 +72,9 @@ class Adam:
         self._proposed = (mean, square)
         count = self._count + 1
         deviation = (square / (1 - second**count)).sqrt() + self.EPSILON
-        return image - (step * self._learning_rate / (1 - first**count)) * mean / deviation
+        return parameters - (step * self._learning_rate / (1 - first**count)) * mean / deviation
 
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """See `Optimizer`."""
         self._mean, self._square = self._proposed
         self._count += 1
@@ -93,7 +96,7 @@ class Adam:
 class Adagrad:
     """Adagrad with a diagonal matrix (Duchi, Hazan and Singer, JMLR 12, 2011, figure 1).
 
-    A pixel's step shrinks with the root of the summed squares of its gradients so far.
+    A parameter's step shrinks with the root of the summed squares of its gradients so far.
     """
 
     EPSILON = 1e-10
@@ -107,12 +110,12 @@ class Adagrad:
         """See `Optimizer`."""
         return self._squares.nbytes
 
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
         root = (self._squares + gradient.square()).sqrt() + self.EPSILON
-        return image - step * self._learning_rate * gradient / root
+        return parameters - step * self._learning_rate * gradient / root
 
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """See `Optimizer`."""
         self._squares = self._squares + gradient.square()
 
@@ -132,17 +135,23 @@ class Adagrad:
 class GradientDescent:
     """Gradient descent with heavy-ball momentum (Polyak 1964) and weight decay.
 
-    The velocity v = momentum v + gradient + weight_decay (image - mid-grey) is what is stepped
-    along: weight decay is the L2 penalty on the deviation from mid-grey, in 0-255 units. Black is
-    no more natural an origin than white.
+    The velocity v = momentum v + gradient + weight_decay (parameters - origin) is what is stepped
+    along: weight decay is the L2 penalty on the deviation from the origin.
     """
 
     def __init__(
-        self, shape: torch.Size, device: torch.device, learning_rate: float, momentum: float, weight_decay: float
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+        origin: float,
     ) -> None:
         self._learning_rate = learning_rate
         self._momentum = momentum
         self._weight_decay = weight_decay
+        self._origin = origin
         self._velocity = torch.zeros(shape, device=device)
 
     @property
@@ -150,16 +159,16 @@ class GradientDescent:
         """See `Optimizer`."""
         return self._velocity.nbytes
 
-    def propose(self, image: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+    def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `Optimizer`."""
-        return image - step * self._learning_rate * self._next_velocity(image, gradient)
+        return parameters - step * self._learning_rate * self._next_velocity(parameters, gradient)
 
-    def accept(self, image: Tensor, gradient: Tensor, new_image: Tensor, new_gradient: Tensor) -> None:
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """See `Optimizer`."""
-        self._velocity = self._next_velocity(image, gradient)
+        self._velocity = self._next_velocity(parameters, gradient)
 
-    def _next_velocity(self, image: Tensor, gradient: Tensor) -> Tensor:
-        return self._momentum * self._velocity + gradient + self._weight_decay * (image - MID_GREY)
+    def _next_velocity(self, parameters: Tensor, gradient: Tensor) -> Tensor:
+        return self._momentum * self._velocity + gradient + self._weight_decay * (parameters - self._origin)
 
     def restart(self) -> None:
         """See `Optimizer`."""
@@ -177,20 +186,24 @@ class GradientDescent:
 def make_optimizer(
     options: StylizeOptions, shape: torch.Size, device: torch.device, memory_budget: int = sys.maxsize
 ) -> Optimizer:
-    """The optimiser that `options` names, for images of `shape`; its own learning rate where none is given.
+    """The optimiser that `options` names, for parameters of `shape`; its own learning rate where none is given.
 
     L-BFGS keeps fewer pairs than asked for, but at least `MINIMUM_HISTORY`, where together they
     would take more than `memory_budget` bytes.
     """
-    rate = options.learning_rate or LEARNING_RATES[options.optimizer]
+    rate = options.learning_rate or LEARNING_RATES[options.parametrization][options.optimizer]
+    pixels = options.parametrization == "pixels"
     match options.optimizer:
         case "adam":
             return Adam(shape, device, rate)
         case "adagrad":
             return Adagrad(shape, device, rate)
         case "gradient_descent":
-            return GradientDescent(shape, device, rate, options.momentum, options.weight_decay)
+            # Black is no more natural an origin than white; the other parametrisations have theirs at zero.
+            origin = MID_GREY if pixels else 0.0
+            return GradientDescent(shape, device, rate, options.momentum, options.weight_decay, origin)
         case _:
             pair = 2 * torch.float32.itemsize * shape.numel()
             fitting = max(MINIMUM_HISTORY, memory_budget // pair)
-            return LBFGS(shape, device, min(options.history_size, fitting), rate)
+            precondition = FourierPreconditioner(shape, device) if pixels else None
+            return LBFGS(shape, device, min(options.history_size, fitting), rate, precondition)

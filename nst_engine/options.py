@@ -57,15 +57,20 @@ class StylizeOptions:
             last `window` iterations; 0 never does.
         content_threshold: ends the run when, at the last scale, an iteration takes the weighted
             content loss across this value, in either direction; None never does.
+        parametrization: what is optimised: the "pixels"; their "fourier" coefficients, weighted so that
+            low frequencies move first; or the weights of a small convolutional "network" that paints
+            over the picture a scale starts from, and so not with `init` "noise".
         optimizer: "lbfgs", "adam", "adagrad" or "gradient_descent".
-        learning_rate: None means the optimiser's own default.
+        learning_rate: None means the optimiser's own default for the parametrisation.
         history_size: correction pairs that L-BFGS keeps.
         momentum: share of its velocity that gradient descent carries into the next iteration.
         weight_decay: of gradient descent, the pull towards mid-grey: this times the deviation from
-            127.5 is added to the gradient.
+            127.5 is added to the gradient. With "network" it is the weights that are pulled to 0, and
+            so the picture to what the scale starts from.
         init: what to start from: the "content"; "noise", seeded by `seed`; the content "recolored" to
             the mean and covariance of the styles' colours; or an "image" that is given.
-        seed: of the noise start, and of the directions of the "sliced" statistic.
+        seed: of the noise start, of the directions of the "sliced" statistic, and of the first weights of
+            the "network".
         color: whose colours the result has: the "style"'s; with "keep_luminance" the content's hue and
             chroma under the result's own lightness; with "match" those of a style that is first
             recoloured to the mean and covariance of the content's colours. This and "recolored" go
@@ -96,6 +101,7 @@ class StylizeOptions:
     min_improvement: float = _number(0.0, 0.0, 1.0)
     window: int = _number(10, 1, 1000)
     content_threshold: float | None = _number(None, 0.0, 1e12)
+    parametrization: str = _choice("pixels", "pixels", "fourier", "network")
     optimizer: str = _choice("lbfgs", "lbfgs", "adam", "adagrad", "gradient_descent")
     learning_rate: float | None = _number(None, 1e-6, 1e3)
     history_size: int = _number(10, 1, 100)
@@ -153,6 +159,12 @@ class StylizeOptions:
             raise OptionError(
                 "strength",
                 f"cannot be combined with {' and '.join(raw)}: set strength, or raw weights, not both",
+            )
+        if self.parametrization == "network" and self.init == "noise":
+            raise OptionError(
+                "parametrization",
+                "a network paints over what it starts from, and noise would show through: "
+                "choose another init, or the pixels",
             )
         if not any(self.content_layers.values()) and not any(self.style_layers.values()):
             raise OptionError("style_layers", "no layer has a weight above 0: there is nothing to optimise")

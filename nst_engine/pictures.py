@@ -12,6 +12,9 @@ from nst_engine.options import OptionError
 
 Picture = NDArray[Any]
 
+# In 0-255 units.
+MID_GREY = 127.5
+
 
 def to_tensor(picture: Picture, name: str, device: torch.device) -> Tensor:
     """A picture as (1, 3, H, W) float32 in 0-255.

@@ -1,4 +1,4 @@
-"""One stylisation in progress: its image, its optimiser, and where it is in the schedule."""
+"""One stylisation in progress: what is optimised, its optimiser, and where it is in the schedule."""
 
 import dataclasses
 import math
@@ -17,6 +17,7 @@ from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.parametrization import Parametrization, check_parametrization, make_parametrization
 from nst_engine.report import StepReport
 from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
 from nst_engine.start import first_image
@@ -78,7 +79,8 @@ class Session:
         self._step = 1.0
         self._evaluation: Evaluation | None = None
         self._scale: Scale
-        self._image: Tensor
+        self._parametrization: Parametrization
+        self._parameters: Tensor
         self._objective: Objective
         self._optimizer: Optimizer
         self._stop_rule: StopRule
@@ -110,7 +112,8 @@ class Session:
         given = (self._content, *self._styles, self._subject)
         held = sum(tensor.nbytes for tensor in given if tensor is not None)
         held += sum(masks.nbytes for masks in self._masks)
-        return held + 2 * self._image.nbytes + self._optimizer.nbytes + self._objective.nbytes
+        parts = (self._parametrization, self._optimizer, self._objective)
+        return held + 2 * self._parameters.nbytes + sum(part.nbytes for part in parts)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
@@ -133,7 +136,7 @@ class Session:
             following = self._scales[self._scale.number]
             del self._objective, self._optimizer  # their memory is wanted for those of the next scale
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
-        before = self._evaluation or self._objective.evaluate(self._image)
+        before = self._evaluation or self._parametrization.evaluate(self._objective, self._parameters)
         self._evaluation = after = self._move(before)
         self._iteration += 1
         return self._report(after, self._stop(before, after))
@@ -173,7 +176,7 @@ class Session:
     def state_dict(self) -> SessionState:
         """A snapshot that later steps do not touch, on the CPU."""
         tensors = {f"optimizer.{name}": tensor for name, tensor in self._optimizer.tensors().items()}
-        tensors["image"] = self._image
+        tensors |= self._parametrization.tensors(self._parameters)
         if self._evaluation is not None:
             tensors["gradient"] = self._evaluation.gradient
         return SessionState(
@@ -189,10 +192,15 @@ class Session:
         )
 
     def _enter(self, scale: Scale, image: Tensor) -> None:
-        """Starts `scale` from `image`: new targets, an optimiser without memory."""
+        """Starts `scale` from `image`."""
+        self._parametrization = make_parametrization(self._options, (scale.height, scale.width), image.device)
+        self._parameters = self._parametrization.of(image)
+        self._prepare(scale)
+
+    def _prepare(self, scale: Scale) -> None:
+        """Gives `scale` its targets and an optimiser without memory."""
         content, styles = self._pictures_at(scale)
         self._scale = scale
-        self._image = image
         subject = None if self._subject is None else area_resized(self._subject, content)
         self._objective = make_objective(
             self._backbone,
@@ -204,7 +212,7 @@ class Session:
             subject,
             memory_budget=self._memory_budget,
         )
-        self._optimizer = make_optimizer(self._options, image.shape, image.device, self._memory_budget)
+        self._optimizer = make_optimizer(self._options, self._parameters.shape, content.device, self._memory_budget)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._evaluation = None
 
@@ -232,6 +240,7 @@ class Session:
         last = self._scales[-1]
         styles = [self._style_size(style, last) for style in self._styles]
         content = last.height, last.width
+        check_parametrization(self._options, content, self._memory_budget)
         check_memory(
             self._backbone,
             content,
@@ -246,14 +255,9 @@ class Session:
         self._scales = with_ends(self._scales, state.scale_ends)
         scale = next(scale for scale in self._scales if state.iteration <= scale.last)
         tensors = {name: tensor.to(self._content.device) for name, tensor in state.tensors.items()}
-        if tensors["image"].shape[2:] != (scale.height, scale.width):
-            height, width = tensors["image"].shape[2:]
-            raise OptionError(
-                "content",
-                f"gives a working size of {scale.width}x{scale.height} where the checkpoint has {width}x{height}: "
-                "resume with the pictures that the run was started with",
-            )
-        self._enter(scale, tensors["image"])
+        self._parametrization = make_parametrization(self._options, (scale.height, scale.width), self._content.device)
+        self._parameters = self._parametrization.load(tensors)
+        self._prepare(scale)
         self._optimizer.load({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
         self._stop_rule = StopRule(self._options, final=self._at_last_scale, recent=state.recent_losses)
         self._iteration, self._step = state.iteration, state.step
@@ -270,18 +274,23 @@ class Session:
             raise OptionError("strength", "this run has raw weights: steer content_weight and style_weight instead")
 
     @property
+    def _image(self) -> Tensor:
+        """The picture now, (1, 3, H, W)."""
+        return self._parametrization.image(self._parameters)
+
+    @property
     def _at_last_scale(self) -> bool:
         return self._scale.number == len(self._scales)
 
     def _move(self, current: Evaluation) -> Evaluation:
         """Goes to the optimiser's proposal, unless it diverges; the evaluation where the image is then."""
-        proposal = self._optimizer.propose(self._image, current.total, current.gradient, self._step)
-        candidate = self._objective.evaluate(proposal)
+        proposal = self._optimizer.propose(self._parameters, current.total, current.gradient, self._step)
+        candidate = self._parametrization.evaluate(self._objective, proposal)
         if not math.isfinite(candidate.total) or candidate.total > EXPLOSION * current.total:
             self._step *= BACKOFF
             return current
-        self._optimizer.accept(self._image, current.gradient, proposal, candidate.gradient)
-        self._image = proposal
+        self._optimizer.accept(self._parameters, current.gradient, proposal, candidate.gradient)
+        self._parameters = proposal
         self._step = min(1.0, 2 * self._step)
         return candidate
 

@@ -41,7 +41,7 @@ def first_image(
         return pictures.resize(initial, (height, width))
     if options.init == "noise":
         noise = torch.randn(content.shape, generator=torch.Generator().manual_seed(options.seed))
-        return 127.5 + NOISE_DEVIATION * noise.to(content.device)
+        return pictures.MID_GREY + NOISE_DEVIATION * noise.to(content.device)
     if options.init == "recolored":
         return _recolored(content, styles, shares, masks)
     return content

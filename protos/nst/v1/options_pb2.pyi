@@ -193,6 +193,38 @@ PADDING_ZEROS: Padding.ValueType  # 3
 """The network's mean colour."""
 Global___Padding: _TypeAlias = Padding  # noqa: Y015
 
+class _Parametrization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParametrizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Parametrization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARAMETRIZATION_UNSPECIFIED: _Parametrization.ValueType  # 0
+    """Not allowed in a request: leave the field unset instead."""
+    PARAMETRIZATION_PIXELS: _Parametrization.ValueType  # 1
+    """The pixels."""
+    PARAMETRIZATION_FOURIER: _Parametrization.ValueType  # 2
+    """Fourier coefficients, weighted so that low frequencies move first."""
+    PARAMETRIZATION_NETWORK: _Parametrization.ValueType  # 3
+    """The weights of a small convolutional network that paints over the picture a scale starts from.
+    Not with INIT_NOISE, which it could not take away.
+    """
+
+class Parametrization(_Parametrization, metaclass=_ParametrizationEnumTypeWrapper):
+    """What is optimised. Which pictures are good is the same for all; which of them is found is not."""
+
+PARAMETRIZATION_UNSPECIFIED: Parametrization.ValueType  # 0
+"""Not allowed in a request: leave the field unset instead."""
+PARAMETRIZATION_PIXELS: Parametrization.ValueType  # 1
+"""The pixels."""
+PARAMETRIZATION_FOURIER: Parametrization.ValueType  # 2
+"""Fourier coefficients, weighted so that low frequencies move first."""
+PARAMETRIZATION_NETWORK: Parametrization.ValueType  # 3
+"""The weights of a small convolutional network that paints over the picture a scale starts from.
+Not with INIT_NOISE, which it could not take away.
+"""
+Global___Parametrization: _TypeAlias = Parametrization  # noqa: Y015
+
 class _Pooling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -281,6 +313,7 @@ class StylizeOptions(_message.Message):
     PROTECTION_FIELD_NUMBER: _builtins.int
     FACES_FIELD_NUMBER: _builtins.int
     PADDING_FIELD_NUMBER: _builtins.int
+    PARAMETRIZATION_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """The long side of the result in pixels. The content's aspect ratio is kept."""
     model: _builtins.str
@@ -308,8 +341,9 @@ class StylizeOptions(_message.Message):
     optimizer: Global___Optimizer.ValueType
     """The optimiser."""
     learning_rate: _builtins.float
-    """Step size: for Adam and Adagrad in 0-255 pixel units, for gradient descent the multiple of the
-    gradient, for L-BFGS the multiple of its own step. Unset means the optimiser's own default.
+    """Step size: for Adam and Adagrad in 0-255 pixel units, or in units of the weights of
+    PARAMETRIZATION_NETWORK; for gradient descent the multiple of the gradient, for L-BFGS the
+    multiple of its own step. Unset means the optimiser's own default for the parametrisation.
     """
     history_size: _builtins.int
     """The number of correction pairs that L-BFGS keeps."""
@@ -327,7 +361,8 @@ class StylizeOptions(_message.Message):
     """
     weight_decay: _builtins.float
     """For gradient descent: this times the deviation from mid-grey (127.5) is added to the gradient,
-    which pulls flat what the losses do not hold. The other optimisers do without.
+    which pulls flat what the losses do not hold; with PARAMETRIZATION_NETWORK this times the weights,
+    which pulls to the picture that the scale starts from. The other optimisers do without.
     """
     min_improvement: _builtins.float
     """Ends a scale early: when its total loss has fallen by no more than this share (0.01 is one per
@@ -357,6 +392,8 @@ class StylizeOptions(_message.Message):
     """
     padding: Global___Padding.ValueType
     """What the first convolution sees beyond the picture's edge."""
+    parametrization: Global___Parametrization.ValueType
+    """What is optimised: the picture's pixels, or what it is made from."""
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
         """Where content is compared: tap names such as "relu4_2" and their weights."""
@@ -396,10 +433,11 @@ class StylizeOptions(_message.Message):
         protection: _builtins.float | None = ...,
         faces: _builtins.bool | None = ...,
         padding: Global___Padding.ValueType | None = ...,
+        parametrization: Global___Parametrization.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_parametrization", b"_parametrization", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "parametrization", b"parametrization", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight", "_color", b"_color", "_content_layers", b"_content_layers", "_content_threshold", b"_content_threshold", "_content_weight", b"_content_weight", "_faces", b"_faces", "_history_size", b"_history_size", "_init", b"_init", "_iterations", b"_iterations", "_learning_rate", b"_learning_rate", "_min_improvement", b"_min_improvement", "_model", b"_model", "_momentum", b"_momentum", "_optimizer", b"_optimizer", "_padding", b"_padding", "_parametrization", b"_parametrization", "_pooling", b"_pooling", "_precision", b"_precision", "_protection", b"_protection", "_scales", b"_scales", "_seed", b"_seed", "_size", b"_size", "_strength", b"_strength", "_style_layers", b"_style_layers", "_style_statistic", b"_style_statistic", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "_weight_decay", b"_weight_decay", "_window", b"_window", "box_weight", b"box_weight", "color", b"color", "content_layers", b"content_layers", "content_threshold", b"content_threshold", "content_weight", b"content_weight", "faces", b"faces", "history_size", b"history_size", "init", b"init", "iterations", b"iterations", "learning_rate", b"learning_rate", "min_improvement", b"min_improvement", "model", b"model", "momentum", b"momentum", "optimizer", b"optimizer", "padding", b"padding", "parametrization", b"parametrization", "pooling", b"pooling", "precision", b"precision", "protection", b"protection", "scales", b"scales", "seed", b"seed", "size", b"size", "strength", b"strength", "style_layers", b"style_layers", "style_statistic", b"style_statistic", "style_weight", b"style_weight", "tv_weight", b"tv_weight", "weight_decay", b"weight_decay", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_weight: _TypeAlias = _typing.Literal["box_weight"]  # noqa: Y015
     _WhichOneofArgType__box_weight: _TypeAlias = _typing.Literal["_box_weight", b"_box_weight"]  # noqa: Y015
@@ -431,6 +469,8 @@ class StylizeOptions(_message.Message):
     _WhichOneofArgType__optimizer: _TypeAlias = _typing.Literal["_optimizer", b"_optimizer"]  # noqa: Y015
     _WhichOneofReturnType__padding: _TypeAlias = _typing.Literal["padding"]  # noqa: Y015
     _WhichOneofArgType__padding: _TypeAlias = _typing.Literal["_padding", b"_padding"]  # noqa: Y015
+    _WhichOneofReturnType__parametrization: _TypeAlias = _typing.Literal["parametrization"]  # noqa: Y015
+    _WhichOneofArgType__parametrization: _TypeAlias = _typing.Literal["_parametrization", b"_parametrization"]  # noqa: Y015
     _WhichOneofReturnType__pooling: _TypeAlias = _typing.Literal["pooling"]  # noqa: Y015
     _WhichOneofArgType__pooling: _TypeAlias = _typing.Literal["_pooling", b"_pooling"]  # noqa: Y015
     _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
@@ -487,6 +527,8 @@ class StylizeOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__optimizer) -> _WhichOneofReturnType__optimizer | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__padding) -> _WhichOneofReturnType__padding | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parametrization) -> _WhichOneofReturnType__parametrization | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pooling) -> _WhichOneofReturnType__pooling | None: ...
     @_typing.overload

@@ -85,7 +85,9 @@ def test_the_servers_own_limits(call, info, name):
     assert_refused(call, tiny_spec(**{name: limit + 1}), f"spec.options.{name}", f"max_{name} = {limit}")
 
 
-@pytest.mark.parametrize("name", ["optimizer", "init", "color", "style_statistic", "pooling", "padding", "precision"])
+@pytest.mark.parametrize(
+    "name", ["optimizer", "init", "color", "style_statistic", "pooling", "padding", "precision", "parametrization"]
+)
 @pytest.mark.parametrize("number", [0, 99, -1, 2**31 - 1])
 def test_unknown_choices(call, name, number):
     assert_refused(call, tiny_spec(**{name: number}), f"spec.options.{name}", "must be one of", f"{name.upper()}_")

@@ -73,6 +73,7 @@ def test_stylize_sends_the_options(
     content, style = pictures
     options = ["--size", 64, "--iterations", 7, "--strength", 0.75, "--seed", 3, "--preview-interval", 2]
     options += ["--option", "optimizer=adam", "--option", "content_layers=relu4_2=5,relu3_1=1"]
+    options += ["--option", "parametrization=fourier"]
     ended = nst(
         "stylize", content, style, content, "-o", tmp_path / "o.webp", "--json", "--server", server.address, *options
     )
@@ -84,6 +85,7 @@ def test_stylize_sends_the_options(
         strength=0.75,
         seed=3,
         optimizer=options_pb2.OPTIMIZER_ADAM,
+        parametrization=options_pb2.PARAMETRIZATION_FOURIER,
         content_layers=options_pb2.LayerWeights(weights={"relu4_2": 5.0, "relu3_1": 1.0}),
     )
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (style, content)]

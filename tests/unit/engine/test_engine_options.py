@@ -15,6 +15,7 @@ CHOICES = {
     "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
     "style_statistic": ["auto", "gram", "moments", "sliced"],
     "padding": ["auto", "replicate", "zeros"],
+    "parametrization": ["pixels", "fourier", "network"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
     "init": ["content", "noise", "recolored", "image"],
     "color": ["style", "keep_luminance", "match"],
