@@ -26,9 +26,10 @@ class SessionState:
         scale_ends: the last iteration of each scale; earlier than planned where one was cut short.
         recent_losses: `StopRule.recent` of the scale worked on.
         step: the current step factor, below 1 after a divergence.
-        total_loss, losses: as in `StepReport`, at `image`; None when steering has made them stale.
-        tensors: "image" and, unless stale, "gradient", both (1, 3, H, W) float32; the optimiser's
-            state under "optimizer.".
+        total_loss, losses: as in `StepReport`, at the parameters; None when steering has made them stale.
+        tensors: float32; what is optimised, as `Parametrization.tensors` gives it, which for pixels is
+            "image" (1, 3, H, W); unless stale, "gradient", of the shape of what is optimised; the
+            optimiser's state under "optimizer.".
     """
 
     options: StylizeOptions

@@ -12,9 +12,6 @@ from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import MIB
 
-# The exponent by which the weights of Fourier coefficients fall with the frequency.
-FALL = 1.0
-
 
 class Parametrization(Protocol):
     """Stands for pictures of one size, (1, 3, H, W) float32 in 0-255, by a tensor of parameters."""
@@ -79,8 +76,8 @@ class Fourier:
     cosine plus the sine of each frequency. It is real, orthonormal, symmetric and its own inverse.
     A weight falls with the frequency f as 1/f, as the amplitudes of photographs do (Mordvintsev et
     al., "Differentiable Image Parameterizations", Distill 2018): equal steps in all coefficients
-    then make a picture that looks like one. The mean square of the weights is 1, so that a step has
-    the size, in 0-255 units, that it would have in pixels.
+    then change a picture by something like one. The mean square of the weights is 1, so that such a
+    step has the size, in 0-255 units, that it would have in pixels.
     """
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
@@ -89,7 +86,7 @@ class Fourier:
         vertical = torch.fft.fftfreq(height, device=device)[:, None]
         horizontal = torch.fft.fftfreq(width, device=device)[None, :]
         frequency = torch.hypot(vertical, horizontal)
-        weights = frequency.clamp(min=1.0 / max(height, width)) ** -FALL
+        weights = 1.0 / frequency.clamp(min=1.0 / max(height, width))
         self._weights = weights / weights.square().mean().sqrt()
 
     @property

@@ -188,19 +188,18 @@ def test_the_next_scale_begins_where_the_last_one_ended(engine: Engine, photo: P
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["fourier", "network"])
 def test_a_cut_run_ends_in_the_same_bits(engine: Engine, photo: Pixels, texture: Pixels, name: str, optimizer: str):
     options = quick(parametrization=name, optimizer=optimizer, size=128, scales=2, iterations=6, seed=4)
     whole = engine.start(photo[:40], [Style(texture)], options)
-    for cut in (0, 2, 3, 4):
+    ends = []
+    for cut in (0, 2, 3, 4):  # the second scale begins at 3
         steps(engine, whole, cut - whole.iteration)
         resumed = revived(engine, whole, photo[:40], texture)
         finish(engine, resumed)
-        if cut == 0:
-            expected = resumed
-        assert same(resumed, expected)
+        ends.append(resumed)
     finish(engine, whole)
-    assert same(whole, expected)
+    assert all(same(resumed, whole) for resumed in ends)
 
 
 def revived(engine: Engine, session: Session, content: Pixels, texture: Pixels) -> Session:
