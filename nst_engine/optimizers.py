@@ -16,8 +16,9 @@ MINIMUM_HISTORY = 2
 # Used where none is given. For the first-order ones, the largest rates tried (two to three times
 # apart) whose first iteration lowered the loss of jobs balanced by strength, at 96 px on three pairs
 # of pictures. Raw weights scale the gradient, and with it the rate that gradient descent wants.
-# For Fourier coefficients and network weights, rates that had the lowest loss, or nearly, after 24
-# iterations at 64 px on two of these pairs.
+# Network weights: of two or three rates, those with about the lowest loss after 24 iterations at 64 px
+# on two of these pairs. Fourier coefficients: likewise for gradient descent; a step is as large as in
+# pixels, so Adam and Adagrad have the rates of those.
 LEARNING_RATES = {
     "pixels": {"lbfgs": 1.0, "adam": 10.0, "adagrad": 12.0, "gradient_descent": 0.3},
     "fourier": {"lbfgs": 1.0, "adam": 10.0, "adagrad": 12.0, "gradient_descent": 0.1},
