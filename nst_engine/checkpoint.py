@@ -12,7 +12,7 @@ from torch import Tensor
 from nst_engine.options import OptionError, StylizeOptions
 
 FORMAT = "nst-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,15 @@ class SessionState:
         iteration: iterations done.
         scale_ends: the last iteration of each scale; earlier than planned where one was cut short.
         recent_losses: `StopRule.recent` of the scale worked on.
+        undone: as in `StepReport`.
         step: the current step factor, below 1 after a divergence.
+        setbacks: divergences since the best state.
         total_loss, losses: as in `StepReport`, at the parameters; None when steering has made them stale.
+        best_total_loss, best_losses: likewise at the best state of the scale; None when the parameters are it.
         tensors: float32; what is optimised, as `Parametrization.tensors` gives it, which for pixels is
-            "image" (1, 3, H, W); unless stale, "gradient", of the shape of what is optimised; the
-            optimiser's state under "optimizer.".
+            "image" (1, 3, H, W); unless stale, "gradient", of the shape of what is optimised;
+            "best_parameters" and "best_gradient" where `best_losses` are; the optimiser's state under
+            "optimizer.".
     """
 
     options: StylizeOptions
@@ -37,9 +41,13 @@ class SessionState:
     iteration: int
     scale_ends: tuple[int, ...]
     recent_losses: tuple[float, ...]
+    undone: int
     step: float
+    setbacks: int
     total_loss: float | None
     losses: dict[str, float] | None
+    best_total_loss: float | None
+    best_losses: dict[str, float] | None
     tensors: dict[str, Tensor]
 
 

@@ -66,7 +66,9 @@ class LBFGS:
         residual = newest_effect[:, 0].roll(self._head) @ self._changes
         torch.sub(flat, residual, out=residual)
         preconditioned = self._precondition(residual)
-        preconditioned *= torch.where(self._scale > 0, self._scale, loss / (residual @ preconditioned))
+        slope = residual @ preconditioned
+        polyak = torch.where(slope > 0, loss / slope, 0.0)  # at a minimum there is nowhere to go
+        preconditioned *= torch.where(self._scale > 0, self._scale, polyak)
         projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
@@ -91,6 +93,10 @@ class LBFGS:
         self._steps.zero_()
         self._changes.zero_()
         self._scale = torch.zeros_like(self._scale)
+
+    def turn_back(self) -> None:
+        """See `optimizers.Optimizer`. The pairs led there, so all of them go."""
+        self.restart()
 
     def tensors(self) -> dict[str, Tensor]:
         """See `optimizers.Optimizer`."""

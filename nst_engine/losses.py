@@ -114,3 +114,9 @@ def box_penalty(image: Tensor) -> Tensor:
 def root_mean_square(tensor: Tensor) -> Tensor:
     """Square root of the mean square."""
     return tensor.square().mean().sqrt()
+
+
+def square_sum(tensor: Tensor) -> Tensor:
+    """Sum of the squares, without a copy of a contiguous tensor."""
+    flat = tensor.flatten()
+    return flat @ flat

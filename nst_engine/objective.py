@@ -1,5 +1,6 @@
 """What is minimised at one scale: content + style + total variation + box penalty."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ class Evaluation:
     """The weighted losses and their sum at one image, and its gradient.
 
     The losses are "content", "style", "tv", "box" and, where a subject is protected, "detail".
+    `finite` tells whether the total and the squared norm of the gradient are numbers in float32: what
+    an optimiser needs.
     """
 
     losses: dict[str, float]
     total: float
     gradient: Tensor
+    finite: bool
 
 
 class Objective:
@@ -131,8 +135,9 @@ class Objective:
             terms["detail"] = self._protection.detail_loss(image) * (self._content_weight * self._detail_share)
         total = torch.stack(tuple(terms.values())).sum()
         (gradient,) = torch.autograd.grad(total, image)
-        values = torch.stack((*terms.values(), total)).tolist()
-        return Evaluation(dict(zip(terms, values[:-1], strict=True)), values[-1], gradient)
+        # In one transfer, as each waits for the device.
+        *values, summed, slope = torch.stack((*terms.values(), total, losses.square_sum(gradient))).tolist()
+        return Evaluation(dict(zip(terms, values, strict=True)), summed, gradient, math.isfinite(summed + slope))
 
     def _feature_losses(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The unweighted content and style losses."""

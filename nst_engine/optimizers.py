@@ -42,6 +42,9 @@ class Optimizer(Protocol):
     def restart(self) -> None:
         """Forgets what no longer holds once the objective has changed."""
 
+    def turn_back(self) -> None:
+        """Forgets where it was going, as that diverged: the image is an earlier one again."""
+
     def tensors(self) -> dict[str, Tensor]:
         """A copy of the whole state."""
 
@@ -85,6 +88,10 @@ class Adam:
     def restart(self) -> None:
         """See `Optimizer`. The moments adapt by themselves within a few iterations, so they stay."""
 
+    def turn_back(self) -> None:
+        """See `Optimizer`. The squares say how steep it is around here, which holds."""
+        self._mean = torch.zeros_like(self._mean)
+
     def tensors(self) -> dict[str, Tensor]:
         """See `Optimizer`."""
         return {"mean": self._mean, "square": self._square, "count": torch.tensor(self._count)}
@@ -125,6 +132,9 @@ class Adagrad:
     def restart(self) -> None:
         """See `Optimizer`. Sums never fade: those of another objective would slow this one down for good."""
         self._squares = torch.zeros_like(self._squares)
+
+    def turn_back(self) -> None:
+        """See `Optimizer`. It goes nowhere by itself, and what it remembers only makes steps shorter."""
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Optimizer`."""
@@ -176,6 +186,10 @@ class GradientDescent:
     def restart(self) -> None:
         """See `Optimizer`."""
         self._velocity = torch.zeros_like(self._velocity)
+
+    def turn_back(self) -> None:
+        """See `Optimizer`."""
+        self.restart()
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Optimizer`."""

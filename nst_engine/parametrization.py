@@ -1,11 +1,13 @@
 """Parametrisations: what is optimised, and the picture that it stands for."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from nst_engine import losses
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
@@ -194,7 +196,8 @@ def _pulled_back(parametrization: Parametrization, objective: Objective, paramet
     image = parametrization.image(parameters)
     evaluation = objective.evaluate(image)
     (gradient,) = torch.autograd.grad(image, parameters, evaluation.gradient)
-    return Evaluation(evaluation.losses, evaluation.total, gradient)
+    finite = evaluation.finite and math.isfinite(losses.square_sum(gradient).item())
+    return Evaluation(evaluation.losses, evaluation.total, gradient, finite)
 
 
 def _of_size(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ class StepReport:
             before `options.color` gives it the content's chroma.
         losses: its parts, weighted: "content", "style", "tv", "box", and "detail" where a subject is
             protected.
+        undone: how many of the iterations so far diverged, and were undone.
         schedule: every scale, with the iterations it owns as things stand.
         stop_reason: why this was the last iteration; None when it was not.
     """
@@ -30,6 +31,7 @@ class StepReport:
     height: int
     total_loss: float
     losses: dict[str, float]
+    undone: int
     schedule: tuple[Scale, ...]
     stop_reason: StopReason | None
 

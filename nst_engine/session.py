@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
+from nst_engine.divergence import GoodState, Guard
 from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
@@ -23,11 +24,6 @@ from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
 from nst_engine.start import first_image
 from nst_engine.stopping import StopReason, StopRule
 from nst_engine.tiled import check_memory, make_objective
-
-# A proposal whose loss is this many times the last one, or not finite, has diverged.
-EXPLOSION = 2.0
-# After a divergence the step shrinks by this factor; every accepted step lets it double back to 1.
-BACKOFF = 0.25
 
 
 class Session:
@@ -76,7 +72,7 @@ class Session:
         self._scales = plan(content.shape[2], content.shape[3], options)
         self._check_memory()
         self._iteration = 0
-        self._step = 1.0
+        self._guard = Guard()
         self._evaluation: Evaluation | None = None
         self._scale: Scale
         self._parametrization: Parametrization
@@ -112,8 +108,9 @@ class Session:
         given = (self._content, *self._styles, self._subject)
         held = sum(tensor.nbytes for tensor in given if tensor is not None)
         held += sum(masks.nbytes for masks in self._masks)
+        # The parameters and their gradient, and those of the best state.
         parts = (self._parametrization, self._optimizer, self._objective)
-        return held + 2 * self._parameters.nbytes + sum(part.nbytes for part in parts)
+        return held + 4 * self._parameters.nbytes + sum(part.nbytes for part in parts)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
@@ -125,9 +122,11 @@ class Session:
     def advance(self) -> StepReport:
         """Runs one iteration.
 
-        A proposal that diverges is dropped: the image stays, and the next step is smaller.
+        A proposal that diverges is undone: the image is the best so far of its scale again, and the
+        next step is smaller.
 
         Raises:
+            OptionError: the losses overflow where a scale or a steered run starts.
             RuntimeError: the session is finished.
         """
         if self.finished:
@@ -136,10 +135,11 @@ class Session:
             following = self._scales[self._scale.number]
             del self._objective, self._optimizer  # their memory is wanted for those of the next scale
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
-        before = self._evaluation or self._parametrization.evaluate(self._objective, self._parameters)
-        self._evaluation = after = self._move(before)
+        before = self._evaluation or self._guard.begin(self._parameters, self._evaluate(self._parameters))
+        after = self._guard.advance(self._optimizer, self._evaluate, GoodState(self._parameters, before))
+        self._parameters, self._evaluation = after.parameters, after.evaluation
         self._iteration += 1
-        return self._report(after, self._stop(before, after))
+        return self._report(after.evaluation, self._stop(before, after.evaluation))
 
     def update(
         self,
@@ -171,6 +171,7 @@ class Session:
         self._objective.steer(options, shares)
         self._optimizer.restart()
         self._stop_rule = StopRule(options, final=self._at_last_scale)
+        self._guard.restart()
         self._evaluation = None
 
     def state_dict(self) -> SessionState:
@@ -179,15 +180,22 @@ class Session:
         tensors |= self._parametrization.tensors(self._parameters)
         if self._evaluation is not None:
             tensors["gradient"] = self._evaluation.gradient
+        best = self._guard.best if self._guard.has_left(self._parameters) else None
+        if best is not None:
+            tensors["best_parameters"], tensors["best_gradient"] = best.parameters, best.evaluation.gradient
         return SessionState(
             self._options,
             self._shares,
             self._iteration,
             tuple(scale.last for scale in self._scales),
             self._stop_rule.recent,
-            self._step,
+            self._guard.undone,
+            self._guard.step,
+            self._guard.setbacks,
             self._evaluation.total if self._evaluation else None,
             dict(self._evaluation.losses) if self._evaluation else None,
+            best.evaluation.total if best else None,
+            dict(best.evaluation.losses) if best else None,
             {name: tensor.to("cpu") for name, tensor in tensors.items()},
         )
 
@@ -214,6 +222,7 @@ class Session:
         )
         self._optimizer = make_optimizer(self._options, self._parameters.shape, content.device, self._memory_budget)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
+        self._guard.restart()
         self._evaluation = None
 
     def _pictures_at(self, scale: Scale) -> tuple[Tensor, list[Tensor]]:
@@ -260,9 +269,17 @@ class Session:
         self._prepare(scale)
         self._optimizer.load({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})
         self._stop_rule = StopRule(self._options, final=self._at_last_scale, recent=state.recent_losses)
-        self._iteration, self._step = state.iteration, state.step
+        self._iteration = state.iteration
         if state.total_loss is not None and state.losses is not None:
-            self._evaluation = Evaluation(dict(state.losses), state.total_loss, tensors["gradient"])
+            self._evaluation = Evaluation(dict(state.losses), state.total_loss, tensors["gradient"], finite=True)
+        self._guard = Guard(self._best_of(state, tensors), state.step, state.setbacks, state.undone)
+
+    def _best_of(self, state: SessionState, tensors: Mapping[str, Tensor]) -> GoodState | None:
+        if state.best_total_loss is None or state.best_losses is None:
+            return GoodState(self._parameters, self._evaluation) if self._evaluation else None
+        gradient = tensors["best_gradient"]
+        evaluation = Evaluation(dict(state.best_losses), state.best_total_loss, gradient, finite=True)
+        return GoodState(tensors["best_parameters"], evaluation)
 
     def _check_steering(self, strength: float | None, content_weight: float | None, style_weight: float | None) -> None:
         balanced = self._options.strength is not None
@@ -282,21 +299,14 @@ class Session:
     def _at_last_scale(self) -> bool:
         return self._scale.number == len(self._scales)
 
-    def _move(self, current: Evaluation) -> Evaluation:
-        """Goes to the optimiser's proposal, unless it diverges; the evaluation where the image is then."""
-        proposal = self._optimizer.propose(self._parameters, current.total, current.gradient, self._step)
-        candidate = self._parametrization.evaluate(self._objective, proposal)
-        if not math.isfinite(candidate.total) or candidate.total > EXPLOSION * current.total:
-            self._step *= BACKOFF
-            return current
-        self._optimizer.accept(self._parameters, current.gradient, proposal, candidate.gradient)
-        self._parameters = proposal
-        self._step = min(1.0, 2 * self._step)
-        return candidate
+    def _evaluate(self, parameters: Tensor) -> Evaluation:
+        return self._parametrization.evaluate(self._objective, parameters)
 
     def _stop(self, before: Evaluation, after: Evaluation) -> StopReason | None:
         """Ends the scale if it has done its work; why the run has ended, if it has."""
         reason = self._stop_rule.judge(before, after)
+        if self._guard.exhausted:
+            reason = StopReason.DIVERGENCE
         if reason is not None:
             self._scales = cut(self._scales, self._scale.number, self._iteration)
             self._scale = self._scales[self._scale.number - 1]
@@ -315,6 +325,7 @@ class Session:
             height=scale.height,
             total_loss=evaluation.total,
             losses=dict(evaluation.losses),
+            undone=self._guard.undone,
             schedule=self._scales,
             stop_reason=stop_reason,
         )

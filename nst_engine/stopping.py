@@ -9,11 +9,16 @@ from nst_engine.options import StylizeOptions
 
 
 class StopReason(enum.Enum):
-    """Why a run ended: its iterations were done, its loss stood still, or its content loss met the threshold."""
+    """Why a run ended.
+
+    Its iterations were done, its loss stood still, its content loss met the threshold, or every
+    further step, however small, diverged.
+    """
 
     ITERATIONS = "iterations"
     IMPROVEMENT = "improvement"
     THRESHOLD = "threshold"
+    DIVERGENCE = "divergence"
 
 
 class StopRule:

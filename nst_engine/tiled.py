@@ -1,5 +1,6 @@
 """The objective of a picture whose maps do not fit into memory at once, tile by tile."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
@@ -102,7 +103,8 @@ class TiledObjective(Objective):
             sums.append(torch.stack((content, *self._add_pixel_gradient(gradient, image, tile))))
         content, tv, box = torch.stack(sums).double().sum(0).tolist()
         terms = {"content": content, "style": style, "tv": tv, "box": box}
-        return Evaluation(terms, sum(terms.values()), gradient)
+        total = sum(terms.values())
+        return Evaluation(terms, total, gradient, math.isfinite(total + losses.square_sum(gradient).item()))
 
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
         network = self._backbone.network

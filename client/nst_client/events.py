@@ -46,6 +46,7 @@ class Progress:
         losses: its weighted parts by name.
         iterations_per_second: the current pace.
         seconds_left: an estimate of the time to the result.
+        undone: how many of the iterations so far diverged, and were undone.
     """
 
     iteration: int
@@ -58,6 +59,7 @@ class Progress:
     losses: dict[str, float]
     iterations_per_second: float
     seconds_left: float
+    undone: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +148,8 @@ class ResultEvent(_PictureEvent):
         picture: the bytes that were sent; None when it is too big for an event (`Job.result` fetches it).
         progress: the losses at the end.
         run_seconds: computing time of the attempt that finished.
-        stop_reason: "iterations", "improvement" (it stood still) or "threshold" (of the content loss);
-            None if the server does not say.
+        stop_reason: "iterations", "improvement" (it stood still), "threshold" (of the content loss) or
+            "divergence" (no step led on from the best picture, which this is); None if the server does not say.
     """
 
     iterations: int

@@ -38,6 +38,7 @@ def progress(iteration: int, scale: int, loss: float) -> ProgressEvent:
         losses={"content": loss / 2, "style": loss / 2, "box": 0.0},
         iterations_per_second=1.0,
         seconds_left=0.0,
+        undone=0,
     )
 
 

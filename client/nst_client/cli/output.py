@@ -25,7 +25,11 @@ _KINDS: Mapping[type, str] = {
     ResultEvent: "result",
     ErrorEvent: "error",
 }
-_ENDS = {"improvement": "; the loss stood still", "threshold": "; the content loss met its threshold"}
+_ENDS = {
+    "improvement": "; the loss stood still",
+    "threshold": "; the content loss met its threshold",
+    "divergence": "; every further step diverged, and this is the best picture before",
+}
 
 
 def plain(value: Any) -> Any:
@@ -115,7 +119,10 @@ class ProgressBar:
             case ResultEvent():
                 size = f"{event.width}x{event.height}"
                 end = _ENDS.get(event.stop_reason or "", "")
-                self._console.print(f"result: {size}, {event.iterations} iterations in {event.run_seconds:.1f} s{end}")
+                undone = _undone_text(event.progress.undone)
+                self._console.print(
+                    f"result: {size}, {event.iterations} iterations{undone} in {event.run_seconds:.1f} s{end}"
+                )
 
 
 Display = JsonLines | ProgressBar
@@ -129,7 +136,11 @@ def _progress_text(event: ProgressEvent) -> str:
     scale = f"scale {event.scale}/{event.scales} {event.width}x{event.height}"
     # The parts come last: a narrow terminal cuts them off.
     parts = " ".join(f"{name} {loss:.2g}" for name, loss in sorted(event.losses.items()))
-    return f"{pace}  {scale}  loss {event.total_loss:.3g}: {parts}"
+    return f"{pace}  {scale}{_undone_text(event.undone)}  loss {event.total_loss:.3g}: {parts}"
+
+
+def _undone_text(undone: int) -> str:
+    return f" ({undone} undone)" if undone else ""
 
 
 def _state_text(event: StateEvent) -> str:

@@ -100,6 +100,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     """At the last scale the loss no longer improved; see `StylizeOptions.min_improvement`."""
     STOP_REASON_THRESHOLD: _StopReason.ValueType  # 3
     """The content loss met `StylizeOptions.content_threshold`."""
+    STOP_REASON_DIVERGENCE: _StopReason.ValueType  # 4
+    """Every further step diverged, however small. The result is the best picture before that."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Why an optimisation ended."""
@@ -112,6 +114,8 @@ STOP_REASON_IMPROVEMENT: StopReason.ValueType  # 2
 """At the last scale the loss no longer improved; see `StylizeOptions.min_improvement`."""
 STOP_REASON_THRESHOLD: StopReason.ValueType  # 3
 """The content loss met `StylizeOptions.content_threshold`."""
+STOP_REASON_DIVERGENCE: StopReason.ValueType  # 4
+"""Every further step diverged, however small. The result is the best picture before that."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -493,6 +497,7 @@ class Progress(_message.Message):
     LOSSES_FIELD_NUMBER: _builtins.int
     ITERATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    UNDONE_FIELD_NUMBER: _builtins.int
     iteration: _builtins.int
     """Iterations done, over all scales."""
     iterations: _builtins.int
@@ -513,6 +518,10 @@ class Progress(_message.Message):
     """The current pace."""
     seconds_left: _builtins.float
     """An estimate of the time to the result."""
+    undone: _builtins.int
+    """How many of the iterations so far diverged (the loss rose beyond bounds, or was no number) and
+    were undone: the run went back to its best state and on with a smaller step.
+    """
     @_builtins.property
     def losses(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Its parts by name, weighted: "content", "style", "tv", "box", and "detail" where a subject is protected."""
@@ -530,10 +539,11 @@ class Progress(_message.Message):
         losses: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         iterations_per_second: _builtins.float = ...,
         seconds_left: _builtins.float = ...,
+        undone: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "iteration", b"iteration", "iterations", b"iterations", "iterations_per_second", b"iterations_per_second", "losses", b"losses", "scale", b"scale", "scales", b"scales", "seconds_left", b"seconds_left", "total_loss", b"total_loss", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "iteration", b"iteration", "iterations", b"iterations", "iterations_per_second", b"iterations_per_second", "losses", b"losses", "scale", b"scale", "scales", b"scales", "seconds_left", b"seconds_left", "total_loss", b"total_loss", "undone", b"undone", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

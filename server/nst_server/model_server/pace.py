@@ -29,6 +29,7 @@ class Pace:
             height=report.height,
             total_loss=report.total_loss,
             losses=report.losses,
+            undone=report.undone,
             iterations_per_second=1 / pace if pace > 0 else 0,
             seconds_left=self._seconds_per_pixel * _pixels_left(report),
         )

@@ -179,6 +179,17 @@ def test_an_early_end_is_explained(nst: Nst, server: ScriptedServer) -> None:
     assert "10 iterations in 1.5 s; the loss stood still" in ended.err
 
 
+def test_iterations_that_were_undone_are_told(nst: Nst, server: ScriptedServer) -> None:
+    progress, result = progress_event(1), result_event(b"", job_pb2.STOP_REASON_DIVERGENCE)
+    progress.progress.undone = result.result.progress.undone = 7
+    server.publish(progress, result)
+    said = nst("jobs", "watch", JOB_ID, "--server", server.address).err
+    assert "10 iterations (7 undone) in 1.5 s; every further step diverged" in said
+    events = nst("jobs", "watch", JOB_ID, "--json", "--server", server.address).lines
+    assert events[0]["undone"] == 7
+    assert (events[1]["stop_reason"], events[1]["progress"]["undone"]) == ("divergence", 7)
+
+
 def test_json_has_no_nan(nst: Nst, server: ScriptedServer) -> None:
     event = progress_event(1)
     event.progress.seconds_left = float("inf")

@@ -29,13 +29,15 @@ def seen_on_terminal(*arguments: str) -> tuple[int, str]:
 
 
 def test_a_live_bar_with_pace_and_losses(server: ScriptedServer) -> None:
-    server.publish(state_event(job_pb2.JOB_STATE_RUNNING, "starts"), progress_event(7), result_event(b"png"))
+    progress = progress_event(7)
+    progress.progress.undone = 2
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING, "starts"), progress, result_event(b"png"))
     code, text = seen_on_terminal("jobs", "watch", JOB_ID, "--server", server.address)
     assert code == 0
     assert f"{JOB_ID} running: starts" in text
     (bar,) = {line for line in re.split(r"[\r\n]+", text) if " 7/10" in line}
     assert "2.0 it/s 0:03 left" in bar
-    assert "scale 1/1 4x3" in bar
+    assert "scale 1/1 4x3 (2 undone)" in bar
     assert len(bar) <= 80
     assert "result: 4x3, 10 iterations in 1.5 s" in text
 

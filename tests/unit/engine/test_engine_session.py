@@ -13,9 +13,9 @@ from engine_runs import Pixels, as_image, finish, quick, run, shares_of, steps
 
 from nst_engine import Engine, OptionError, StepReport, Style
 from nst_engine.backbone import Backbone
+from nst_engine.divergence import EXPLOSION
 from nst_engine.objective import Objective
 from nst_engine.pictures import resize
-from nst_engine.session import EXPLOSION
 from nst_engine.start import NOISE_DEVIATION
 
 

@@ -21,6 +21,7 @@ def report(iteration: int, schedule: tuple[Scale, ...], stop_reason: StopReason 
         height=scale.height,
         total_loss=2.0,
         losses={"content": 2.0},
+        undone=3,
         schedule=schedule,
         stop_reason=stop_reason,
     )
@@ -44,7 +45,7 @@ def test_time_left_follows_a_scale_that_ends_early():
     pace, earlier = Pace(), cut(SCALES, 1, 2)
     step = report(2, earlier)
     progress = pace.progress(step, seconds(step))
-    assert (progress.iteration, progress.iterations) == (2, 6)
+    assert (progress.iteration, progress.iterations, progress.undone) == (2, 6, 3)
     assert progress.seconds_left == pytest.approx(4 * 320 * SECONDS_PER_PIXEL)
     assert pace.scale_ended
     last = report(3, cut(earlier, 2, 3), StopReason.THRESHOLD)
