@@ -263,7 +263,8 @@ class Session:
     def _restore(self, state: SessionState) -> None:
         self._scales = with_ends(self._scales, state.scale_ends)
         scale = next(scale for scale in self._scales if state.iteration <= scale.last)
-        tensors = {name: tensor.to(self._content.device) for name, tensor in state.tensors.items()}
+        # Copied, as what was read from bytes may lie anywhere, and products of unaligned memory round otherwise.
+        tensors = {name: tensor.to(self._content.device, copy=True) for name, tensor in state.tensors.items()}
         self._parametrization = make_parametrization(self._options, (scale.height, scale.width), self._content.device)
         self._parameters = self._parametrization.load(tensors)
         self._prepare(scale)
