@@ -228,7 +228,7 @@ def test_a_loss_that_stays_is_never_a_divergence(best: float):
     image = torch.zeros(1, 3, 4, 4)
     guard = Guard()
     state = GoodState(image, guard.begin(image, Hill([best]).evaluate(image)))
-    optimizer = GradientDescent(image.shape, image.device, 1.0, 0.0, 0.0)
+    optimizer = GradientDescent(image.shape, image.device, 1.0, 0.0, 0.0, 0.0)
     for _ in range(5):
         state = guard.advance(optimizer, Hill([best]).evaluate, state)
     assert guard.undone == 0
