@@ -1,23 +1,37 @@
 """The frozen feature network: a picture in, the maps at named taps out."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_engine import tiling
-from nst_engine.convolution import Convolution
-from nst_engine.networks import Network
+from nst_engine.network import Network, TorchvisionNetwork
+from nst_engine.tiling import Tile
+from nst_engine.torchvision_trunk import TorchvisionTrunk
+from nst_engine.vgg import Vgg
+from nst_engine.vgg_trunk import VggTrunk
 
-# A mean of four is smaller than their maximum, and the deficit grows with every pooling, to a sixth
-# at relu5_1. With this gain the norms of the maps at relu2_1 to relu5_1 of vgg16-caffe stay within
-# 0.84 to 1.27 of those under max pooling, on photographs; a gain of 2 lets them grow to 2.8 times.
-AVERAGE_POOLING_GAIN = 1.5
+
+class Trunk(Protocol):
+    """The frozen layers of one kind of network."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+
+    def tiles(
+        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
+    ) -> tuple[Tile, ...]:
+        """See `Backbone.tiles`."""
+
+    def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
+        """The maps at `taps`, none of them twice, of a prepared picture: normalised, padded, channels-last."""
 
 
 class Backbone:
-    """The convolution trunk of a `Network` with its weights, on one device, in one dtype.
+    """A `Network` with its weights, on one device, computing in one dtype.
 
     Weights and maps are kept channels-last, the layout in which CPUs and GPUs convolve fastest.
     """
@@ -34,27 +48,30 @@ class Backbone:
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"
-        self._convolutions = {
-            name: Convolution(
-                weights[f"{name}.weight"].to(device, dtype),
-                weights[f"{name}.bias"].to(device, dtype),
-                padding=0 if name == "conv1_1" else 1,
-            )
-            for name in network.convs
-        }
+        self._trunk = _trunk(network, weights, device, dtype)
         self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return sum(convolution.nbytes for convolution in self._convolutions.values())
+        return self._trunk.nbytes
 
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
-    ) -> tuple[tiling.Tile, ...]:
-        """The tiles in which it works on a picture of that size; see `tiling.tiles`."""
-        return tiling.tiles(self.network, taps, pooling, self.dtype.itemsize, height, width, memory_budget)
+    ) -> tuple[Tile, ...]:
+        """The tiles in which it works on a picture of that size: one where the maps of the whole fit into the budget.
+
+        Args:
+            height, width: of the picture, each at least `network.minimum_side(taps)`.
+            taps: those in use, at least one.
+            pooling: "max" or "average".
+            memory_budget: bytes that the maps of one evaluation may take.
+
+        Raises:
+            OptionError: not even the smallest tile fits, or the whole does not and the network needs it.
+        """
+        return self._trunk.tiles(height, width, taps, pooling, memory_budget)
 
     def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
         """The maps at `taps`, computed no deeper than the deepest of them.
@@ -65,24 +82,9 @@ class Backbone:
             pooling: "max" or "average".
 
         Returns:
-            Tap name to (1, C, h, w) in the trunk's dtype, channels-last.
+            Tap name to (1, C, h, w), channels-last: in the trunk's dtype, or float32 where maps are smoothed.
         """
-        wanted = set(taps)
-        maps: dict[str, Tensor] = {}
-        hidden = self._prepare(image)
-        for tap in self.network.taps:
-            if len(maps) == len(wanted):
-                break
-            if tap.startswith("conv"):
-                # Its ReLU is the next tap: one operation, unless the map before it is wanted.
-                hidden = self._convolutions[tap](hidden, relu=tap not in wanted)
-            elif tap.startswith("pool"):
-                hidden = _pool(hidden, pooling)
-            elif tap.replace("relu", "conv") in wanted:
-                hidden = F.relu(hidden)
-            if tap in wanted:
-                maps[tap] = hidden
-        return maps
+        return self._trunk.maps(self._prepare(image), set(taps), pooling)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """The normalised network input with the first convolution's padding already on it.
@@ -92,11 +94,14 @@ class Backbone:
         """
         if self.network.channel_order == "BGR":
             image = image.flip(1)
-        normalised = F.pad((image - self._mean) / self._std, (1, 1, 1, 1), mode=self._edge)
+        normalised = F.pad((image - self._mean) / self._std, (self.network.padding,) * 4, mode=self._edge)
         return normalised.to(self.dtype, memory_format=torch.channels_last)
 
 
-def _pool(hidden: Tensor, pooling: str) -> Tensor:
-    if pooling == "max":
-        return F.max_pool2d(hidden, 2)
-    return F.avg_pool2d(hidden, 2) * AVERAGE_POOLING_GAIN
+def _trunk(network: Network, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Trunk:
+    match network:
+        case Vgg():
+            return VggTrunk(network, weights, device, dtype)
+        case TorchvisionNetwork():
+            return TorchvisionTrunk(network, weights, device, dtype)
+    raise TypeError(f"there is no trunk for a {type(network).__name__}")

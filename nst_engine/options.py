@@ -12,9 +12,6 @@ from typing import Any
 
 from nst_engine.networks import NETWORKS
 
-CONTENT_LAYERS: Mapping[str, float] = {"relu4_2": 1.0}
-STYLE_LAYERS: Mapping[str, float] = {f"relu{block}_1": 1.0 for block in range(1, 6)}
-
 
 class OptionError(ValueError):
     """An option is not allowed. `field` names it; the message says what would be."""
@@ -33,6 +30,10 @@ def _choice(default: str, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
+def _models_own() -> Any:
+    return field(default=None)
+
+
 @dataclass(frozen=True)
 class StylizeOptions:
     """How to stylise. Construction validates, and raises `OptionError` naming the field.
@@ -45,12 +46,13 @@ class StylizeOptions:
         content_weight, style_weight: raw loss weights (None means 1), only with `strength=None`.
         tv_weight: weight of the total variation, sum of absolute differences in 0-255 units.
         box_weight: weight of the summed squared excess of pixels outside 0-255.
-        content_layers, style_layers: weights by tap.
+        content_layers, style_layers: weights by tap; None takes those of the model's `Network`.
         style_statistic: what of the features at a style layer is matched: the "gram" matrix; the
             "moments", which are mean and covariance, as normal distributions by their Wasserstein-2
             distance; or the whole distribution, by the "sliced" Wasserstein distance. The last two are
             relative to the style and mostly below 1. "auto" is "moments" where `strength` balances the
-            weights, and "gram", which published raw weights are meant for, where it is None.
+            weights of a VGG, and "gram", which published raw weights and smoothed maps are meant for,
+            otherwise.
         iterations: at most, over every scale.
         scales: number of scales, coarse to fine, each twice the one before.
         min_improvement: ends a scale whose total loss fell by no more than this share over its
@@ -93,8 +95,8 @@ class StylizeOptions:
     style_weight: float | None = _number(None, 0.0, 1e12)
     tv_weight: float = _number(1e-3, 0.0, 1e6)
     box_weight: float = _number(0.1, 0.0, 1e6)
-    content_layers: Mapping[str, float] = field(default_factory=lambda: dict(CONTENT_LAYERS))
-    style_layers: Mapping[str, float] = field(default_factory=lambda: dict(STYLE_LAYERS))
+    content_layers: Mapping[str, float] = _models_own()
+    style_layers: Mapping[str, float] = _models_own()
     style_statistic: str = _choice("auto", "auto", "gram", "moments", "sliced")
     iterations: int = _number(100, 1, 10_000)
     scales: int = _number(2, 1, 6)
@@ -128,13 +130,15 @@ class StylizeOptions:
             elif option.type is bool and not isinstance(value, bool):
                 raise OptionError(option.name, f"must be true or false, not {value!r}")
         for name in ("content_layers", "style_layers"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, dict(getattr(NETWORKS[self.model], name)))
             self._check_layers(name)
         self._check_weights()
 
     @property
     def chosen_statistic(self) -> str:
         """`style_statistic`, with "auto" resolved."""
-        return self._chosen(self.style_statistic, balanced="moments", raw="gram")
+        return self._chosen(self.style_statistic, balanced=NETWORKS[self.model].statistic, raw="gram")
 
     @property
     def chosen_padding(self) -> str:

@@ -17,7 +17,7 @@ def smoothed(features: Tensor) -> Tensor:
     arXiv 2104.05623): skip connections leave maps in which a few large activations outweigh all the
     others in the Gram matrix; the softmax raises the entropy of a map, and style transfer works. Two
     things differ from theirs. The factor C H W makes the mean 1, so that maps of pictures of different
-    sizes compare. And T, which they leave at 1, is `TEMPERATURE` standard deviations of the map.
+    sizes compare. And T, which is 1 in their code, is `TEMPERATURE` standard deviations of the map.
     """
     exact = features.float()
     temperature = TEMPERATURE * exact.std(correction=0).clamp(min=SMALLEST_DEVIATION)

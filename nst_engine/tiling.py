@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nst_engine.networks import Network
 from nst_engine.options import OptionError
+from nst_engine.vgg import Vgg
 
 # Max pooling remembers where each maximum was, as a 64-bit integer.
 INDEX_BYTES = 8
@@ -53,6 +53,11 @@ class Tile:
     def pixels(self) -> int:
         """How many pixels are computed for it."""
         return (self.rows.last - self.rows.first) * (self.columns.last - self.columns.first)
+
+
+def whole(height: int, width: int) -> Tile:
+    """The tile that is all of a picture."""
+    return Tile(Span(0, 0, height, height), Span(0, 0, width, width))
 
 
 def spans(length: int, count: int, stride: int, halo: int) -> tuple[Span, ...]:
@@ -110,12 +115,12 @@ def _divisions(length: int, stride: int, halo: int) -> list[_Division]:
 
 
 def tiles(
-    network: Network, taps: Collection[str], pooling: str, itemsize: int, height: int, width: int, memory_budget: int
+    network: Vgg, taps: Collection[str], pooling: str, itemsize: int, height: int, width: int, memory_budget: int
 ) -> tuple[Tile, ...]:
     """The tiles in which a picture is worked on: one when the maps of the whole fit into the budget.
 
     Args:
-        network: the feature network.
+        network: which VGG.
         taps: those in use, at least one.
         pooling: "max" or "average".
         itemsize: bytes of a number in the trunk's dtype.
@@ -127,7 +132,7 @@ def tiles(
     """
     per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
     if height * width * per_pixel <= memory_budget:
-        return (Tile(Span(0, 0, height, height), Span(0, 0, width, width)),)
+        return (whole(height, width),)
     stride = network.minimum_side(taps)
     halo = -(-network.reach(taps) // stride) * stride
     found = grid(height, width, stride, halo, int(memory_budget / per_pixel))
@@ -142,7 +147,7 @@ def tiles(
     return found
 
 
-def map_bytes_per_pixel(network: Network, taps: Collection[str], pooling: str, itemsize: int) -> float:
+def map_bytes_per_pixel(network: Vgg, taps: Collection[str], pooling: str, itemsize: int) -> float:
     """Bytes kept per pixel of the picture, from the forward pass for the backward pass.
 
     They are the normalised picture, what each ReLU and pooling gives, the convolutions that are

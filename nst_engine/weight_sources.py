@@ -118,4 +118,10 @@ SOURCES: dict[str, Source] = {
     "vgg19-torchvision": TorchvisionSource(
         "VGG19_Weights", "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
     ),
+    "resnet50-torchvision": TorchvisionSource(
+        "ResNet50_Weights", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
+    ),
+    "densenet121-torchvision": TorchvisionSource(
+        "DenseNet121_Weights", "a639ec97d7c33b07ae66f0b5fb7d0192f95a3b11b7576c66c0126c2a727c4395"
+    ),
 }

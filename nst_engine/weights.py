@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nst_engine.networks import NETWORKS, Network
+from nst_engine.state_dicts import conform
 from nst_engine.weight_sources import SOURCES, Source, WeightsError
 
 __all__ = ["WeightsError", "cache_directory", "fetch", "import_file", "is_cached", "load", "locate", "read_file"]
@@ -31,7 +32,8 @@ def load(name: str, cache_dir: Path | None = None) -> dict[str, Tensor]:
     """The weights of the model `name`, from the cache; fetched first when missing or damaged.
 
     Returns:
-        "conv1_1.weight" (O, I, 3, 3), "conv1_1.bias" (O,), ... in float32.
+        By name, in float32: of a VGG "conv1_1.weight" (O, I, 3, 3), "conv1_1.bias" (O,), ...; of other
+        networks the tensors of torchvision's module, by its names, without the classifier.
 
     Raises:
         WeightsError: they can neither be read nor fetched; the message lists the ways to get them.
@@ -80,9 +82,9 @@ def import_file(name: str, file: Path, cache_dir: Path | None = None) -> Path:
 
 
 def read_file(file: Path, network: Network) -> dict[str, Tensor]:
-    """The convolution weights of `network` in a local safetensors or .pth file.
+    """The weights of `network` in a local safetensors or .pth file.
 
-    Tensors may be called "conv1_1.weight" as here, or "features.0.weight" as in torchvision.
+    Tensors may be called as `load` calls them, or as in torchvision's files.
 
     Raises:
         WeightsError: the file cannot be read, or a tensor is missing or has another shape.
@@ -96,7 +98,7 @@ def read_file(file: Path, network: Network) -> dict[str, Tensor]:
         raise WeightsError(f"{file} cannot be read as weights ({error})") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"{file} holds no tensors by name: save the network's state_dict")
-    return _conform(tensors, network, str(file))
+    return conform(tensors, network, str(file))
 
 
 def ways_to_get(name: str) -> str:
@@ -115,26 +117,8 @@ def locate(name: str, cache_dir: Path | None = None) -> Path:
     return cache_directory(cache_dir) / f"{name}.safetensors"
 
 
-def _conform(tensors: Mapping[str, Tensor], network: Network, origin: str) -> dict[str, Tensor]:
-    """Exactly the convolutions of `network`, by their names here, in float32."""
-    indices = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("features.") and "weight" in key)
-    renamed: dict[str, Tensor | None] = dict(tensors)
-    for name, index in zip(network.convs, indices, strict=False):
-        for part in ("weight", "bias"):
-            renamed[f"{name}.{part}"] = tensors.get(f"features.{index}.{part}")
-    conformed = {}
-    for name, (inputs, outputs) in network.convs.items():
-        for part, shape in (("weight", (outputs, inputs, 3, 3)), ("bias", (outputs,))):
-            tensor = renamed.get(f"{name}.{part}")
-            if tensor is None or tuple(tensor.shape) != shape:
-                found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-                raise WeightsError(f"{origin}: {name}.{part} is {found}; {network.name} needs {shape}")
-            conformed[f"{name}.{part}"] = tensor.float().contiguous()
-    return conformed
-
-
 def _store(tensors: Mapping[str, Tensor], network: Network, path: Path, source_sha256: str) -> None:
-    conformed = _conform(tensors, network, "the source")
+    conformed = conform(tensors, network, "the source")
     metadata = {"tensors_sha256": _digest(conformed), "source_sha256": source_sha256}
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as temporary:
         temporary.close()

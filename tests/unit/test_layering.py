@@ -16,7 +16,9 @@ PACKAGES = {
     "nst_server": ROOT / "server" / "nst_server",
     "nst_client": ROOT / "client" / "nst_client",
 }
-TORCH_FREE_ENGINE = ("nst_engine.options", "nst_engine.networks")
+TORCH_FREE_ENGINE = tuple(
+    f"nst_engine.{name}" for name in ("options", "networks", "network", "vgg", "resnet", "densenet")
+)
 COMPUTE = ("torch", "torchvision", "nst_engine")
 
 

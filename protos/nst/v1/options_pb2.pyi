@@ -132,7 +132,9 @@ class _StyleStatisticEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StyleS
     STYLE_STATISTIC_UNSPECIFIED: _StyleStatistic.ValueType  # 0
     """Not allowed in a request: leave the field unset instead."""
     STYLE_STATISTIC_AUTO: _StyleStatistic.ValueType  # 1
-    """MOMENTS where `strength` balances the weights, GRAM with raw weights: published ones are for it."""
+    """MOMENTS where `strength` balances the weights and the model is a VGG; GRAM with raw weights, because
+    published ones are for it, and with ResNet and DenseNet.
+    """
     STYLE_STATISTIC_GRAM: _StyleStatistic.ValueType  # 2
     """The Gram matrix: which channels respond together. The cheapest."""
     STYLE_STATISTIC_MOMENTS: _StyleStatistic.ValueType  # 3
@@ -150,7 +152,9 @@ class StyleStatistic(_StyleStatistic, metaclass=_StyleStatisticEnumTypeWrapper):
 STYLE_STATISTIC_UNSPECIFIED: StyleStatistic.ValueType  # 0
 """Not allowed in a request: leave the field unset instead."""
 STYLE_STATISTIC_AUTO: StyleStatistic.ValueType  # 1
-"""MOMENTS where `strength` balances the weights, GRAM with raw weights: published ones are for it."""
+"""MOMENTS where `strength` balances the weights and the model is a VGG; GRAM with raw weights, because
+published ones are for it, and with ResNet and DenseNet.
+"""
 STYLE_STATISTIC_GRAM: StyleStatistic.ValueType  # 2
 """The Gram matrix: which channels respond together. The cheapest."""
 STYLE_STATISTIC_MOMENTS: StyleStatistic.ValueType  # 3
@@ -236,7 +240,9 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     POOLING_MAX: _Pooling.ValueType  # 1
     """Maximum, as the network was trained."""
     POOLING_AVERAGE: _Pooling.ValueType  # 2
-    """Average, rescaled to the maximum's magnitude: smoother pictures."""
+    """Average, rescaled to the maximum's magnitude: smoother pictures. ResNet and DenseNet have one maximum
+    to replace.
+    """
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """How the network shrinks its maps."""
@@ -246,7 +252,9 @@ POOLING_UNSPECIFIED: Pooling.ValueType  # 0
 POOLING_MAX: Pooling.ValueType  # 1
 """Maximum, as the network was trained."""
 POOLING_AVERAGE: Pooling.ValueType  # 2
-"""Average, rescaled to the maximum's magnitude: smoother pictures."""
+"""Average, rescaled to the maximum's magnitude: smoother pictures. ResNet and DenseNet have one maximum
+to replace.
+"""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _Precision:
@@ -396,11 +404,13 @@ class StylizeOptions(_message.Message):
     """What is optimised: the picture's pixels, or what it is made from."""
     @_builtins.property
     def content_layers(self) -> Global___LayerWeights:
-        """Where content is compared: tap names such as "relu4_2" and their weights."""
+        """Where content is compared: taps of the model, such as "relu4_2", and their weights. Unset means
+        the model's own.
+        """
 
     @_builtins.property
     def style_layers(self) -> Global___LayerWeights:
-        """Where style is compared: tap names and their weights."""
+        """Where style is compared: taps of the model and their weights. Unset means the model's own."""
 
     def __init__(
         self,
@@ -587,7 +597,10 @@ class LayerWeights(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Tap name ("conv1_1", "relu4_2", "pool3") to weight, at least 0."""
+        """Tap name to weight, at least 0. VGG has "conv1_1", "relu4_2", "pool3" and so on; ResNet "relu",
+        "maxpool", "layer1.0" to "layer4.2"; DenseNet "relu0", "pool0", "denseblock1", "transition1" to
+        "denseblock4". `GetServerInfo` lists them.
+        """
 
     def __init__(
         self,

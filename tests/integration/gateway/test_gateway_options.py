@@ -120,6 +120,19 @@ def test_taps_are_those_of_the_model(call, info):
     assert "relu3_4" in vgg19.taps
 
 
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [("resnet50-torchvision", {"layer1.2": 1.0, "relu": 2.0}), ("densenet121-torchvision", {"denseblock2": 1.0})],
+)
+def test_other_networks_have_other_taps(call, idle, info, model, layers):
+    job_id = idle.create(tiny_spec(model=model, style_layers={"weights": layers}))
+    stored = idle.get(job_id).spec.options
+    assert stored.style_layers.weights == layers
+    assert {*stored.content_layers.weights} < {*next(one for one in info.models if one.name == model).taps}
+    foreign = tiny_spec(model=model, style_layers={"weights": {"relu1_1": 1.0}})
+    assert_refused(call, foreign, "spec.options.style_layers.relu1_1", f"{model} has no such tap", *layers)
+
+
 def test_nothing_to_optimise(call):
     nothing = {"weights": {"relu1_1": 0.0}}
     spec = tiny_spec(content_layers=nothing, style_layers=nothing)

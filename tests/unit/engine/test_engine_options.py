@@ -12,7 +12,10 @@ from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges
 
 RAW = {"content_weight", "style_weight"}
 CHOICES = {
-    "model": ["vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"],
+    "model": [
+        *("vgg16-caffe", "vgg16-torchvision", "vgg19-torchvision"),
+        *("resnet50-torchvision", "densenet121-torchvision"),
+    ],
     "style_statistic": ["auto", "gram", "moments", "sliced"],
     "padding": ["auto", "replicate", "zeros"],
     "parametrization": ["pixels", "fourier", "network"],
@@ -101,6 +104,30 @@ def test_taps_belong_to_a_model():
     assert StylizeOptions(model="vgg19-torchvision", style_layers={"relu3_4": 1.0}).style_layers == {"relu3_4": 1.0}
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_left_out_are_the_models_own(name: str):
+    network, options = NETWORKS[name], from_fields({"model": name, "style_layers": None})
+    assert options.content_layers == network.content_layers
+    assert options.style_layers == network.style_layers
+    assert {*options.content_layers, *options.style_layers} <= {*network.taps}
+    given = StylizeOptions(model=name, style_layers={network.taps[0]: 2.0})
+    assert given.style_layers == {network.taps[0]: 2.0}
+    assert given.content_layers == network.content_layers
+
+
+def test_the_defaults_of_a_network_cannot_be_changed_through_options():
+    StylizeOptions().style_layers["relu1_1"] = 7.0  # type: ignore[index]
+    assert StylizeOptions().style_layers == {f"relu{block}_1": 1.0 for block in range(1, 6)}
+    assert StylizeOptions().content_layers == {"relu4_2": 1.0}
+
+
+def test_taps_of_another_kind_of_network_are_refused():
+    error = refusal(model="resnet50-torchvision", style_layers={"relu1_1": 1.0})
+    assert error.field == "style_layers.relu1_1"
+    assert "layer1.0, layer1.1" in error.message
+    assert refusal(content_layers={"layer1.0": 1.0}).field == "content_layers.layer1.0"
+
+
 @pytest.mark.parametrize("weight", [-1.0, 1e13, float("nan"), "1", None, True])
 def test_layer_weights_have_a_range(weight: Any):
     assert refusal(style_layers={"relu1_1": weight}).field == "style_layers.relu1_1"
@@ -155,7 +182,7 @@ import nst_engine
 print(nst_engine.StylizeOptions().size, len(NETWORKS), "nst_engine.engine" in sys.modules)
 """
     completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert completed.stdout.split() == ["512", "3", "False"], completed.stderr
+    assert completed.stdout.split() == ["512", "5", "False"], completed.stderr
 
 
 def test_the_package_offers_its_names_and_no_others():
