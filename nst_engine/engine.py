@@ -1,7 +1,7 @@
 """The way in: an engine holds a device and its networks, and runs sessions on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from nst_engine import hardware, pictures, weights
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
-from nst_engine.masks import StyleMasks
+from nst_engine.inpainting import Hole
+from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.networks import NETWORKS
-from nst_engine.options import StylizeOptions
+from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.report import StepReport
@@ -109,27 +110,38 @@ class Engine:
         initial: Picture | None = None,
         *,
         subject: Picture | None = None,
+        hole: Picture | None = None,
     ) -> Session:
         """A new session.
 
         Args:
             content: the picture to keep, (H, W, 3) RGB, uint8 or floating 0-1, of any size.
-            styles: at least one.
+            styles: at least one, unless there is a hole; then the content around it is the style.
             options: how to stylise.
             initial: the picture to start from, as content, stretched to its shape; with
                 `options.init` "image" and no other.
             subject: a mask, (H, W) uint8 or floating 0-1, of what `options.protection` protects; stretched
                 to the content's shape. With `options.faces`, faces are protected too.
+            hole: a mask, likewise, of what alone may change. What is there counts for nothing: it starts from
+                smooth colours, where `options.init` does not say otherwise, and is filled without a content
+                loss. Where the mask is 0 the result is the content at the working size, bit for bit.
+                Not together with a subject or faces.
 
         Raises:
             OptionError: a picture, a mask or a share is unusable, or missing, faces are to be found
                 without OpenCV, or the size or an option does not fit into the memory budget; `field` names it.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, options, initial=initial, subject=subject)
+        return self._session(content, styles, options, initial=initial, subject=subject, hole=hole)
 
     def resume(
-        self, state: SessionState, content: Picture, styles: Sequence[Style], *, subject: Picture | None = None
+        self,
+        state: SessionState,
+        content: Picture,
+        styles: Sequence[Style],
+        *,
+        subject: Picture | None = None,
+        hole: Picture | None = None,
     ) -> Session:
         """The session that `Session.state_dict` described, with the pictures and masks it was started with.
 
@@ -140,7 +152,7 @@ class Engine:
             OptionError: the pictures do not fit the state.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, state.options, subject=subject, state=state)
+        return self._session(content, styles, state.options, subject=subject, hole=hole, state=state)
 
     def step(self, sessions: Sequence[Session]) -> list[StepReport]:
         """One iteration for every session, in order; the reports are in the same order.
@@ -162,6 +174,7 @@ class Engine:
         *,
         initial: Picture | None = None,
         subject: Picture | None = None,
+        hole: Picture | None = None,
         state: SessionState | None = None,
     ) -> Session:
         target = pictures.to_tensor(content, "content", self.device)
@@ -173,6 +186,15 @@ class Engine:
         start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
         given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
         protected = subject_mask(target, given, find_faces=options.faces)
+        opened = None
+        if hole is not None:
+            if subject is not None or options.faces:
+                raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
+            opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
+            target = opened.filled()
+            images, masks = (images, opened.within(masks)) if images else ([target], [opened.own_style()])
+            shares = shares or [1.0]
+            options = replace(options, content_layers={})
         return Session(
             self._backbone(options),
             target,
@@ -182,6 +204,7 @@ class Engine:
             masks,
             initial=start,
             subject=protected,
+            hole=opened,
             state=state,
             memory_budget=self.memory_budget,
         )
@@ -217,6 +240,7 @@ def stylize(
     *,
     initial: Picture | None = None,
     subject: Picture | None = None,
+    hole: Picture | None = None,
     engine: Engine | None = None,
 ) -> Iterator[tuple[StepReport, NDArray[np.uint8]]]:
     """Stylises, yielding after every iteration; the last picture is the result.
@@ -230,6 +254,7 @@ def stylize(
         options: None means the defaults.
         initial: as in `Engine.start`.
         subject: as in `Engine.start`.
+        hole: as in `Engine.start`.
         engine: None makes one with its defaults.
 
     Yields:
@@ -239,7 +264,7 @@ def stylize(
         OptionError, WeightsError: as in `Engine.start`.
     """
     engine = engine or Engine()
-    session = engine.start(content, styles, options or StylizeOptions(), initial, subject=subject)
+    session = engine.start(content, styles, options or StylizeOptions(), initial, subject=subject, hole=hole)
     while not session.finished:
         (report,) = engine.step([session])
         yield report, session.image()

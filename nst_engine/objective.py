@@ -121,6 +121,10 @@ class Objective:
         own = sum(tensor.nbytes for tensor in held) + self._style_loss.nbytes
         return own + (self._protection.nbytes if self._protection else 0)
 
+    def composite(self, image: Tensor) -> Tensor:
+        """The picture that `image` (1, 3, H, W) stands for: itself."""
+        return image
+
     def evaluate(self, image: Tensor) -> Evaluation:
         """The losses at `image` (1, 3, H, W), and the gradient of their sum."""
         image = image.detach().requires_grad_(True)

@@ -14,6 +14,7 @@ from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import GoodState, Guard
+from nst_engine.inpainting import Filling, Hole
 from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
@@ -38,6 +39,7 @@ class Session:
         masks: one per style.
         initial: as content, the picture to start from; for `init` "image" alone.
         subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
+        hole: what alone may change; `content` is filled in there.
         state: where to continue; its options and shares are those given.
         memory_budget: bytes for the maps of one evaluation, and again for the history of L-BFGS.
 
@@ -58,12 +60,14 @@ class Session:
         *,
         initial: Tensor | None = None,
         subject: Tensor | None = None,
+        hole: Hole | None = None,
         state: SessionState | None = None,
         memory_budget: int = sys.maxsize,
     ) -> None:
         self._backbone = backbone
         self._content = content
         self._subject = subject
+        self._hole = hole
         self._styles = tuple(styles)
         self._shares = _checked_shares(shares, len(styles))
         self._masks = tuple(masks)
@@ -77,7 +81,7 @@ class Session:
         self._scale: Scale
         self._parametrization: Parametrization
         self._parameters: Tensor
-        self._objective: Objective
+        self._objective: Objective | Filling
         self._optimizer: Optimizer
         self._stop_rule: StopRule
         if state is None:
@@ -105,8 +109,8 @@ class Session:
     @property
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
-        given = (self._content, *self._styles, self._subject)
-        held = sum(tensor.nbytes for tensor in given if tensor is not None)
+        given = (self._content, *self._styles, self._subject, self._hole)
+        held = sum(one.nbytes for one in given if one is not None)
         held += sum(masks.nbytes for masks in self._masks)
         # The parameters and their gradient, and those of the best state.
         parts = (self._parametrization, self._optimizer, self._objective)
@@ -114,10 +118,11 @@ class Session:
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
+        image = self._image
         if self._options.color == "keep_luminance":
             content = pictures.resize(self._content, (self._scale.height, self._scale.width))
-            return pictures.to_picture(colors.with_chroma_of(content, self._image))
-        return pictures.to_picture(self._image)
+            image = colors.with_chroma_of(content, image)
+        return pictures.to_picture(self._objective.composite(image))
 
     def advance(self) -> StepReport:
         """Runs one iteration.
@@ -220,6 +225,8 @@ class Session:
             subject,
             memory_budget=self._memory_budget,
         )
+        if self._hole is not None:
+            self._objective = Filling(self._objective, self._hole.resized((scale.height, scale.width)))
         self._optimizer = make_optimizer(self._options, self._parameters.shape, content.device, self._memory_budget)
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._guard.restart()
@@ -257,6 +264,7 @@ class Session:
             self._options,
             self._masks,
             self._subject,
+            self._hole,
             memory_budget=self._memory_budget,
         )
 
@@ -334,7 +342,7 @@ class Session:
 
 def _checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:
     if styles == 0:
-        raise OptionError("styles", "at least one style is needed")
+        raise OptionError("styles", "at least one style is needed, or a hole to fill")
     if len(shares) != styles:
         raise OptionError("style_shares", f"one share per style is needed: {styles}, not {len(shares)}")
     for index, share in enumerate(shares):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
+from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks
 from nst_engine.mosaic import computed, owned, owned_within, share_of
 from nst_engine.objective import Evaluation, Objective
@@ -53,6 +54,7 @@ def check_memory(
     options: StylizeOptions,
     masks: Sequence[StyleMasks],
     subject: Tensor | None = None,
+    hole: Hole | None = None,
     *,
     memory_budget: int,
 ) -> None:
@@ -61,9 +63,10 @@ def check_memory(
     Raises:
         OptionError: not even the smallest tile fits; or a picture needs tiles and something is asked
             of it that they cannot give: a statistic that is no mean over positions, or a mask, be it of
-            a style or of the subject.
+            a style, of the subject or of a hole.
     """
-    regions = {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
+    regions = {"hole": None if hole is None else hole.mask}
+    regions |= {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
     regions["faces" if options.faces else "subject"] = subject
     sources = [{f"styles[{index}].source_region": one.source_region} for index, one in enumerate(masks)]
     for (height, width), given in zip((content, *styles), (regions, *sources), strict=True):

@@ -76,10 +76,11 @@ class AsyncClient:
         self,
         /,
         content: Source,
-        styles: StyleInput | Sequence[StyleInput],
+        styles: StyleInput | Sequence[StyleInput] = (),
         *,
         initial: Source | None = None,
         subject: Source | None = None,
+        hole: Source | None = None,
         size: int | None = None,
         iterations: int | None = None,
         strength: float | None = None,
@@ -98,8 +99,10 @@ class AsyncClient:
         Args:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
                 picture, a numpy array or torch tensor (see `Picture.from_array`), or a reference.
-            styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as a `Style`.
+            styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as a `Style`;
+                none at all only where there is a `hole`.
             initial, subject: what to start from (`init` is then "image"), and a mask, white on what `protection` keeps.
+            hole: a mask, white on what alone may change: it is filled in the styles, or in that of the rest of the content.
             size, preview_max_size: long side of the result and of previews, in pixels.
             iterations, preview_interval: over all scales, and between previews (0 for none).
             strength: how much of the style to take, 0 to 1.
@@ -118,7 +121,8 @@ class AsyncClient:
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
         )
-        await self._attach(spec, content, read_styles(styles), {"initial": initial, "subject": subject})
+        others = {"initial": initial, "subject": subject, "hole": hole}
+        await self._attach(spec, content, read_styles(styles, needed=hole is None), others)
         request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)

@@ -177,6 +177,7 @@ class JobStatus:
         content, styles, options, priority: the work; each style with its weight, every option filled in.
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
+        hole: the mask of what alone may change; None if it was not given one.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -203,6 +204,7 @@ class JobStatus:
     tenant: str
     initial: ImageRef | None
     subject: ImageRef | None
+    hole: ImageRef | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -57,16 +57,16 @@ def preview_options(interval: int | None, max_size: int | None, form: Format | N
     return message
 
 
-def read_styles(styles: Any) -> list[Style]:
+def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
     """The styles in the one form that has everything.
 
     Raises:
-        TypeError, ValueError: there is no style, or a weight is not above 0.
+        TypeError, ValueError: there is no style where one is needed, or a weight is not above 0.
     """
     many = isinstance(styles, Sequence) and not isinstance(styles, str | bytes | bytearray | memoryview)
     given = list(styles) if many and not _is_pair(styles) else [styles]
-    if not given:
-        raise ValueError("styles: give at least one style picture")
+    if needed and not given:
+        raise ValueError("styles: give at least one style picture, or a hole to fill")
     read = [_read_style(style) for style in given]
     for index, style in enumerate(read):
         if style.weight is not None and not 0 < style.weight < math.inf:

@@ -42,6 +42,7 @@ class Work:
     styles: list[StyleFiles]
     initial: Path | None
     subject: Path | None
+    hole: Path | None
     output: OutputFile
     options: dict[str, Any]
     preview_interval: int | None
@@ -51,7 +52,7 @@ class Work:
 
 @click.command()
 @click.argument("content", type=_PICTURE)
-@click.argument("styles", type=_PICTURE, nargs=-1, required=True, metavar="STYLE...")
+@click.argument("styles", type=_PICTURE, nargs=-1, metavar="STYLE...")
 @output_option
 @server_options
 @click.option("--size", metavar="N", help=f"Long side of the result in pixels. {_UNSET}")
@@ -81,6 +82,11 @@ class Work:
 )
 @click.option("--init-image", "initial", type=_PICTURE, help="Start from this picture.")
 @click.option("--subject", type=_PICTURE, help="A mask of what to keep recognisable: white where it is.")
+@click.option(
+    "--hole",
+    type=_PICTURE,
+    help="A mask of what alone may change: white there. Without STYLE it is filled like the rest.",
+)
 @click.option("--faces", is_flag=True, help="Find faces in CONTENT and keep them recognisable.")
 @click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
 @click.option(
@@ -104,16 +110,19 @@ def stylize(
     source_regions: tuple[str, ...],
     initial: Path | None,
     subject: Path | None,
+    hole: Path | None,
     faces: bool,
     previews: Path | None,
     preview_interval: int | None,
     as_json: bool,
 ) -> None:
-    """Paint CONTENT in the style of the STYLE pictures.
+    """Paint CONTENT, or a hole in it, in the style of the STYLE pictures.
 
     Without a server this starts one for the length of the call, if it is installed here. Ctrl-C cancels the job;
     a second Ctrl-C leaves at once.
     """
+    if not styles and hole is None:
+        raise click.UsageError("give at least one STYLE, or a --hole to fill")
     named = {
         "size": size,
         "iterations": iterations,
@@ -125,7 +134,7 @@ def stylize(
     where = _parse_masks("--region", regions, len(styles))
     taken = _parse_masks("--source-region", source_regions, len(styles))
     placed = [StyleFiles(file, where.get(index), taken.get(index)) for index, file in enumerate(styles, start=1)]
-    work = Work(content, placed, initial, subject, output, options, preview_interval, previews, as_json)
+    work = Work(content, placed, initial, subject, hole, output, options, preview_interval, previews, as_json)
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     with server.or_private() as chosen:
@@ -168,12 +177,14 @@ async def _stylize(server: Server, work: Work) -> None:
         styles = [await _upload_style(client, style) for style in work.styles]
         initial = await _upload(client, work.initial) if work.initial else None
         subject = await _upload(client, work.subject) if work.subject else None
+        hole = await _upload(client, work.hole) if work.hole else None
         making = asyncio.create_task(
             client.stylize(
                 content,
                 styles,
                 initial=initial,
                 subject=subject,
+                hole=hole,
                 preview_interval=work.preview_interval,
                 result_format=work.output.codec,
                 **work.options,

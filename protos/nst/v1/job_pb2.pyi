@@ -132,6 +132,7 @@ class JobSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     INITIAL_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    HOLE_FIELD_NUMBER: _builtins.int
     priority: Global___Priority.ValueType
     """Where in the queue the job goes. Unset means interactive."""
     @_builtins.property
@@ -140,7 +141,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def styles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Style]:
-        """The pictures whose look is taken; at least one."""
+        """The pictures whose look is taken; at least one, unless there is a `hole`."""
 
     @_builtins.property
     def options(self) -> _options_pb2.StylizeOptions:
@@ -166,6 +167,14 @@ class JobSpec(_message.Message):
         `Style.region`. Unset means that only faces, with `options.faces`, are protected.
         """
 
+    @_builtins.property
+    def hole(self) -> _image_pb2.Image:
+        """A mask of what may change: white where it is, as `Style.region`. What is there is forgotten and
+        filled from the statistics of the styles, or, if there are none, of the content around it; the
+        rest of the content stays as it is. Not together with `subject` or `options.faces`. Unset means
+        that all of the picture may change.
+        """
+
     def __init__(
         self,
         *,
@@ -177,10 +186,11 @@ class JobSpec(_message.Message):
         priority: Global___Priority.ValueType = ...,
         initial: _image_pb2.Image | None = ...,
         subject: _image_pb2.Image | None = ...,
+        hole: _image_pb2.Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,7 @@ class SpecReader:
         """
         options = self._options(spec)
         _check_initial(spec, options)
+        _check_hole(spec, options)
         self._check_styles(spec)
         return job_pb2.JobSpec(
             options=options_to_proto(options),
@@ -63,6 +64,8 @@ class SpecReader:
             complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, attached))
         if spec.HasField("subject"):
             complete.subject.CopyFrom(await self._mask("spec.subject", spec.subject, attached))
+        if spec.HasField("hole"):
+            complete.hole.CopyFrom(await self._mask("spec.hole", spec.hole, attached))
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
@@ -82,8 +85,8 @@ class SpecReader:
         return options
 
     def _check_styles(self, spec: job_pb2.JobSpec) -> None:
-        if not spec.styles:
-            raise invalid("spec.styles", "is empty: give at least one style picture")
+        if not spec.styles and not spec.HasField("hole"):
+            raise invalid("spec.styles", "is empty: give at least one style picture, or a hole to fill")
         if len(spec.styles) > self._settings.max_styles:
             raise invalid(
                 "spec.styles",
@@ -167,7 +170,7 @@ class SpecReader:
 
 def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:
     """Every picture that a spec has, by the path of its field."""
-    images = {"spec.content": spec.content, "spec.initial": spec.initial, "spec.subject": spec.subject}
+    images = {f"spec.{name}": getattr(spec, name) for name in ("content", "initial", "subject", "hole")}
     for index, style in enumerate(spec.styles):
         images |= {f"spec.styles[{index}].{name}": getattr(style, name) for name in ("image", *STYLE_MASKS)}
     return {path: image for path, image in images.items() if image.WhichOneof("source") is not None}
@@ -248,6 +251,11 @@ def _check_initial(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:
         raise invalid("spec.initial", "is unset, but init is INIT_IMAGE: give the picture to start from")
     if options.init != "image" and spec.HasField("initial"):
         raise invalid("spec.options.init", "must be INIT_IMAGE or unset, because spec.initial is given")
+
+
+def _check_hole(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:
+    if spec.HasField("hole") and (spec.HasField("subject") or options.faces):
+        raise invalid("spec.hole", "cannot be combined with a subject or faces: what is outside the hole stays anyway")
 
 
 def _form(path: str, form: image_pb2.ImageFormat) -> image_pb2.ImageFormat:

@@ -83,16 +83,18 @@ class RunningJob:
         content = await self._load(spec.content, pictures.decode)
         styles = [await self._load_style(style) for style in spec.styles]
         state = await self._load_state()
-        initial = subject = None
+        initial = subject = hole = None
         if state is None and spec.HasField("initial"):
             initial = await self._load(spec.initial, pictures.decode)
         if spec.HasField("subject"):
             subject = await self._load(spec.subject, pictures.decode_mask)
+        if spec.HasField("hole"):
+            hole = await self._load(spec.hole, pictures.decode_mask)
 
         def make(engine: Engine) -> Session:
             if state is None:
-                return engine.start(content, styles, options, initial, subject=subject)
-            return engine.resume(state, content, styles, subject=subject)
+                return engine.start(content, styles, options, initial, subject=subject, hole=hole)
+            return engine.resume(state, content, styles, subject=subject, hole=hole)
 
         seat = Seat(make, spec.preview.interval, self._applied_version)
         self._runner.admit(seat)

@@ -1,0 +1,122 @@
+"""Filling a hole in a picture whose other pixels stay as they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nst_engine import pictures
+from nst_engine.masks import StyleMasks, area_resized
+from nst_engine.objective import Evaluation, Objective
+from nst_engine.options import OptionError, StylizeOptions
+
+MID_GREY = 127.5
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What alone may change in a picture.
+
+    The picture is seen as content + mask (image - content), and the image is optimised: where the
+    mask is 0 the picture is the content to the last bit, and at soft edges it blends.
+
+    Attributes:
+        mask: (1, 1, H, W), 0-1, above 0 somewhere.
+        content: (1, 3, H, W), 0-255, with what was in the hole.
+    """
+
+    mask: Tensor
+    content: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.mask.nbytes + self.content.nbytes
+
+    def resized(self, size: tuple[int, int]) -> "Hole":
+        """The hole in the content at another size, (height, width)."""
+        return Hole(F.interpolate(self.mask, size=size, mode="area"), pictures.resize(self.content, size))
+
+    def composite(self, image: Tensor) -> Tensor:
+        """The image in the hole and the content elsewhere, (1, 3, H, W)."""
+        return torch.lerp(self.content, image, self.mask)
+
+    def filled(self) -> Tensor:
+        """The content with smooth colours from around it wherever the mask is above 0, (1, 3, H, W).
+
+        Averages of what is known on ever coarser grids, interpolated back: Gortler et al., "The
+        Lumigraph" (SIGGRAPH 1996, section 3.4). Mid-grey where nothing is known.
+        """
+        known = (self.mask == 0).to(self.content.dtype)
+        if not known.any():
+            return torch.full_like(self.content, MID_GREY)
+        return _pull_push(self.content, known)
+
+    def own_style(self) -> StyleMasks:
+        """The masks with which the content around the hole is the style that fills it.
+
+        Raises:
+            OptionError: there is nothing around it.
+        """
+        if (self.mask > 0).all():
+            raise OptionError("hole", "covers the whole picture, so there is none left to fill it from: give a style")
+        return StyleMasks(region=self.mask, source_region=(self.mask == 0).float())
+
+    def within(self, masks: Sequence[StyleMasks]) -> list[StyleMasks]:
+        """The masks of styles with their regions confined to the hole.
+
+        Raises:
+            OptionError: a region has no part in the hole.
+        """
+        return [
+            replace(one, region=self._confined(one.region, f"styles[{index}].region"))
+            for index, one in enumerate(masks)
+        ]
+
+    def _confined(self, region: Tensor | None, name: str) -> Tensor:
+        if region is None:
+            return self.mask
+        inside = self.mask * area_resized(region, self.mask)
+        if not inside.any():
+            raise OptionError(name, "has no part in the hole: nothing else can change")
+        return inside
+
+
+@dataclass(frozen=True)
+class Filling:
+    """An objective of the picture, seen through a hole: of the image that fills it."""
+
+    objective: Objective
+    hole: Hole
+
+    @property
+    def nbytes(self) -> int:
+        """See `Objective`."""
+        return self.objective.nbytes + self.hole.nbytes
+
+    def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
+        """See `Objective`."""
+        self.objective.steer(options, shares)
+
+    def composite(self, image: Tensor) -> Tensor:
+        """The picture that `image` (1, 3, H, W) stands for."""
+        return self.hole.composite(image)
+
+    def evaluate(self, image: Tensor) -> Evaluation:
+        """The losses of the composite, and their gradient in the image."""
+        evaluation = self.objective.evaluate(self.hole.composite(image))
+        return replace(evaluation, gradient=evaluation.gradient * self.hole.mask)
+
+
+def _pull_push(image: Tensor, known: Tensor) -> Tensor:
+    """(1, 3, H, W) with what is not known, where (1, 1, H, W) is 0, filled in; something is."""
+    if known.all():
+        return image
+    share = F.avg_pool2d(known, 2, ceil_mode=True)
+    means = F.avg_pool2d(image * known, 2, ceil_mode=True) / share.clamp(min=torch.finfo(share.dtype).tiny)
+    coarse = _pull_push(means, (share > 0).to(image.dtype))
+    height, width = image.shape[2:]
+    smooth = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)[..., :height, :width]
+    return torch.where(known > 0, image, smooth)

@@ -1,0 +1,221 @@
+"""A hole is filled from statistics, and everything else stays bit for bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from engine_runs import Pixels, as_image, finish, quick, steps
+from numpy.typing import NDArray
+from reference import Trunk
+from scipy import ndimage
+from torch import Tensor
+
+from nst_engine import Engine, OptionError, Style, checkpoint, stylize
+from nst_engine.inpainting import Hole
+
+Mask = NDArray[np.float64]
+SIDE = 96
+RAW = {"size": SIDE, "strength": None, "style_weight": 1e4, "style_statistic": "moments"}
+
+
+def square() -> Mask:
+    """A hole in the middle, 1 inside and 0 outside."""
+    mask = np.zeros((SIDE, SIDE))
+    mask[30:66, 34:70] = 1
+    return mask
+
+
+def soft() -> Mask:
+    """The same with edges that fall over 8 px."""
+    return ndimage.uniform_filter(square(), 9)
+
+
+@pytest.fixture(scope="module")
+def surface() -> Pixels:
+    """A rough surface in two colours."""
+    rng = np.random.default_rng(4)
+    blots = ndimage.zoom(rng.random((SIDE // 4, SIDE // 4)), 4, order=1)[..., None]
+    colours = np.where(blots > 0.5, (190, 120, 60), (60, 80, 110)) + rng.normal(0, 15, (SIDE, SIDE, 3))
+    return np.clip(np.round(colours), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def damaged(surface: Pixels) -> Pixels:
+    """It, with something else where the hole is."""
+    return np.where(square()[..., None] > 0, (255, 0, 255), surface).astype(np.uint8)
+
+
+def moments_distance(trunk: Trunk, one: Pixels, other: Pixels) -> float:
+    """Of means and covariances of relu2_1 over the hole, relative to the other's, in float64."""
+    inside = torch.from_numpy(square()[::2, ::2] > 0)
+    sides = []
+    for picture in (one, other):
+        vectors = trunk.maps(as_image(picture))["relu2_1"].double().squeeze(0)[:, inside]
+        sides.append((vectors.mean(1), torch.cov(vectors)))
+    (mean, covariance), (wanted_mean, wanted_covariance) = sides
+    means = (mean - wanted_mean).square().sum() / wanted_mean.square().sum()
+    covariances = (covariance - wanted_covariance).square().sum() / wanted_covariance.square().sum()
+    return float(means + covariances)
+
+
+def harmonic(picture: Pixels) -> Pixels:
+    """The hole filled by the heat equation at rest."""
+    result = picture.astype(np.float64)
+    hole = square() > 0
+    result[hole] = result[~hole].mean(0)
+    for _ in range(2000):
+        result[hole] = ndimage.uniform_filter(result, (3, 3, 0))[hole]
+    return np.round(result).astype(np.uint8)
+
+
+@pytest.mark.parametrize("color", ["style", "keep_luminance", "match"])
+@pytest.mark.parametrize("styled", [True, False])
+def test_every_pixel_outside_stays(engine: Engine, damaged: Pixels, texture: Pixels, styled: bool, color: str):
+    styles = [Style(texture)] if styled else []
+    run = engine.start(damaged, styles, quick(size=SIDE, iterations=3, color=color), hole=square())
+    while not run.finished:
+        engine.step([run])
+        assert np.array_equal(run.image()[square() == 0], damaged[square() == 0])
+    assert (run.image() != damaged)[square() > 0].mean() > 0.9
+
+
+def test_at_another_size_it_is_the_resampled_content_that_stays(engine: Engine, damaged: Pixels):
+    run = engine.start(damaged, [], quick(size=128, iterations=4, scales=2), hole=square())
+    finish(engine, run)
+    resampled = F.interpolate(as_image(damaged), size=(128, 128), mode="bicubic", antialias=True)
+    wanted = resampled[0].permute(1, 2, 0).round().clamp(0, 255).numpy().astype(np.uint8)
+    outside = ndimage.zoom(square(), 128 / SIDE, order=1) == 0
+    outside = ~ndimage.binary_dilation(~outside, iterations=2)
+    assert np.array_equal(run.image()[outside], wanted[outside])
+
+
+def test_soft_edges_blend(engine: Engine, surface: Pixels, texture: Pixels):
+    """Where the mask is small a pixel can differ from the content by no more than the mask allows."""
+    mask = soft()
+    run = engine.start(surface, [Style(texture)], quick(size=SIDE, box_weight=10.0), hole=mask)
+    finish(engine, run)
+    change = np.abs(run.image().astype(float) - surface).max(2)
+    assert not change[mask == 0].any()
+    faint = (mask > 0) & (mask < 0.2)
+    assert 0 < change[faint].mean() < 0.3 * change[mask == 1].mean()
+
+
+def test_the_hole_takes_on_the_statistics_of_its_surroundings(
+    engine: Engine, real_weights: dict[str, Tensor], surface: Pixels, damaged: Pixels
+):
+    """They come close to those of what was there, and much closer than diffusion does."""
+    *_, (_, filled) = stylize(damaged, [], quick(**RAW, iterations=20), hole=square(), engine=engine)
+    trunk = Trunk(real_weights)
+    ours, smooth = (moments_distance(trunk, picture, surface) for picture in (filled, harmonic(damaged)))
+    assert ours < 0.25
+    assert ours < 0.25 * smooth
+
+
+def test_the_hole_takes_on_the_statistics_of_a_style(
+    engine: Engine, real_weights: dict[str, Tensor], surface: Pixels, damaged: Pixels
+):
+    style = 255 - surface
+    *_, (_, filled) = stylize(damaged, [Style(style)], quick(**RAW, iterations=20), hole=square(), engine=engine)
+    trunk = Trunk(real_weights)
+    ours, smooth = (moments_distance(trunk, picture, style) for picture in (filled, harmonic(damaged)))
+    assert ours < 0.25
+    assert ours < 0.25 * smooth
+
+
+def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixels, damaged: Pixels):
+    runs = [engine.start(picture, [], quick(size=SIDE), hole=square()) for picture in (surface, damaged)]
+    assert finish(engine, runs[0]) == finish(engine, runs[1])
+    assert np.array_equal(runs[0].image(), runs[1].image())
+
+
+def test_the_gradient_is_that_of_the_filled_picture(engine: Engine, surface: Pixels):
+    """Central differences of the reported loss, at pixels inside, on the soft edge and outside."""
+    run = engine.start(surface, [], quick(**RAW, init="noise"), hole=soft())
+    objective, image = run._objective, run._image.double().float()
+    gradient = objective.evaluate(image).gradient
+    step = torch.zeros_like(image)
+    step[..., 28:50, 30:60] = 1.0
+    ahead, behind = (objective.evaluate(image + sign * step).total for sign in (1, -1))
+    assert float((gradient * step).sum()) == pytest.approx((ahead - behind) / 2, rel=0.02)
+    assert not gradient[..., torch.from_numpy(soft() == 0)].any()
+
+
+def test_the_start_is_smooth_between_what_surrounds_the_hole():
+    """A slope goes on through the hole, within a few of its 285 levels."""
+    slope = torch.arange(float(SIDE)).mul(3).view(1, 1, 1, SIDE).expand(1, 3, SIDE, SIDE)
+    mask = torch.from_numpy(square()).float()[None, None]
+    result = Hole(mask, torch.where(mask > 0, 255.0, slope)).filled()
+    assert torch.equal(result[:, :, square() == 0], slope[:, :, square() == 0])
+    assert (result - slope).abs().max() < 25
+    assert result[..., 48, 34:70].diff().min() > -3
+
+
+def test_a_style_goes_where_its_region_meets_the_hole(engine: Engine, surface: Pixels, texture: Pixels):
+    left = np.zeros((SIDE, SIDE))
+    left[:, :48] = 1
+    run = engine.start(surface, [Style(texture, region=left)], quick(size=SIDE, tv_weight=0.0), hole=square())
+    start = run.image().astype(float)
+    finish(engine, run)
+    moved = np.abs(run.image() - start).mean(2)
+    assert moved[30:66, 34:46].mean() > 5 * moved[30:66, 60:70].mean()
+
+
+def test_a_hole_may_cover_everything_if_there_is_a_style(engine: Engine, surface: Pixels, texture: Pixels):
+    run = engine.start(surface, [Style(texture)], quick(iterations=2), hole=np.ones((4, 4)))
+    assert finish(engine, run)[-1].losses["style"] > 0
+    with pytest.raises(OptionError, match="whole picture") as caught:
+        engine.start(surface, [], quick(), hole=np.ones((4, 4)))
+    assert caught.value.field == "hole"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((8, 8)), "is empty"),
+        (np.full((8, 8), 2.0), "from 0 to 1"),
+        (np.ones((8, 8, 3)), "shape"),
+        (np.ones((8, 8), np.int32), "uint8"),
+    ],
+)
+def test_masks_that_are_none_are_refused(engine: Engine, surface: Pixels, mask: NDArray[Any], message: str):
+    with pytest.raises(OptionError, match=message) as caught:
+        engine.start(surface, [], quick(), hole=mask)
+    assert caught.value.field == "hole"
+
+
+@pytest.mark.parametrize("other", [{"subject": square()}, {"faces": True}])
+def test_a_hole_excludes_protection(engine: Engine, surface: Pixels, other: dict[str, Any]):
+    faces = bool(other.pop("faces", False))
+    with pytest.raises(OptionError, match="subject or faces") as caught:
+        engine.start(surface, [], quick(faces=faces), hole=square(), **other)
+    assert caught.value.field == "hole"
+
+
+def test_a_region_off_the_hole_and_a_missing_style_are_refused(engine: Engine, surface: Pixels, texture: Pixels):
+    with pytest.raises(OptionError, match="no part in the hole") as caught:
+        engine.start(surface, [Style(texture, region=1 - square())], quick(), hole=square())
+    assert caught.value.field == "styles[0].region"
+    with pytest.raises(OptionError, match="or a hole") as caught:
+        engine.start(surface, [], quick())
+    assert caught.value.field == "styles"
+
+
+def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels):
+    small = Engine("cpu", memory_budget=4 * 2**20)
+    with pytest.raises(OptionError, match="memory budget") as caught:
+        small.start(np.tile(surface, (2, 2, 1)), [], quick(size=256), hole=square())
+    assert caught.value.field == "hole"
+
+
+@pytest.mark.parametrize("styled", [True, False])
+def test_filling_resumes_bit_for_bit(engine: Engine, damaged: Pixels, texture: Pixels, styled: bool):
+    styles = [Style(texture)] if styled else []
+    options = quick(size=128, scales=2, iterations=6)
+    whole = engine.start(damaged, styles, options, hole=soft())
+    steps(engine, whole, 4)
+    state = checkpoint.loads(checkpoint.dumps(whole.state_dict()))
+    resumed = engine.resume(state, damaged, styles, hole=soft())
+    assert finish(engine, whole) == finish(engine, resumed)
+    assert np.array_equal(whole.image(), resumed.image())
