@@ -66,6 +66,20 @@ def server(data_dir: Path, log: Path) -> Iterator[str]:
             process.wait()
 
 
+@contextmanager
+def named_or_own_server() -> Iterator[str]:
+    """The address on the command line, or that of a server for the length of the call."""
+    if len(sys.argv) > 1:
+        yield sys.argv[1]
+        return
+    FOLDER.mkdir(exist_ok=True)
+    with (
+        TemporaryDirectory(dir=FOLDER, prefix="server-") as data_dir,
+        server(Path(data_dir), FOLDER / "server.log") as address,
+    ):
+        yield address
+
+
 def wait_for_address(process: subprocess.Popen[bytes], status_file: Path, log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while not status_file.exists():

@@ -123,9 +123,9 @@ class Engine:
             subject: a mask, (H, W) uint8 or floating 0-1, of what `options.protection` protects; stretched
                 to the content's shape. With `options.faces`, faces are protected too.
             hole: a mask, likewise, of what alone may change. What is there counts for nothing: it starts from
-                smooth colours, where `options.init` does not say otherwise, and is filled without a content
-                loss. Where the mask is 0 the result is the content at the working size, bit for bit.
-                Not together with a subject or faces.
+                what is around it, where `options.init` does not say otherwise, and has no content loss.
+                Where the mask is 0 the result is the content at the working size, bit for bit. Not
+                together with a subject or faces.
 
         Raises:
             OptionError: a picture, a mask or a share is unusable, or missing, faces are to be found
@@ -191,8 +191,7 @@ class Engine:
             if subject is not None or options.faces:
                 raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
             opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
-            target = opened.filled()
-            images, masks = (images, opened.within(masks)) if images else ([target], [opened.own_style()])
+            target, images, masks = opened.open(images, masks)
             shares = shares or [1.0]
             options = replace(options, content_layers={})
         return Session(

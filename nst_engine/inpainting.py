@@ -11,6 +11,7 @@ from nst_engine import pictures
 from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.patches import fill_from_patches
 
 MID_GREY = 127.5
 
@@ -43,7 +44,34 @@ class Hole:
         """The image in the hole and the content elsewhere, (1, 3, H, W)."""
         return torch.lerp(self.content, image, self.mask)
 
-    def filled(self) -> Tensor:
+    def open(
+        self, styles: Sequence[Tensor], masks: Sequence[StyleMasks]
+    ) -> tuple[Tensor, list[Tensor], list[StyleMasks]]:
+        """What is to fill the hole.
+
+        Given styles do so from a smooth start, each where its region meets the hole. If there are none
+        the content does: structure goes on by patches, and the parts that these come from are the style.
+
+        Args:
+            styles: (1, 3, h, w) each, or none.
+            masks: one per style.
+
+        Returns:
+            The content with a start in the hole, (1, 3, H, W); the styles; their masks.
+
+        Raises:
+            OptionError: there is no style and nothing around the hole, or a region has no part in it.
+        """
+        smooth = self.smoothed()
+        if styles:
+            regions = [self._confined(one.region, f"styles[{index}].region") for index, one in enumerate(masks)]
+            return smooth, [*styles], [replace(one, region=mask) for one, mask in zip(masks, regions, strict=True)]
+        if (self.mask > 0).all():
+            raise OptionError("hole", "covers the whole picture, so there is none left to fill it from: give a style")
+        filled, sources = fill_from_patches(smooth, self.mask)
+        return filled, [filled], [StyleMasks(region=self.mask, source_region=sources)]
+
+    def smoothed(self) -> Tensor:
         """The content with smooth colours from around it wherever the mask is above 0, (1, 3, H, W).
 
         Averages of what is known on ever coarser grids, interpolated back: Gortler et al., "The
@@ -53,27 +81,6 @@ class Hole:
         if not known.any():
             return torch.full_like(self.content, MID_GREY)
         return _pull_push(self.content, known)
-
-    def own_style(self) -> StyleMasks:
-        """The masks with which the content around the hole is the style that fills it.
-
-        Raises:
-            OptionError: there is nothing around it.
-        """
-        if (self.mask > 0).all():
-            raise OptionError("hole", "covers the whole picture, so there is none left to fill it from: give a style")
-        return StyleMasks(region=self.mask, source_region=(self.mask == 0).float())
-
-    def within(self, masks: Sequence[StyleMasks]) -> list[StyleMasks]:
-        """The masks of styles with their regions confined to the hole.
-
-        Raises:
-            OptionError: a region has no part in the hole.
-        """
-        return [
-            replace(one, region=self._confined(one.region, f"styles[{index}].region"))
-            for index, one in enumerate(masks)
-        ]
 
     def _confined(self, region: Tensor | None, name: str) -> Tensor:
         if region is None:

@@ -110,12 +110,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("field", ["styles[1].region", "styles[1].source_region", "subject"])
+@pytest.mark.parametrize("field", ["styles[1].region", "styles[1].source_region", "subject", "hole"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_unusable_masks_are_refused_before_there_is_a_job(call, field, case):
     image, path, words = REFUSED[case]
     spec = job_pb2.JobSpec(content=encoded(CONTENT), styles=[{"image": encoded(STYLE)}, {"image": encoded(STYLE)}])
-    owner = spec if field == "subject" else spec.styles[1]
+    owner = spec if field in ("subject", "hole") else spec.styles[1]
     getattr(owner, field.rpartition(".")[2]).CopyFrom(image)
     request = CreateJobRequest(request_id="refused", spec=spec)
     assert_invalid(lambda: call.making.CreateJob(request, timeout=30), request, f"spec.{field}{path}", words)

@@ -144,6 +144,22 @@ def test_stylize_protects_a_subject(
     assert spec.options == options_pb2.StylizeOptions(faces=True)
 
 
+def test_stylize_fills_a_hole(nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+    """With styles and without; without either there is nothing to do."""
+    publish_history(server)
+    content, style = pictures
+    (tmp_path / "mask.png").write_bytes(png(6))
+    target = ("-o", tmp_path / "o.png", "--server", server.address)
+    for styles in ((), (style,)):
+        assert nst("stylize", content, *styles, "--hole", tmp_path / "mask.png", *target).code == 0
+        spec = server.received["CreateJob"][-1].spec
+        assert server.uploads[spec.hole.reference.sha256] == png(6)
+        assert len(spec.styles) == len(styles)
+    ended = nst("stylize", content, *target)
+    assert ended.code == 2
+    assert "--hole" in ended.err
+
+
 def test_options_that_are_not_given_stay_unset(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -86,6 +86,16 @@ async def test_a_mask_of_the_subject_travels_by_reference(server: ScriptedServer
     assert (spec.options.faces, spec.options.protection) == (True, 0.75)
 
 
+async def test_a_hole_needs_no_style(server: ScriptedServer) -> None:
+    spec = await created(server, A, hole=b"a mask")
+    assert server.uploads[spec.hole.reference.sha256] == b"a mask"
+    assert not spec.styles
+    spec = await created(server, A, B, hole=b"a mask")
+    assert [style.image.reference.sha256 for style in spec.styles] == [B.sha256]
+    with pytest.raises(ValueError, match="or a hole"):
+        await created(server, A)
+
+
 async def test_every_argument_has_its_place(server: ScriptedServer) -> None:
     spec = await created(
         server,

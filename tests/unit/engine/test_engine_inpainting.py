@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nst_engine import Engine, OptionError, Style, checkpoint, stylize
 from nst_engine.inpainting import Hole
+from nst_engine.patches import fill_from_patches
 
 Mask = NDArray[np.float64]
 SIDE = 96
@@ -146,10 +147,43 @@ def test_the_start_is_smooth_between_what_surrounds_the_hole():
     """A slope goes on through the hole, within a few of its 285 levels."""
     slope = torch.arange(float(SIDE)).mul(3).view(1, 1, 1, SIDE).expand(1, 3, SIDE, SIDE)
     mask = torch.from_numpy(square()).float()[None, None]
-    result = Hole(mask, torch.where(mask > 0, 255.0, slope)).filled()
+    result = Hole(mask, torch.where(mask > 0, 255.0, slope)).smoothed()
     assert torch.equal(result[:, :, square() == 0], slope[:, :, square() == 0])
     assert (result - slope).abs().max() < 25
     assert result[..., 48, 34:70].diff().min() > -3
+
+
+def test_patches_continue_a_pattern(checks: Pixels):
+    """Where smooth colours cannot, and from sources that are outside the hole."""
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 20:44, 20:44] = 1
+    smooth = Hole(mask, as_image(checks)).smoothed()
+    filled, sources = fill_from_patches(smooth, mask)
+    errors = [(picture - as_image(checks)).abs()[..., 20:44, 20:44].mean() for picture in (filled, smooth)]
+    assert errors[0] < 0.2 * errors[1]
+    assert sources[mask == 0].max() > 0
+    assert not sources[mask > 0].any()
+    assert torch.equal(filled[..., :20], as_image(checks)[..., :20])
+
+
+def test_sources_are_what_resembles_the_surroundings():
+    """A hole among stripes is filled from the stripes, and not from the noise beside them."""
+    picture = 255 * torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(1))
+    picture[..., :64] = (torch.arange(64) // 4 % 2) * 200.0
+    mask = torch.zeros(1, 1, 64, 128)
+    mask[..., 24:40, 16:32] = 1
+    _, sources = fill_from_patches(Hole(mask, picture).smoothed(), mask)
+    assert sources[..., :64].sum() > 20 * sources[..., 72:].sum()
+
+
+@pytest.mark.parametrize("size", [(5, 40), (40, 40), (64, 20)])
+def test_a_picture_without_room_for_patches_starts_smooth(size: tuple[int, int]):
+    mask = torch.ones(1, 1, *size)
+    mask[..., :3, :3] = 0
+    smooth = Hole(mask, torch.rand(1, 3, *size)).smoothed()
+    filled, sources = fill_from_patches(smooth, mask)
+    assert torch.equal(filled, smooth)
+    assert torch.equal(sources, 1 - mask)
 
 
 def test_a_style_goes_where_its_region_meets_the_hole(engine: Engine, surface: Pixels, texture: Pixels):

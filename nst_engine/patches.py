@@ -1,0 +1,98 @@
+"""Filling a hole with the patches of what is around it: where structure goes on, and what it is made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nst_engine import pictures
+from nst_engine.masks import area_resized
+
+# Side of a patch in pixels, and the long sides of the coarsest and of the finest level that patches
+# are sought at: the search costs by the square of the area.
+PATCH = 7
+COARSEST, FINEST = 32, 256
+# Rounds of search and vote at the coarsest level, where all is decided, and at each of the others.
+FIRST_ROUNDS, ROUNDS = 6, 3
+# How far, in long sides, the surroundings of a patch that was used are taken for sources too: those
+# used in a rough texture are the smoothest ones.
+SPREAD = 0.06
+# Entries in one block of the table of distances.
+BLOCK = 2**24
+
+
+def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture with its hole filled by patches from outside it, and where these come from.
+
+    Coarse to fine, in turns: each patch that meets the hole seeks the nearest of those that do not,
+    and each pixel in the hole becomes the mean of what the patches over it have found (Wexler,
+    Shechtman and Irani, "Space-time completion of video", PAMI 29, 2007, without its weights). Such
+    means keep structure and lose roughness.
+
+    Args:
+        image: (1, 3, H, W), 0-255, with smooth colours in the hole.
+        hole: (1, 1, H, W), above 0 in it and 0 somewhere.
+
+    Returns:
+        The picture, and (1, 1, H, W) how much each pixel is a source, at least 0, 0 in the hole. A
+        picture without room for a patch outside the hole is returned as it is, with all that is
+        outside for its source.
+    """
+    size = image.shape[2], image.shape[3]
+    known = (hole == 0).to(image.dtype)
+    filled, sources = image, known
+    for number, level in enumerate(_levels(*size)):
+        given, gap = pictures.resize(image, level), F.interpolate(hole, size=level, mode="area") > 0
+        start = given if number == 0 else torch.where(gap, pictures.resize(filled, level), given)
+        found = _vote(start, gap, FIRST_ROUNDS if number == 0 else ROUNDS)
+        if found is None:
+            return image, known
+        filled, sources = found
+    filled = torch.where(hole > 0, pictures.resize(filled, size), image)
+    return filled, _spread(area_resized(sources, image)) * known
+
+
+def _levels(height: int, width: int) -> list[tuple[int, int]]:
+    """Sizes to work at, coarsest first; none for a picture in which patches have no room."""
+    long, levels = min(FINEST, max(height, width)), []
+    while long >= COARSEST and round(min(height, width) * long / max(height, width)) >= 2 * PATCH:
+        levels.append(pictures.fitted_size(height, width, long, 1))
+        long //= 2
+    return levels[::-1]
+
+
+def _vote(image: Tensor, gap: Tensor, rounds: int) -> tuple[Tensor, Tensor] | None:
+    """The picture after so many rounds, and how often each pixel was used; None where every patch meets the gap."""
+    size = image.shape[2:]
+    meets = F.unfold(gap.to(image.dtype), PATCH)[0].amax(0) > 0
+    sources = F.unfold(image, PATCH)[0].T[~meets]
+    if not len(sources):
+        return None
+    votes = _folded(meets.to(image.dtype), size).clamp(min=1)
+    nearest = meets.new_zeros(0, dtype=torch.long)
+    for _ in range(rounds):
+        patches = F.unfold(image, PATCH)[0]
+        nearest = _nearest(patches.T[meets], sources)
+        patches = torch.zeros_like(patches)
+        patches[:, meets] = sources[nearest].T
+        image = torch.where(gap, F.fold(patches[None], size, PATCH) / votes, image)
+    uses = torch.zeros_like(meets, dtype=image.dtype)
+    uses[~meets] = torch.bincount(nearest, minlength=len(sources)).to(image.dtype)
+    return image, _folded(uses, size)
+
+
+def _nearest(patches: Tensor, sources: Tensor) -> Tensor:
+    """For each row of (M, D) the index of the nearest row of (N, D)."""
+    squares = sources.square().sum(1)
+    blocks = patches.split(max(1, BLOCK // len(sources)))
+    return torch.cat([torch.addmm(squares, block, sources.T, alpha=-2).argmin(1) for block in blocks])
+
+
+def _folded(values: Tensor, size: torch.Size) -> Tensor:
+    """(1, 1, H, W): each pixel has the sum of the values, one per patch, of the patches over it."""
+    return F.fold(values.expand(1, PATCH**2, -1).contiguous(), size, PATCH)
+
+
+def _spread(sources: Tensor) -> Tensor:
+    """Means over squares."""
+    reach = max(1, round(SPREAD * max(sources.shape[2:])))
+    return F.avg_pool2d(sources, 2 * reach + 1, stride=1, padding=reach)

@@ -1,0 +1,37 @@
+"""The examples do on a small scale what they say."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from nst_processes import Server
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(name)
+
+
+def test_inpainting_changes_the_hole_alone(server: Server, monkeypatch: pytest.MonkeyPatch):
+    sheet = example(monkeypatch, "inpaint").inpaint(server.address, side=64, iterations=4)
+    damaged, mended, painted = np.split(np.asarray(sheet).astype(int), 3, axis=1)
+    hole = (damaged == (255, 0, 255)).all(2)
+    assert hole.mean() == pytest.approx((80 / 256) ** 2, rel=0.1)
+    for result in (mended, painted):
+        assert np.array_equal(result[~hole], damaged[~hole])
+    assert np.ptp(mended[hole], axis=1).max() < 60  # grey, as the wall is
+    assert np.ptp(painted[hole], axis=1).mean() > 2 * np.ptp(mended[hole], axis=1).mean()
+
+
+def test_an_enlarged_picture_has_the_size_and_more_detail(server: Server, monkeypatch: pytest.MonkeyPatch):
+    sheet = example(monkeypatch, "enlarge").enlarge(server.address, small=32, size=128, iterations=12)
+    plain, painted = np.split(np.asarray(sheet).astype(float).mean(2), 2, axis=1)
+    assert painted.shape == (85, 128)
+    fine = [np.std(picture - ndimage.gaussian_filter(picture, 1.5)) for picture in (plain, painted)]
+    assert fine[1] > 1.5 * fine[0]
