@@ -38,7 +38,8 @@ class Hole:
 
     def resized(self, size: tuple[int, int]) -> "Hole":
         """The hole in the content at another size, (height, width)."""
-        return Hole(F.interpolate(self.mask, size=size, mode="area"), pictures.resize(self.content, size))
+        content = pictures.resize(self.content, size)
+        return Hole(area_resized(self.mask, content), content)
 
     def composite(self, image: Tensor) -> Tensor:
         """The image in the hole and the content elsewhere, (1, 3, H, W)."""

@@ -40,13 +40,17 @@ def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     size = image.shape[2], image.shape[3]
     known = (hole == 0).to(image.dtype)
     filled, sources = image, known
-    for number, level in enumerate(_levels(*size)):
-        given, gap = pictures.resize(image, level), F.interpolate(hole, size=level, mode="area") > 0
+    levels = _levels(*size)
+    for number, level in enumerate(levels):
+        given = pictures.resize(image, level)
+        gap = area_resized(hole, given) > 0
         start = given if number == 0 else torch.where(gap, pictures.resize(filled, level), given)
         found = _vote(start, gap, FIRST_ROUNDS if number == 0 else ROUNDS)
         if found is None:
             return image, known
         filled, sources = found
+    if not levels:
+        return image, known
     filled = torch.where(hole > 0, pictures.resize(filled, size), image)
     return filled, _spread(area_resized(sources, image)) * known
 

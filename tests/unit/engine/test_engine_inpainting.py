@@ -236,10 +236,10 @@ def test_a_region_off_the_hole_and_a_missing_style_are_refused(engine: Engine, s
     assert caught.value.field == "styles"
 
 
-def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels):
+def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels, texture: Pixels):
     small = Engine("cpu", memory_budget=4 * 2**20)
     with pytest.raises(OptionError, match="memory budget") as caught:
-        small.start(np.tile(surface, (2, 2, 1)), [], quick(size=256), hole=square())
+        small.start(surface, [Style(texture)], quick(size=256), hole=square())
     assert caught.value.field == "hole"
 
 
