@@ -19,7 +19,7 @@ def enlarge(address: str, small: int = SMALL, size: int = SIZE, iterations: int 
     content = Image.open(CONTENT).convert("RGB")
     content.thumbnail((small, small))
     with Client(address) as client:
-        painted = client.stylize(content, STYLE, size=size, iterations=iterations, scales=3).result()
+        painted = client.stylize(content, STYLE, size=size, iterations=iterations).result()
     plain = content.resize(painted.size, Image.Resampling.BICUBIC)
     return Image.fromarray(np.concatenate([np.asarray(plain), np.asarray(painted)], 1))
 
