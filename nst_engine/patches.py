@@ -10,9 +10,11 @@ from nst_engine.masks import area_resized
 # Side of a patch in pixels, and the long sides of the coarsest and of the finest level that patches
 # are sought at: the search costs by the square of the area.
 PATCH = 7
-COARSEST, FINEST = 32, 256
-# Rounds of search and vote at the coarsest level, where all is decided, and at each of the others.
-FIRST_ROUNDS, ROUNDS = 6, 3
+COARSEST, FINEST = 64, 256
+# Rounds of search and vote at each level.
+ROUNDS = 2
+# The share of a patch that must be known for it to be matched while the hole is closed.
+SUPPORT = 0.5
 # How far, in long sides, the surroundings of a patch that was used are taken for sources too: those
 # used in a rough texture are the smoothest ones.
 SPREAD = 0.06
@@ -23,10 +25,11 @@ BLOCK = 2**24
 def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     """The picture with its hole filled by patches from outside it, and where these come from.
 
-    Coarse to fine, in turns: each patch that meets the hole seeks the nearest of those that do not,
-    and each pixel in the hole becomes the mean of what the patches over it have found (Wexler,
-    Shechtman and Irani, "Space-time completion of video", PAMI 29, 2007, without its weights). Such
-    means keep structure and lose roughness.
+    At the coarsest level the hole is closed from its edge inwards, by the patches that best go on from
+    what is known. From there on, coarse to fine and in turns, each patch that meets the hole seeks the
+    nearest of those that do not, and each pixel in the hole becomes the mean of what the patches over
+    it have found (Wexler, Shechtman and Irani, "Space-time completion of video", PAMI 29, 2007, without
+    its weights). Such means keep structure and lose roughness.
 
     Args:
         image: (1, 3, H, W), 0-255, with smooth colours in the hole.
@@ -44,8 +47,8 @@ def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     for number, level in enumerate(levels):
         given = pictures.resize(image, level)
         gap = area_resized(hole, given) > 0
-        start = given if number == 0 else torch.where(gap, pictures.resize(filled, level), given)
-        found = _vote(start, gap, FIRST_ROUNDS if number == 0 else ROUNDS)
+        start = _closed(given, gap) if number == 0 else torch.where(gap, pictures.resize(filled, level), given)
+        found = _vote(start, gap)
         if found is None:
             return image, known
         filled, sources = found
@@ -64,8 +67,28 @@ def _levels(height: int, width: int) -> list[tuple[int, int]]:
     return levels[::-1]
 
 
-def _vote(image: Tensor, gap: Tensor, rounds: int) -> tuple[Tensor, Tensor] | None:
-    """The picture after so many rounds, and how often each pixel was used; None where every patch meets the gap."""
+def _closed(image: Tensor, gap: Tensor) -> Tensor:
+    """The picture with the gap closed ring by ring; as it is where every patch meets the gap."""
+    size = image.shape[2:]
+    sources = F.unfold(image, PATCH)[0].T[F.unfold(gap.to(image.dtype), PATCH)[0].amax(0) == 0]
+    while gap.any() and len(sources):
+        known = F.unfold(1 - gap.to(image.dtype), PATCH)[0]
+        share = torch.where(known.amin(0) > 0, 0.0, known.mean(0))
+        front = share >= min(SUPPORT, float(share.max()))
+        weights = known.T[front].repeat(1, 3)
+        patches = F.unfold(image, PATCH)[0]
+        distances = weights @ sources.square().T - 2 * (weights * patches.T[front]) @ sources.T
+        patches = torch.zeros_like(patches)
+        patches[:, front] = sources[distances.argmin(1)].T
+        votes = _folded(front.to(image.dtype), size)
+        reached = gap & (votes > 0)
+        image = torch.where(reached, F.fold(patches[None], size, PATCH) / votes.clamp(min=1), image)
+        gap = gap & ~reached
+    return image
+
+
+def _vote(image: Tensor, gap: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The picture after its rounds, and how often each pixel was used; None where every patch meets the gap."""
     size = image.shape[2:]
     meets = F.unfold(gap.to(image.dtype), PATCH)[0].amax(0) > 0
     sources = F.unfold(image, PATCH)[0].T[~meets]
@@ -73,7 +96,7 @@ def _vote(image: Tensor, gap: Tensor, rounds: int) -> tuple[Tensor, Tensor] | No
         return None
     votes = _folded(meets.to(image.dtype), size).clamp(min=1)
     nearest = meets.new_zeros(0, dtype=torch.long)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         patches = F.unfold(image, PATCH)[0]
         nearest = _nearest(patches.T[meets], sources)
         patches = torch.zeros_like(patches)

@@ -27,7 +27,7 @@ def holed_spec(styles: int) -> job_pb2.JobSpec:
 @pytest.mark.parametrize("styles", [0, 1])
 def test_only_the_hole_changes(call, styles):
     last = run_tiny(call, holed_spec(styles))
-    result = np.asarray(Image.open(io.BytesIO(last.result.result.image.encoded.data)))
+    result = np.asarray(Image.open(io.BytesIO(last.result.image.encoded.data)))
     assert np.array_equal(result[MASK == 0], PICTURE[MASK == 0])
     assert (result != PICTURE)[MASK > 0].mean() > 0.5
     stored = call.get(last.job_id).spec
