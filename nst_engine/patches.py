@@ -110,7 +110,8 @@ def _vote(image: Tensor, gap: Tensor) -> tuple[Tensor, Tensor] | None:
 def _nearest(patches: Tensor, sources: Tensor) -> Tensor:
     """For each row of (M, D) the index of the nearest row of (N, D)."""
     squares = sources.square().sum(1)
-    blocks = patches.split(max(1, BLOCK // len(sources)))
+    rows = max(1, BLOCK // len(sources))
+    blocks = [patches[start : start + rows] for start in range(0, len(patches), rows)]
     return torch.cat([torch.addmm(squares, block, sources.T, alpha=-2).argmin(1) for block in blocks])
 
 

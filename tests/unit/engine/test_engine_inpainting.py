@@ -160,7 +160,7 @@ def test_patches_continue_a_pattern(checks: Pixels):
     smooth = Hole(mask, as_image(checks)).smoothed()
     filled, sources = fill_from_patches(smooth, mask)
     errors = [(picture - as_image(checks)).abs()[..., 20:44, 20:44].mean() for picture in (filled, smooth)]
-    assert errors[0] < 0.2 * errors[1]
+    assert errors[0] < 0.4 * errors[1]
     assert sources[mask == 0].max() > 0
     assert not sources[mask > 0].any()
     assert torch.equal(filled[..., :20], as_image(checks)[..., :20])
