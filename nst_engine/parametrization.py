@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nst_engine import losses
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
+from nst_engine.inpainting import Filling
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import MID_GREY
@@ -28,7 +29,7 @@ class Parametrization(Protocol):
     def image(self, parameters: Tensor) -> Tensor:
         """The picture, differentiable in the parameters."""
 
-    def evaluate(self, objective: Objective, parameters: Tensor) -> Evaluation:
+    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
         """The losses at the picture, and the gradient of their sum in the parameters."""
 
     def tensors(self, parameters: Tensor) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ class Pixels:
         """See `Parametrization`."""
         return parameters
 
-    def evaluate(self, objective: Objective, parameters: Tensor) -> Evaluation:
+    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
         """See `Parametrization`."""
         return objective.evaluate(parameters)
 
@@ -104,7 +105,7 @@ class Fourier:
         """See `Parametrization`."""
         return hartley(parameters * self._weights) + MID_GREY
 
-    def evaluate(self, objective: Objective, parameters: Tensor) -> Evaluation:
+    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
         """See `Parametrization`."""
         return _pulled_back(self, objective, parameters)
 
@@ -143,7 +144,7 @@ class Network:
         """See `Parametrization`."""
         return self._start + self._network(self._start, parameters)
 
-    def evaluate(self, objective: Objective, parameters: Tensor) -> Evaluation:
+    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
         """See `Parametrization`."""
         return _pulled_back(self, objective, parameters)
 
@@ -190,7 +191,7 @@ def hartley(image: Tensor) -> Tensor:
     return spectrum.real - spectrum.imag
 
 
-def _pulled_back(parametrization: Parametrization, objective: Objective, parameters: Tensor) -> Evaluation:
+def _pulled_back(parametrization: Parametrization, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
     """The evaluation at the picture, its gradient pulled back to the parameters by the chain rule."""
     parameters = parameters.detach().requires_grad_(True)
     image = parametrization.image(parameters)

@@ -243,6 +243,14 @@ def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels, texture: Pixels):
     assert caught.value.field == "hole"
 
 
+@pytest.mark.parametrize("parametrization", ["fourier", "network"])
+def test_a_hole_is_filled_in_every_parametrization(engine: Engine, damaged: Pixels, parametrization: str):
+    run = engine.start(damaged, [], quick(size=SIDE, iterations=12, parametrization=parametrization), hole=square())
+    reports = finish(engine, run)
+    assert reports[-1].total_loss < 0.95 * reports[0].total_loss
+    assert np.array_equal(run.image()[square() == 0], damaged[square() == 0])
+
+
 @pytest.mark.parametrize("styled", [True, False])
 def test_filling_resumes_bit_for_bit(engine: Engine, damaged: Pixels, texture: Pixels, styled: bool):
     styles = [Style(texture)] if styled else []
