@@ -13,8 +13,6 @@ from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.patches import fill_from_patches
 
-MID_GREY = 127.5
-
 
 @dataclass(frozen=True)
 class Hole:
@@ -80,7 +78,7 @@ class Hole:
         """
         known = (self.mask == 0).to(self.content.dtype)
         if not known.any():
-            return torch.full_like(self.content, MID_GREY)
+            return torch.full_like(self.content, pictures.MID_GREY)
         return _pull_push(self.content, known)
 
     def _confined(self, region: Tensor | None, name: str) -> Tensor:
