@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_engine.distributed import Processes
 from nst_engine.network import Network, TorchvisionNetwork
 from nst_engine.tiling import Tile
 from nst_engine.torchvision_trunk import TorchvisionTrunk
@@ -22,7 +23,7 @@ class Trunk(Protocol):
         """Bytes of the weights."""
 
     def tiles(
-        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
+        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
     ) -> tuple[Tile, ...]:
         """See `Backbone.tiles`."""
 
@@ -33,6 +34,7 @@ class Trunk(Protocol):
 class Backbone:
     """A `Network` with its weights, on one device, computing in one dtype.
 
+    Where several processes share the pictures, each has a trunk, and `processes` says which is which.
     Weights and maps are kept channels-last, the layout in which CPUs and GPUs convolve fastest.
     """
 
@@ -43,8 +45,10 @@ class Backbone:
         device: torch.device,
         dtype: torch.dtype,
         padding: str = "replicate",
+        processes: Processes | None = None,
     ) -> None:
         self.network = network
+        self.processes = processes or Processes()
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"
@@ -60,7 +64,9 @@ class Backbone:
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
     ) -> tuple[Tile, ...]:
-        """The tiles in which it works on a picture of that size: one where the maps of the whole fit into the budget.
+        """The tiles of a picture of that size, those of all processes together.
+
+        It is one where a single process can hold the maps of the whole.
 
         Args:
             height, width: of the picture, each at least `network.minimum_side(taps)`.
@@ -69,9 +75,9 @@ class Backbone:
             memory_budget: bytes that the maps of one evaluation may take.
 
         Raises:
-            OptionError: not even the smallest tile fits, or the whole does not and the network needs it.
+            OptionError: not even the smallest tile fits, or the network cannot work in tiles and would have to.
         """
-        return self._trunk.tiles(height, width, taps, pooling, memory_budget)
+        return self._trunk.tiles(height, width, taps, pooling, memory_budget, self.processes.size)
 
     def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
         """The maps at `taps`, computed no deeper than the deepest of them.

@@ -24,8 +24,8 @@ _WEIGHTS = {"content": "content_weight", "style": "style_weight", "tv": "tv_weig
 
 
 @dataclass(frozen=True)
-class GoodState:
-    """What is optimised, with its losses and gradient, all finite."""
+class Point:
+    """What is optimised, with its losses and gradient there."""
 
     parameters: Tensor
     evaluation: Evaluation
@@ -41,7 +41,7 @@ class Guard:
         undone: divergences of the whole run.
     """
 
-    def __init__(self, best: GoodState | None = None, step: float = 1.0, setbacks: int = 0, undone: int = 0) -> None:
+    def __init__(self, best: Point | None = None, step: float = 1.0, setbacks: int = 0, undone: int = 0) -> None:
         self.best = best
         self.step = step
         self.setbacks = setbacks
@@ -60,34 +60,33 @@ class Guard:
         """Forgets the best state and the step: another scale or objective follows."""
         self.best, self.step, self.setbacks = None, 1.0, 0
 
-    def begin(self, parameters: Tensor, evaluation: Evaluation) -> Evaluation:
-        """Takes the state that a scale or a new objective starts from, and returns its evaluation.
+    def begin(self, start: Point) -> Point:
+        """Takes where a scale or a new objective starts from, and returns it.
 
         Raises:
             OptionError: the losses or the gradient overflow.
         """
-        if not evaluation.finite:
-            field = _largest(evaluation.losses)
+        if not start.evaluation.finite:
+            field = _largest(start.evaluation.losses)
             raise OptionError(
                 field,
                 "the losses, or the squares of their gradient, are beyond the range of float32 where the run is to "
                 f"start: set {field} or the weights of the layers lower",
             )
-        self.best = GoodState(parameters, evaluation)
-        return evaluation
+        self.best = start
+        return start
 
-    def advance(self, optimizer: Optimizer, evaluate: Callable[[Tensor], Evaluation], state: GoodState) -> GoodState:
-        """Where one iteration leads from `state`: to the optimiser's proposal, or back to the best state."""
-        parameters, evaluation = state.parameters, state.evaluation
-        proposal = optimizer.propose(parameters, evaluation.total, evaluation.gradient, self.step)
-        candidate = GoodState(proposal, evaluate(proposal))
-        best = state if self.best is None else self.best
+    def advance(self, optimizer: Optimizer, evaluate: Callable[[Tensor], Point], point: Point) -> Point:
+        """Where one iteration leads from `point`: to the optimiser's proposal, or back to the best state."""
+        parameters, evaluation = point.parameters, point.evaluation
+        candidate = evaluate(optimizer.propose(parameters, evaluation.total, evaluation.gradient, self.step))
+        best = point if self.best is None else self.best
         if _diverges(candidate.evaluation, best.evaluation):
             self._shrink()
             if self.has_left(parameters) or self.setbacks >= PATIENCE:
                 optimizer.turn_back()
             return best
-        optimizer.accept(parameters, evaluation.gradient, proposal, candidate.evaluation.gradient)
+        optimizer.accept(parameters, evaluation.gradient, candidate.parameters, candidate.evaluation.gradient)
         self.step = min(1.0, 2 * self.step)
         if candidate.evaluation.total < best.evaluation.total:
             self.best, self.setbacks = candidate, 0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from nst_engine import hardware, pictures, weights
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
+from nst_engine.distributed import Processes
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.networks import NETWORKS
@@ -19,6 +21,9 @@ from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.report import StepReport
 from nst_engine.session import Session
+
+if TYPE_CHECKING:  # a torch without the distributed package has no such name
+    from torch.distributed import ProcessGroup
 
 WARM_UP_SIZE = 64
 
@@ -56,6 +61,12 @@ class Engine:
         memory_budget: bytes for the network's maps in one evaluation. A larger picture is worked on
             in tiles, with the same result and in more time, and L-BFGS keeps no more history than
             fits into as much again. None is a share of what is free, `hardware.default_memory_budget`.
+        process_group: of torch.distributed, gloo for CPUs and nccl for GPUs: the processes share every
+            picture, and each computes a part of it. All of them make an engine and call the same methods
+            in the same order with the same pictures and options; all get the same reports and the same
+            picture, to the last bit. The smallest budget of any counts for all. When one of them raises
+            or dies in the middle, the others' call raises torch's error at the timeout of the group at the
+            latest, which must be longer than an iteration. None is this process alone.
 
     Raises:
         ValueError: there is no such device here, or the budget is not above 0.
@@ -69,6 +80,7 @@ class Engine:
         weights: Mapping[str, Path] | None = None,
         cache_dir: Path | None = None,
         memory_budget: int | None = None,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(
@@ -81,7 +93,8 @@ class Engine:
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
         self._backbones: dict[tuple[str, torch.dtype, str], Backbone] = {}
-        self.memory_budget = memory_budget or hardware.default_memory_budget(self.device)
+        self._processes = Processes(process_group, self.device)
+        self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
 
     @property
     def device_name(self) -> str:
@@ -129,8 +142,10 @@ class Engine:
 
         Raises:
             OptionError: a picture, a mask or a share is unusable, or missing, faces are to be found
-                without OpenCV, or the size or an option does not fit into the memory budget; `field` names it.
+                without OpenCV, or the size or an option does not fit into the memory budget or is none that
+                processes can share; or another process was given another one; `field` names it.
             WeightsError: the weights cannot be had.
+            RuntimeError: another process of the group could not start.
         """
         return self._session(content, styles, options, initial=initial, subject=subject, hole=hole)
 
@@ -177,25 +192,31 @@ class Engine:
         hole: Picture | None = None,
         state: SessionState | None = None,
     ) -> Session:
-        target = pictures.to_tensor(content, "content", self.device)
-        images = [
-            pictures.to_tensor(style.image, f"styles[{index}].image", self.device) for index, style in enumerate(styles)
-        ]
-        shares = [style.weight for style in styles] if state is None else state.style_shares
-        masks = [self._masks(style, f"styles[{index}]") for index, style in enumerate(styles)]
-        start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
-        given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
-        protected = subject_mask(target, given, find_faces=options.faces)
-        opened = None
-        if hole is not None:
-            if subject is not None or options.faces:
-                raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
-            opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
-            target, images, masks = opened.open(images, masks)
-            shares = shares or [1.0]
-            options = replace(options, content_layers={})
+        inputs = {"content": content, "styles": styles, "initial": initial, "subject": subject, "hole": hole}
+        with self._processes.in_step({**inputs, "state": state, **self._chosen(options)}):
+            target = pictures.to_tensor(content, "content", self.device)
+            images = [
+                pictures.to_tensor(style.image, f"styles[{index}].image", self.device)
+                for index, style in enumerate(styles)
+            ]
+            shares = [style.weight for style in styles] if state is None else state.style_shares
+            masks = [self._masks(style, f"styles[{index}]") for index, style in enumerate(styles)]
+            start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
+            given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
+            protected = subject_mask(target, given, find_faces=options.faces)
+            opened = None
+            if hole is not None:
+                if subject is not None or options.faces:
+                    raise OptionError(
+                        "hole", "cannot be combined with a subject or faces: what is outside it stays anyway"
+                    )
+                opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
+                target, images, masks = opened.open(images, masks)
+                shares = shares or [1.0]
+                options = replace(options, content_layers={})
+            backbone = self._backbone(options)
         return Session(
-            self._backbone(options),
+            backbone,
             target,
             images,
             shares,
@@ -207,6 +228,10 @@ class Engine:
             state=state,
             memory_budget=self.memory_budget,
         )
+
+    def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
+        """The options by name, and the precision that is meant on this device."""
+        return {**vars(options), "precision": str(hardware.trunk_dtype(options.precision, self.device))}
 
     def _masks(self, style: Style, name: str) -> StyleMasks:
         given = {"region": style.region, "source_region": style.source_region}
@@ -228,7 +253,8 @@ class Engine:
                 tensors = weights.read_file(file, network)
             else:
                 tensors = weights.load(network.name, self._cache_dir)
-            self._backbones[key] = Backbone(network, tensors, self.device, dtype, options.chosen_padding)
+            padding = options.chosen_padding
+            self._backbones[key] = Backbone(network, tensors, self.device, dtype, padding, self._processes)
         return self._backbones[key]
 
 

@@ -203,12 +203,13 @@ class Objective:
         """The style statistic of a part of a picture, or of all of it, by tap."""
         tiles = self._tiles_of(style)
         if len(tiles) > 1:
-            return mosaic.mean_statistics(self._features, style, tiles, self._style_strides, self._style_loss.statistic)
+            return self._mean_statistics(self._features, style, tiles)
         return self._style_loss.measure(self._features(style), mask)
 
-    @property
-    def _style_strides(self) -> dict[str, int]:
-        return {tap: self._backbone.network.stride(tap) for tap in self._style_loss.taps}
+    def _mean_statistics(self, features: mosaic.Features, picture: Tensor, tiles: Sequence[Tile]) -> dict[str, Any]:
+        strides = {tap: self._backbone.network.stride(tap) for tap in self._style_loss.taps}
+        processes = self._backbone.processes
+        return mosaic.mean_statistics(features, picture, tiles, strides, self._style_loss.statistic, processes)
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

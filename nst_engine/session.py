@@ -13,7 +13,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
-from nst_engine.divergence import GoodState, Guard
+from nst_engine.divergence import Point, Guard
 from nst_engine.inpainting import Filling, Hole
 from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective
@@ -140,11 +140,14 @@ class Session:
             following = self._scales[self._scale.number]
             del self._objective, self._optimizer  # their memory is wanted for those of the next scale
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
-        before = self._evaluation or self._guard.begin(self._parameters, self._evaluate(self._parameters))
-        after = self._guard.advance(self._optimizer, self._evaluate, GoodState(self._parameters, before))
+        if self._evaluation is None:
+            before = self._guard.begin(self._point(self._parameters))
+        else:
+            before = Point(self._parameters, self._evaluation)
+        after = self._guard.advance(self._optimizer, self._point, before)
         self._parameters, self._evaluation = after.parameters, after.evaluation
         self._iteration += 1
-        return self._report(after.evaluation, self._stop(before, after.evaluation))
+        return self._report(after.evaluation, self._stop(before.evaluation, after.evaluation))
 
     def update(
         self,
@@ -161,17 +164,20 @@ class Session:
 
         Raises:
             OptionError: a value out of range, raw weights on a session balanced by strength or the
-                other way round, or not one share per style. Nothing has changed then.
+                other way round, not one share per style, or another process of the engine's group was
+                given another one. Nothing has changed then.
+            RuntimeError: another process has refused. Nothing has changed then.
         """
-        self._check_steering(strength, content_weight, style_weight)
         given: dict[str, Any] = {
             "strength": strength,
             "content_weight": content_weight,
             "style_weight": style_weight,
             "tv_weight": tv_weight,
         }
-        options = dataclasses.replace(self._options, **{k: v for k, v in given.items() if v is not None})
-        shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._styles))
+        with self._backbone.processes.in_step({**given, "style_shares": style_shares}):
+            self._check_steering(strength, content_weight, style_weight)
+            options = dataclasses.replace(self._options, **{k: v for k, v in given.items() if v is not None})
+            shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._styles))
         self._options, self._shares = options, shares
         self._objective.steer(options, shares)
         self._optimizer.restart()
@@ -214,6 +220,7 @@ class Session:
         """Gives `scale` its targets and an optimiser without memory."""
         content, styles = self._pictures_at(scale)
         self._scale = scale
+        (self._parameters,) = self._backbone.processes.agreed([self._parameters])
         subject = None if self._subject is None else area_resized(self._subject, content)
         self._objective = make_objective(
             self._backbone,
@@ -283,12 +290,12 @@ class Session:
             self._evaluation = Evaluation(dict(state.losses), state.total_loss, tensors["gradient"], finite=True)
         self._guard = Guard(self._best_of(state, tensors), state.step, state.setbacks, state.undone)
 
-    def _best_of(self, state: SessionState, tensors: Mapping[str, Tensor]) -> GoodState | None:
+    def _best_of(self, state: SessionState, tensors: Mapping[str, Tensor]) -> Point | None:
         if state.best_total_loss is None or state.best_losses is None:
-            return GoodState(self._parameters, self._evaluation) if self._evaluation else None
+            return Point(self._parameters, self._evaluation) if self._evaluation else None
         gradient = tensors["best_gradient"]
         evaluation = Evaluation(dict(state.best_losses), state.best_total_loss, gradient, finite=True)
-        return GoodState(tensors["best_parameters"], evaluation)
+        return Point(tensors["best_parameters"], evaluation)
 
     def _check_steering(self, strength: float | None, content_weight: float | None, style_weight: float | None) -> None:
         balanced = self._options.strength is not None
@@ -308,8 +315,9 @@ class Session:
     def _at_last_scale(self) -> bool:
         return self._scale.number == len(self._scales)
 
-    def _evaluate(self, parameters: Tensor) -> Evaluation:
-        return self._parametrization.evaluate(self._objective, parameters)
+    def _point(self, parameters: Tensor) -> Point:
+        (agreed,) = self._backbone.processes.agreed([parameters])
+        return Point(agreed, self._parametrization.evaluate(self._objective, agreed))
 
     def _stop(self, before: Evaluation, after: Evaluation) -> StopReason | None:
         """Ends the scale if it has done its work; why the run has ended, if it has."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
+from nst_engine.distributed import Processes
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks
-from nst_engine.mosaic import computed, owned, owned_within, share_of
+from nst_engine.mosaic import computed, owned_within, positions, share_of
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.schedule import taps_in_use
@@ -23,6 +24,8 @@ from nst_engine.tiling import MIB, Tile
 Slopes = tuple[Tensor, ...]
 # Height and width of a picture in pixels.
 Size = tuple[int, int]
+# The computed part of an image, and its maps by tap, from which there is a way back to it.
+Forward = tuple[Tensor, dict[str, Tensor]]
 
 
 def make_objective(
@@ -36,14 +39,14 @@ def make_objective(
     *,
     memory_budget: int = sys.maxsize,
 ) -> Objective:
-    """An `Objective`, tiled where the maps of the content's size exceed `memory_budget` in bytes.
+    """An `Objective`, tiled where the maps of the content's size exceed `memory_budget` in bytes or processes share it.
 
     Raises:
         OptionError: not even the smallest tile fits.
     """
     height, width = content.shape[2:]
     tiles = backbone.tiles(height, width, taps_in_use(options), options.pooling, memory_budget)
-    kind = TiledObjective if len(tiles) > 1 else Objective
+    kind = TiledObjective if len(tiles) > 1 or backbone.processes.size > 1 else Objective
     return kind(backbone, content, styles, options, shares, masks, subject, memory_budget=memory_budget)
 
 
@@ -61,10 +64,11 @@ def check_memory(
     """Makes sure that pictures of these sizes can be worked on, if need be in tiles.
 
     Raises:
-        OptionError: not even the smallest tile fits; or a picture needs tiles and something is asked
-            of it that they cannot give: a statistic that is no mean over positions, or a mask, be it of
-            a style, of the subject or of a hole.
+        OptionError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
+            and something is asked of it that they cannot give: a statistic that is no mean over
+            positions, or a mask, be it of a style, of the subject or of a hole.
     """
+    processes = backbone.processes.size
     regions = {"hole": None if hole is None else hole.mask}
     regions |= {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
     regions["faces" if options.faces else "subject"] = subject
@@ -74,17 +78,19 @@ def check_memory(
         whole = [field for field, mask in given.items() if mask is not None]
         if not make_statistic(options).additive:
             whole.append("style_statistic")
-        if len(tiles) > 1 and whole:
-            raise OptionError(
-                whole[0],
-                f"needs the maps of a picture as a whole, and those of {width}x{height} do not fit into the memory "
-                f"budget of {memory_budget / MIB:.0f} MiB: go without it, set a smaller size, or raise the engine's "
-                "memory_budget",
-            )
+        if processes > 1 and whole:
+            cause, cure = f"{processes} processes share it", "go without it, or use one process"
+        else:
+            cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
+            cure = "go without it, set a smaller size, or raise the engine's memory_budget"
+        if (processes > 1 or len(tiles) > 1) and whole:
+            raise OptionError(whole[0], f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):
     """An `Objective` that holds the maps of one tile at a time. What it computes is the same, rounding aside.
+
+    Where several processes share the picture, each has the objective and works on tiles of its own.
 
     Two passes, after Galerne et al. (arXiv 2212.13459). The style loss is a function of an additive
     statistic, a mean over positions: the first pass, without gradients, adds it up. The gradient of
@@ -98,52 +104,84 @@ class TiledObjective(Objective):
     def evaluate(self, image: Tensor) -> Evaluation:
         """See `Objective`."""
         image = image.detach()
-        style, slopes = self._style_slopes(image, self._style_weight)
+        # The maps of a process's only tile are kept for the second pass; those of several would not fit.
+        only = self._forward(image, self._own_tiles[0]) if len(self._own_tiles) == 1 else None
+        style, slopes = self._style_slopes(image, self._style_weight, only)
         gradient = torch.zeros_like(image)
-        sums = []
-        for tile in self._tiles:
-            content = self._add_feature_gradient(gradient, image, tile, slopes, self._content_weight)
+        sums = [image.new_zeros(3)] if not self._own_tiles else []
+        for tile in self._own_tiles:
+            forward = only or self._forward(image, tile)
+            content = self._add_feature_gradient(gradient, forward, tile, slopes, self._content_weight)
             sums.append(torch.stack((content, *self._add_pixel_gradient(gradient, image, tile))))
-        content, tv, box = torch.stack(sums).double().sum(0).tolist()
+        (added,) = self._processes.summed([torch.stack(sums).double().sum(0)])
+        (gradient,) = self._processes.summed([gradient])
+        content, tv, box = added.tolist()
         terms = {"content": content, "style": style, "tv": tv, "box": box}
         total = sum(terms.values())
         return Evaluation(terms, total, gradient, math.isfinite(total + losses.square_sum(gradient).item()))
 
+    @property
+    def nbytes(self) -> int:
+        """See `Objective`."""
+        return super().nbytes + sum(part.nbytes for maps in self._own_targets.values() for part in maps.values())
+
+    @property
+    def _processes(self) -> Processes:
+        return self._backbone.processes
+
+    @property
+    def _own_tiles(self) -> Sequence[Tile]:
+        return self._processes.own(self._tiles)
+
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
+        """None of the whole: each process keeps those of its own tiles."""
         network = self._backbone.network
         strides = {tap: network.stride(tap) for tap, weight in self._content_weights.items() if weight > 0}
-        return mosaic.joined_maps(self._features, content, self._tiles, strides)
+        self._own_targets = mosaic.owned_maps(self._features, content, self._own_tiles, strides)
+        return {}
 
     def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
         _, slopes = self._style_slopes(image, 1.0)
         content, style = torch.zeros_like(image), torch.zeros_like(image)
-        for tile in self._tiles:
-            self._add_feature_gradient(content, image, tile, {}, 1.0)
-            self._add_feature_gradient(style, image, tile, slopes, 0.0)
+        for tile in self._own_tiles:
+            self._add_feature_gradient(content, self._forward(image, tile), tile, {}, 1.0)
+            self._add_feature_gradient(style, self._forward(image, tile), tile, slopes, 0.0)
+        content, style = self._processes.summed([content, style])
         return losses.root_mean_square(content).item(), losses.root_mean_square(style).item()
 
-    def _style_slopes(self, image: Tensor, weight: float) -> tuple[float, dict[str, Slopes]]:
-        """The first pass: the weighted style loss, and by tap its gradient in what the statistic measures."""
+    def _forward(self, image: Tensor, tile: Tile) -> Forward:
+        part = computed(image, tile).detach().requires_grad_(True)
+        return part, self._features(part)
+
+    def _style_slopes(
+        self, image: Tensor, weight: float, only: Forward | None = None
+    ) -> tuple[float, dict[str, Slopes]]:
+        """The first pass: the weighted style loss, and by tap its gradient in what the statistic measures.
+
+        `only` has the maps of this process's one tile, if they are there already.
+        """
         loss = self._style_loss
         if not loss.taps:
             return 0.0, {}
-        measured = mosaic.mean_statistics(self._features, image, self._tiles, self._style_strides, loss.statistic)
-        for tensor in chain(*measured.values()):
+        features = self._features if only is None else lambda _: only[1]
+        measured = self._mean_statistics(features, image, self._tiles)
+        parts = list(chain(*measured.values()))
+        for tensor in parts:
             tensor.requires_grad_(True)
         value = loss.distance([measured], image) * weight
-        slopes = iter(torch.autograd.grad(value, list(chain(*measured.values()))))
-        return value.item(), {tap: tuple(islice(slopes, len(parts))) for tap, parts in measured.items()}
+        value, *slopes = self._processes.agreed([value.detach(), *torch.autograd.grad(value, parts)])
+        by_tap = iter(slopes)
+        return value.item(), {tap: tuple(islice(by_tap, len(parts))) for tap, parts in measured.items()}
 
     def _add_feature_gradient(
-        self, gradient: Tensor, image: Tensor, tile: Tile, slopes: Mapping[str, Slopes], content_weight: float
+        self, gradient: Tensor, forward: Forward, tile: Tile, slopes: Mapping[str, Slopes], content_weight: float
     ) -> Tensor:
         """The second pass at one tile: adds to `gradient`, and returns the tile's share of the weighted content loss.
 
         The backward pass goes from tap to tap, so that maps are freed on the way.
         """
-        part = computed(image, tile).detach().requires_grad_(True)
-        maps = self._features(part)
-        content = image.new_zeros(())
+        part, maps = forward
+        content = gradient.new_zeros(())
         flow: Tensor | None = None
         while maps:
             tap, features = maps.popitem()
@@ -166,10 +204,11 @@ class TiledObjective(Objective):
         stride = self._backbone.network.stride(tap)
         own, own_pull = owned_within(features, tile, stride), owned_within(pull, tile, stride)
         content = pull.new_zeros((), dtype=torch.float32)
-        if tap in self._content_maps:
-            target = self._content_maps[tap]
-            difference = own.float() - owned(target, tile, stride).float()
-            weight = content_weight * self._content_weights[tap] / target.numel()
+        target = self._own_targets.get(tile, {}).get(tap)
+        if target is not None:
+            difference = own.float() - target.float()
+            numbers = target.shape[1] * positions(self._content, stride)
+            weight = content_weight * self._content_weights[tap] / numbers
             content = weight * difference.square().sum()
             own_pull += 2 * weight * difference
         if slopes is not None:

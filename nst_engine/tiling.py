@@ -8,7 +8,7 @@ the network pads there as it does for the whole picture.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile, islice, pairwise
 
 from nst_engine.options import OptionError
 from nst_engine.vgg import Vgg
@@ -32,12 +32,8 @@ class Span:
         """The pixels that the network is given."""
         return slice(self.first, self.last)
 
-    def own(self, stride: int = 1) -> slice:
-        """What it owns of the whole picture's map at a tap of that stride."""
-        return slice(self.start // stride, self.stop // stride)
-
     def own_within(self, stride: int = 1) -> slice:
-        """The same positions, counted in the map of the tile."""
+        """What it owns of the map at a tap of that stride, counted in the map of the tile."""
         offset = self.first // stride
         return slice(self.start // stride - offset, self.stop // stride - offset)
 
@@ -60,15 +56,18 @@ def whole(height: int, width: int) -> Tile:
     return Tile(Span(0, 0, height, height), Span(0, 0, width, width))
 
 
-def spans(length: int, count: int, stride: int, halo: int) -> tuple[Span, ...]:
-    """A side of `length` pixels in `count` spans of about one size.
+def spans(length: int, count: int, stride: int, halo: int, *, level: bool = False) -> tuple[Span, ...]:
+    """A side of `length` pixels in `count` spans that own about as much each or, if `level`, compute as much.
 
     Every boundary is a multiple of `stride` from the start, so that pooling windows line up, and
     the last span takes what does not fill a stride. `halo` is a multiple of `stride` too, and
     `count` is at most length // stride.
     """
     cells = length // stride
-    cuts = [index * cells // count * stride for index in range(count)] + [length]
+    # The first and the last have one halo where the others have two.
+    extra = min(halo // stride, (cells - count) // 2) if level else 0
+    inner = [extra + index * (cells - 2 * extra) // count for index in range(1, count)]
+    cuts = [0, *(cell * stride for cell in inner), length]
     return tuple(
         Span(max(0, start - halo), start, stop, length if stop == length else min(length, stop + halo))
         for start, stop in pairwise(cuts)
@@ -95,6 +94,29 @@ def grid(height: int, width: int, stride: int, halo: int, pixels: int) -> tuple[
     return tuple(Tile(row, column) for row in best[2] for column in best[3])
 
 
+def shared_grid(height: int, width: int, stride: int, halo: int, pixels: int, processes: int) -> tuple[Tile, ...]:
+    """The tiles, none computed on more than `pixels`, of which each of several processes has the least to compute.
+
+    Each process has one at least, unless there are not as many squares of a stride. The tiles are of
+    about one size, so that each process may take the same number. Empty when no tile is small enough.
+    """
+    rows, columns = (_divisions(length, stride, halo, level=True) for length in (height, width))
+    enough = min(processes, len(rows) * len(columns))
+    best: tuple[tuple[int, int], _Division, _Division] | None = None
+    for tall in rows:
+
+        def too_few_or_large(wide: _Division, tall: _Division = tall) -> bool:
+            return len(tall.spans) * len(wide.spans) < enough or tall.longest * wide.longest > pixels
+
+        # Among as many divisions as there are processes is one of which all have the same number.
+        for wide in islice(dropwhile(too_few_or_large, columns), processes):
+            rounds = -(-len(tall.spans) * len(wide.spans) // processes)
+            cost = rounds * tall.longest * wide.longest, tall.total * wide.total
+            if best is None or cost < best[0]:
+                best = cost, tall, wide
+    return () if best is None else tuple(Tile(row, column) for row in best[1].spans for column in best[2].spans)
+
+
 @dataclass(frozen=True)
 class _Division:
     """A side cut into spans, with the longest and the total that is computed."""
@@ -104,20 +126,27 @@ class _Division:
     total: int
 
 
-def _divisions(length: int, stride: int, halo: int) -> list[_Division]:
+def _divisions(length: int, stride: int, halo: int, *, level: bool = False) -> list[_Division]:
     """A side in one span, in two, and so on."""
     divisions = []
     for count in range(1, length // stride + 1):
-        cut = spans(length, count, stride, halo)
+        cut = spans(length, count, stride, halo, level=level)
         lengths = [span.last - span.first for span in cut]
         divisions.append(_Division(cut, max(lengths), sum(lengths)))
     return divisions
 
 
 def tiles(
-    network: Vgg, taps: Collection[str], pooling: str, itemsize: int, height: int, width: int, memory_budget: int
+    network: Vgg,
+    taps: Collection[str],
+    pooling: str,
+    itemsize: int,
+    height: int,
+    width: int,
+    memory_budget: int,
+    processes: int = 1,
 ) -> tuple[Tile, ...]:
-    """The tiles in which a picture is worked on: one when the maps of the whole fit into the budget.
+    """The tiles in which a picture is worked on: one when a single process can hold the maps of the whole.
 
     Args:
         network: which VGG.
@@ -125,17 +154,22 @@ def tiles(
         pooling: "max" or "average".
         itemsize: bytes of a number in the trunk's dtype.
         height, width: of the picture, each at least `network.minimum_side(taps)`.
-        memory_budget: bytes that the maps of one evaluation may take.
+        memory_budget: bytes that the maps of one evaluation may take in a process.
+        processes: how many share the picture.
 
     Raises:
         OptionError: not even the smallest tile fits.
     """
     per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
-    if height * width * per_pixel <= memory_budget:
+    if processes == 1 and height * width * per_pixel <= memory_budget:
         return (whole(height, width),)
     stride = network.minimum_side(taps)
     halo = -(-network.reach(taps) // stride) * stride
-    found = grid(height, width, stride, halo, int(memory_budget / per_pixel))
+    pixels = int(memory_budget / per_pixel)
+    if processes == 1:
+        found = grid(height, width, stride, halo, pixels)
+    else:
+        found = shared_grid(height, width, stride, halo, pixels, processes)
     if not found:
         smallest = min(height, stride + 2 * halo) * min(width, stride + 2 * halo) * per_pixel
         raise OptionError(

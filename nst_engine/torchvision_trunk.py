@@ -50,13 +50,15 @@ class TorchvisionTrunk:
         return sum(tensor.nbytes for tensor in self._module.state_dict().values())
 
     def tiles(
-        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
+        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
     ) -> tuple[Tile, ...]:
         """The whole picture: it cannot be cut, because the softmax is over all of a map.
 
         Raises:
-            OptionError: the maps do not fit into the budget.
+            OptionError: the maps do not fit into the budget, or processes are to share the picture.
         """
+        if processes > 1:
+            raise OptionError("model", f"{self._network.name} cannot work in tiles for {processes} processes: take a VGG")
         needed = height * width * self._kept_bytes_per_pixel(frozenset(taps), pooling)
         if needed > memory_budget:
             raise OptionError(

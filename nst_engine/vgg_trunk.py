@@ -37,10 +37,11 @@ class VggTrunk:
         return sum(convolution.nbytes for convolution in self._convolutions.values())
 
     def tiles(
-        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int
+        self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
     ) -> tuple[tiling.Tile, ...]:
         """See `tiling.tiles`."""
-        return tiling.tiles(self._network, taps, pooling, self._dtype.itemsize, height, width, memory_budget)
+        itemsize = self._dtype.itemsize
+        return tiling.tiles(self._network, taps, pooling, itemsize, height, width, memory_budget, processes)
 
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
         """The maps at `taps`, in the trunk's dtype."""

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
+from nst_engine.networks import NETWORKS
+from nst_engine.tiling import map_bytes_per_pixel
 
 Pixels = NDArray[np.uint8]
 
@@ -55,3 +57,9 @@ def noisy(picture: Pixels, deviation: float = 12.0, seed: int = 5) -> Tensor:
 
 def shares_of(styles: Sequence[Pixels], shares: Sequence[float]) -> list[Style]:
     return [Style(picture, share) for picture, share in zip(styles, shares, strict=True)]
+
+
+def bytes_for(options: StylizeOptions, pixels: int, itemsize: int = 4) -> int:
+    """The memory budget with which a tile may have that many pixels."""
+    taps = [*options.content_layers, *options.style_layers]
+    return int(pixels * map_bytes_per_pixel(NETWORKS[options.model], taps, options.pooling, itemsize)) + 1

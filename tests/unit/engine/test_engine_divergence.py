@@ -11,7 +11,7 @@ from engine_runs import Pixels, finish, quick, run, steps
 from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, StopReason, Style, checkpoint
-from nst_engine.divergence import BACKOFF, EXPLOSION, MAXIMUM_SETBACKS, GoodState, Guard
+from nst_engine.divergence import BACKOFF, EXPLOSION, MAXIMUM_SETBACKS, Point, Guard
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import GradientDescent
 
@@ -217,9 +217,9 @@ class Hill:
     def __init__(self, totals: list[float]) -> None:
         self._totals = iter(totals)
 
-    def evaluate(self, image: Tensor) -> Evaluation:
+    def evaluate(self, image: Tensor) -> Point:
         total = next(self._totals)
-        return Evaluation({}, total, torch.ones_like(image), math.isfinite(total))
+        return Point(image, Evaluation({}, total, torch.ones_like(image), math.isfinite(total)))
 
 
 @pytest.mark.parametrize("best", [3.0, 0.0, -1e-6])
@@ -227,7 +227,7 @@ def test_a_loss_that_stays_is_never_a_divergence(best: float):
     """Next to 0 some losses are below it by their rounding."""
     image = torch.zeros(1, 3, 4, 4)
     guard = Guard()
-    state = GoodState(image, guard.begin(image, Hill([best]).evaluate(image)))
+    state = guard.begin(Hill([best]).evaluate(image))
     optimizer = GradientDescent(image.shape, image.device, 1.0, 0.0, 0.0, 0.0)
     for _ in range(5):
         state = guard.advance(optimizer, Hill([best]).evaluate, state)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_runs import MODEL, Pixels, finish, quick, steps
+from engine_runs import MODEL, Pixels, bytes_for, finish, quick, steps
 from reference import VGG16, VGG19, Problem, Trunk, relative_error
 from test_engine_resume import identical
 from torch import Tensor
@@ -20,7 +20,6 @@ from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import MINIMUM_HISTORY, make_optimizer
 from nst_engine.statistics import make_statistic
 from nst_engine.tiled import TiledObjective, make_objective
-from nst_engine.tiling import map_bytes_per_pixel
 
 CPU = torch.device("cpu")
 SHALLOW = {"content_layers": {"relu3_1": 1.0}, "style_layers": {"relu1_1": 2.0, "relu2_1": 1.0, "relu3_1": 0.5}}
@@ -45,12 +44,6 @@ def random_image(height: int, width: int, seed: int) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = torch.stack([torch.sin((rows * (3 + c) + columns * (7 - c)) / (11 + seed)) for c in range(3)])[None]
     return 127.5 + 90 * waves + 25 * torch.randn(1, 3, height, width, generator=generator)
-
-
-def bytes_for(options: StylizeOptions, pixels: int, itemsize: int = 4) -> int:
-    """The memory budget with which a tile may have that many pixels."""
-    taps = [*options.content_layers, *options.style_layers]
-    return int(pixels * map_bytes_per_pixel(NETWORKS[options.model], taps, options.pooling, itemsize)) + 1
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,170 @@
+"""Run as a program: one of several processes that share pictures, and what it comes to.
+
+    python shared_runs.py RANK PROCESSES FOLDER CASE ...
+
+FOLDER holds content.npy and style.npy, and is where the processes meet. Each writes CASE.RANK.npz: the
+arrays that a case gives, or the "error" in which it ended.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from engine_runs import MODEL, SHALLOW, Pixels, bytes_for, finish, noisy, steps
+
+from nst_engine import Engine, Style, StylizeOptions, checkpoint, pictures
+
+Arrays = dict[str, Any]
+
+SECONDS = 150
+GRAM: dict[str, Any] = {"style_statistic": "gram", "strength": None, "style_weight": 0.1, "tv_weight": 0.01}
+RUN: dict[str, Any] = {**SHALLOW, "iterations": 6, "scales": 2, "style_statistic": "gram"}
+# The most pixels that a small tile may have.
+SMALL_TILE = 64 * 64
+
+
+def options(**changes: Any) -> StylizeOptions:
+    return StylizeOptions(**{"size": 160, "scales": 1, "iterations": 6, "precision": "float32", **changes})
+
+
+class Process:
+    """An engine of one of several processes, or of one alone, and the pictures."""
+
+    def __init__(self, content: Pixels, style: Pixels, group: dist.ProcessGroup | None = None) -> None:
+        self.content, self.style, self.group = content, style, group
+        self.rank = 0 if group is None else group.rank()
+        self.new_engine()
+
+    def new_engine(self, **given: Any) -> None:
+        self.engine = Engine("cpu", threads=1, process_group=self.group, **given)
+
+    def evaluation(self, **changes: Any) -> Arrays:
+        """The losses and the gradient at the content under noise."""
+        session = self.engine.start(self.content, [Style(self.style)], options(**changes))
+        height, width = session.image().shape[:2]
+        found = session._objective.evaluate(pictures.resize(noisy(self.content), (height, width)))
+        return {
+            **found.losses,
+            "total": found.total,
+            "gradient": found.gradient.numpy(),
+            "tiles": len(session._objective._tiles),
+            "bytes": session._objective.nbytes,
+        }
+
+    def run(self, **changes: Any) -> Arrays:
+        """A run at two scales, steered on its way, and the same resumed in the middle."""
+        session = self.engine.start(self.content, [Style(self.style)], options(**{**RUN, **changes}))
+        steps(self.engine, session, 4)
+        state = checkpoint.loads(checkpoint.dumps(session.state_dict()))
+        session.update(strength=0.7)
+        finish(self.engine, session)
+        resumed = self.engine.resume(state, self.content, [Style(self.style)])
+        resumed.update(strength=0.7)
+        reports = finish(self.engine, resumed)
+        return {
+            "picture": session.image(),
+            "image": session.state_dict().tensors["image"].numpy(),
+            "resumed": resumed.state_dict().tensors["image"].numpy(),
+            "total": reports[-1].total_loss,
+        }
+
+
+def in_small_tiles(process: Process) -> Arrays:
+    """Two tiles and more for each process; the budget is the last one's, as the smallest."""
+    process.new_engine(memory_budget=bytes_for(options(**SHALLOW), SMALL_TILE) if process.rank else 2**40)
+    return process.evaluation(**SHALLOW, **GRAM)
+
+
+def other_pixels(process: Process) -> Arrays:
+    process.content = process.content + np.uint8(process.rank)
+    return process.evaluation(**GRAM)
+
+
+def other_layout(process: Process) -> Arrays:
+    """The same picture is the same however it lies in memory."""
+    if process.rank:
+        process.content = np.asfortranarray(process.content)
+        process.style = process.style[:, ::-1].copy()[:, ::-1]
+    return process.evaluation(**SHALLOW, **GRAM)
+
+
+def unusable_in_one(process: Process) -> Arrays:
+    process.new_engine(weights={MODEL: Path("/no/such/file")} if process.rank else {})
+    return process.evaluation(**GRAM)
+
+
+def other_steering(process: Process) -> Arrays:
+    session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
+    session.update(strength=0.5 + 0.1 * process.rank)
+    return {}
+
+
+def wandering(process: Process) -> Arrays:
+    """Even where the optimisers do not compute the same in every process, the images are one."""
+    session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
+    propose = session._optimizer.propose
+    session._optimizer.propose = lambda *given: propose(*given) + process.rank
+    steps(process.engine, session, 2)
+    return {"image": session.state_dict().tensors["image"].numpy()}
+
+
+CASES: dict[str, Callable[[Process], Arrays]] = {
+    "gram": lambda process: process.evaluation(**GRAM),
+    "moments": lambda process: process.evaluation(**SHALLOW, style_statistic="moments", strength=0.4),
+    "bfloat16": lambda process: process.evaluation(**SHALLOW, **GRAM | {"precision": "bfloat16"}),
+    "no style": lambda process: process.evaluation(**SHALLOW | GRAM | {"style_layers": {}}),
+    "run": lambda process: process.run(),
+    "sliced": lambda process: process.evaluation(style_statistic="sliced"),
+    "other size": lambda process: process.evaluation(**SHALLOW, size=128 + 16 * process.rank),
+    "tiny": lambda process: process.evaluation(**GRAM, size=24),
+    "small tiles": in_small_tiles,
+    "other pixels": other_pixels,
+    "other layout": other_layout,
+    "unusable in one": unusable_in_one,
+    "other steering": other_steering,
+    "wandering": wandering,
+}
+
+
+def outcome(process: Process, case: str) -> Arrays:
+    """What a case gives, or the error in which it ends."""
+    try:
+        return CASES[case](process)
+    except (ValueError, RuntimeError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def together(processes: int, content: Pixels, style: Pixels, *cases: str) -> dict[str, list[Arrays]]:
+    """The outcomes of the cases in as many processes, by case and rank."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "content.npy", content)
+        np.save(folder / "style.npy", style)
+        program = [sys.executable, __file__]
+        running = [subprocess.Popen([*program, str(rank), str(processes), name, *cases]) for rank in range(processes)]
+        try:
+            assert [process.wait(SECONDS) for process in running] == [0] * processes
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        return {case: [dict(np.load(folder / f"{case}.{rank}.npz")) for rank in range(processes)] for case in cases}
+
+
+def main(rank: int, processes: int, folder: Path, *cases: str) -> None:
+    store = dist.FileStore(str(folder / "meeting"), processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=timedelta(seconds=SECONDS))
+    pictures = np.load(folder / "content.npy"), np.load(folder / "style.npy")
+    for case in cases:
+        np.savez(folder / f"{case}.{rank}.npz", **outcome(Process(*pictures, dist.group.WORLD), case))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
