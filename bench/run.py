@@ -11,6 +11,7 @@ from functools import partial
 import big_pictures
 import checkpoints
 import default_job
+import distributed
 import efficiency
 import engine_side
 import first_preview
@@ -36,6 +37,7 @@ SECTIONS = {
     "efficiency": efficiency.measure,
     "looks": looks.measure,
     "big-pictures": big_pictures.measure,
+    "distributed": distributed.measure,
 }
 
 
