@@ -190,8 +190,9 @@ class TiledObjective(Objective):
             flow = pull if flow is None else flow.add_(pull)
             source = next(reversed(maps.values()), part)
             (flow,) = torch.autograd.grad(features, source, flow)
-            # What a scale keeps from one iteration to the next is worth more than the page faults this costs.
-            hardware.release_freed_memory()
+            if len(self._own_tiles) > 1:
+                # What a scale keeps from one iteration to the next is worth more than the page faults this costs.
+                hardware.release_freed_memory()
         if flow is not None:
             computed(gradient, tile).add_(flow)
         return content

@@ -48,13 +48,17 @@ class Process:
         """The losses and the gradient at the content under noise."""
         session = self.engine.start(self.content, [Style(self.style)], options(**changes))
         height, width = session.image().shape[:2]
-        found = session._objective.evaluate(pictures.resize(noisy(self.content), (height, width)))
+        objective, passes = session._objective, []
+        features = objective._features
+        objective._features = lambda part: passes.append(part) or features(part)
+        found = objective.evaluate(pictures.resize(noisy(self.content), (height, width)))
         return {
             **found.losses,
             "total": found.total,
             "gradient": found.gradient.numpy(),
-            "tiles": len(session._objective._tiles),
-            "bytes": session._objective.nbytes,
+            "tiles": len(objective._tiles),
+            "passes": len(passes),
+            "bytes": objective.nbytes,
         }
 
     def run(self, **changes: Any) -> Arrays:
@@ -114,6 +118,15 @@ def wandering(process: Process) -> Arrays:
     return {"image": session.state_dict().tensors["image"].numpy()}
 
 
+def left_alone(process: Process) -> Arrays:
+    """The last process stops in the middle of a run."""
+    process.group = dist.new_group(timeout=timedelta(seconds=5))
+    process.new_engine()
+    session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
+    steps(process.engine, session, 1 if process.rank else 2)
+    return {}
+
+
 CASES: dict[str, Callable[[Process], Arrays]] = {
     "gram": lambda process: process.evaluation(**GRAM),
     "moments": lambda process: process.evaluation(**SHALLOW, style_statistic="moments", strength=0.4),
@@ -129,6 +142,7 @@ CASES: dict[str, Callable[[Process], Arrays]] = {
     "unusable in one": unusable_in_one,
     "other steering": other_steering,
     "wandering": wandering,
+    "left alone": left_alone,
 }
 
 

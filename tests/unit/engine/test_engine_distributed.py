@@ -69,6 +69,11 @@ def test_every_process_holds_the_targets_of_its_own_tiles_alone(two: Outcomes, a
     assert [int(outcome["tiles"]) for outcome in two["gram"]] == [2, 2]
 
 
+def test_an_only_tile_goes_through_the_network_once(two: Outcomes, three: Outcomes):
+    assert [int(outcome["passes"]) for outcome in (*two["gram"], *three["gram"])] == [1] * 5
+    assert [int(outcome["passes"]) for outcome in two["small tiles"]] == [int(two["small tiles"][0]["tiles"])] * 2
+
+
 def test_the_smallest_budget_counts_for_all(two: Outcomes):
     assert two["small tiles"][0]["tiles"] == two["small tiles"][1]["tiles"] > 4
 
@@ -110,6 +115,13 @@ def test_a_failure_in_one_process_is_one_in_all(two: Outcomes):
     first, second = errors(two["unusable in one"])
     assert first == "RuntimeError: process 1 of 2 has failed, and its own error says why"
     assert second.startswith("WeightsError: ")
+
+
+def test_a_process_left_alone_gives_up_at_the_timeout_of_the_group(two: Outcomes):
+    first, second = errors(two["left alone"])
+    assert first.startswith("RuntimeError: ")
+    assert "imed out" in first
+    assert second == "none"
 
 
 def test_what_needs_the_whole_picture_is_refused(two: Outcomes):

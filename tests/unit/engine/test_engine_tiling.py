@@ -13,7 +13,7 @@ from torch import Tensor
 from nst_engine import OptionError, losses
 from nst_engine.backbone import Backbone
 from nst_engine.networks import NETWORKS, Network
-from nst_engine.tiling import Span, Tile, grid, map_bytes_per_pixel, tiles
+from nst_engine.tiling import Span, Tile, grid, map_bytes_per_pixel, shared_grid, spans, tiles
 
 CAFFE, VGG19 = NETWORKS[MODEL], NETWORKS["vgg19-torchvision"]
 NETS = st.sampled_from((CAFFE, VGG19))
@@ -43,23 +43,29 @@ def untouched(network: Network, deepest: str, span: Span, length: int) -> dict[s
     height=st.integers(32, 400),
     width=st.integers(32, 400),
     pixels=st.integers(2_000, 100_000),
+    processes=st.integers(1, 9),
 )
 def test_tiles_own_every_position_once_and_see_all_they_need(
-    network: Network, tap: str, height: int, width: int, pixels: int
+    network: Network, tap: str, height: int, width: int, pixels: int, processes: int
 ):
     stride, reach = network.stride(tap), network.reach([tap])
-    cut = grid(height, width, stride, -(-reach // stride) * stride, pixels)
+    halo = -(-reach // stride) * stride
+    if processes == 1:
+        cut = grid(height, width, stride, halo, pixels)
+    else:
+        cut = shared_grid(height, width, stride, halo, pixels, processes)
+        assert not cut or len(cut) >= min(processes, (height // stride) * (width // stride))
     assert all(tile.pixels <= pixels for tile in cut)
     for length, sides in ((height, {tile.rows for tile in cut}), (width, {tile.columns for tile in cut})):
-        spans = sorted(sides, key=lambda span: span.start)
-        for span in spans:
+        ordered = sorted(sides, key=lambda span: span.start)
+        for span in ordered:
             for name, rows in untouched(network, tap, span, length).items():
                 own = span.own_within(network.stride(name))
                 assert 0 <= own.start < own.stop <= len(rows)
                 assert all(rows[own])
-        for name in network.taps[: network.taps.index(tap) + 1] if spans else ():
+        for name in network.taps[: network.taps.index(tap) + 1] if ordered else ():
             stride = network.stride(name)
-            owned = [slice(span.start // stride, span.stop // stride) for span in spans]
+            owned = [slice(span.start // stride, span.stop // stride) for span in ordered]
             assert owned[0].start == 0
             assert owned[-1].stop == length // network.stride(name)
             assert all(above.stop == below.start for above, below in pairwise(owned))
@@ -89,6 +95,32 @@ def test_no_other_grid_that_fits_computes_less(height: int, width: int):
                 assert computed <= 1.05 * sum(sides[0]) * sum(sides[1])
 
 
+def test_level_spans_compute_as_much_each():
+    """Three of a side of 512: an even cut would have the middle one compute 304, the others 224 and 240."""
+    assert [span.last - span.first for span in spans(512, 3, 16, 64, level=True)] == [256, 256, 256]
+    assert [span.last - span.first for span in spans(640, 4, 16, 64, level=True)] == [256, 256, 256, 256]
+    for count in range(1, 9):
+        cut = spans(130, count, 16, 64, level=True)
+        assert [cut[0].start, *(span.stop for span in cut)] == [*(span.start for span in cut), 130]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4, 6])
+@pytest.mark.parametrize(("height", "width", "pixels"), [(512, 341, 10**9), (1024, 1024, 10**9), (700, 1900, 120_000)])
+def test_no_even_grid_gives_processes_less_to_compute(height: int, width: int, pixels: int, processes: int):
+    def most_pixels(cut: tuple[Tile, ...]) -> int:
+        shares = [cut[rank::processes] for rank in range(processes)]
+        return max(sum(tile.pixels for tile in share) for share in shares)
+
+    found = shared_grid(height, width, 16, 64, pixels, processes)
+    even = [
+        tuple(Tile(row, column) for row in spans(height, rows, 16, 64) for column in spans(width, columns, 16, 64))
+        for rows in range(1, height // 16 + 1)
+        for columns in range(1, width // 16 + 1)
+        if processes <= rows * columns <= 60
+    ]
+    assert most_pixels(found) <= 1.05 * min(most_pixels(cut) for cut in even if max(t.pixels for t in cut) <= pixels)
+
+
 def test_a_picture_that_fits_is_one_tile():
     bytes_needed = 100 * 90 * map_bytes_per_pixel(CAFFE, ["relu5_1"], "max", 4)
     whole = Span(0, 0, 100, 100), Span(0, 0, 90, 90)
@@ -96,6 +128,7 @@ def test_a_picture_that_fits_is_one_tile():
     with pytest.raises(OptionError):
         tiles(CAFFE, ["relu5_1"], "max", 4, 100, 90, int(bytes_needed) - 1)
     assert len(tiles(CAFFE, ["relu3_1"], "max", 4, 100, 90, int(bytes_needed) // 2)) > 1
+    assert len(tiles(CAFFE, ["relu5_1"], "max", 4, 100, 90, 10**12, 3)) == 3
 
 
 def test_a_budget_below_the_smallest_tile_is_refused():
