@@ -119,9 +119,7 @@ def wandering(process: Process) -> Arrays:
 
 
 def left_alone(process: Process) -> Arrays:
-    """The last process stops in the middle of a run."""
-    process.group = dist.new_group(timeout=timedelta(seconds=5))
-    process.new_engine()
+    """The others stop in the middle of a run, and go."""
     session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
     steps(process.engine, session, 1 if process.rank else 2)
     return {}
