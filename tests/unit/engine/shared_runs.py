@@ -6,6 +6,7 @@ FOLDER holds content.npy and style.npy, and is where the processes meet. Each wr
 arrays that a case gives, or the "error" in which it ended.
 """
 
+import gc
 import subprocess
 import sys
 import tempfile
@@ -175,6 +176,7 @@ def main(rank: int, processes: int, folder: Path, *cases: str) -> None:
     pictures = np.load(folder / "content.npy"), np.load(folder / "style.npy")
     for case in cases:
         np.savez(folder / f"{case}.{rank}.npz", **outcome(Process(*pictures, dist.group.WORLD), case))
+    gc.collect()  # a group that something still holds outlives this call, and its threads the interpreter
     dist.destroy_process_group()
 
 
