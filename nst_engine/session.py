@@ -13,7 +13,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
-from nst_engine.divergence import Point, Guard
+from nst_engine.divergence import Guard, Point
 from nst_engine.inpainting import Filling, Hole
 from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.objective import Evaluation, Objective

@@ -58,7 +58,9 @@ class TorchvisionTrunk:
             OptionError: the maps do not fit into the budget, or processes are to share the picture.
         """
         if processes > 1:
-            raise OptionError("model", f"{self._network.name} cannot work in tiles for {processes} processes: take a VGG")
+            raise OptionError(
+                "model", f"{self._network.name} cannot work in tiles for {processes} processes: take a VGG"
+            )
         needed = height * width * self._kept_bytes_per_pixel(frozenset(taps), pooling)
         if needed > memory_budget:
             raise OptionError(

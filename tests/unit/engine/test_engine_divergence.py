@@ -11,7 +11,7 @@ from engine_runs import Pixels, finish, quick, run, steps
 from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, StopReason, Style, checkpoint
-from nst_engine.divergence import BACKOFF, EXPLOSION, MAXIMUM_SETBACKS, Point, Guard
+from nst_engine.divergence import BACKOFF, EXPLOSION, MAXIMUM_SETBACKS, Guard, Point
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import GradientDescent
 
