@@ -13,6 +13,7 @@ import click
 import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from nst.v1 import job_pb2
 from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
@@ -91,11 +92,13 @@ class ProgressBar:
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            # The text takes what is left, and is cut rather than the count.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
+            expand=True,
         )
         self._task = self._bar.add_task("waiting", total=None)
 

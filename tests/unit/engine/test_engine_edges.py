@@ -209,7 +209,7 @@ def holds_its_promises(
     assert ended.tensors["image"].isfinite().all()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(job=jobs())
 def test_any_options_make_a_picture_or_an_error(engine: Engine, job: Any):
     holds_its_promises(engine, *job)
