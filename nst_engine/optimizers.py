@@ -43,7 +43,7 @@ class Optimizer(Protocol):
         """Forgets what no longer holds once the objective has changed."""
 
     def turn_back(self) -> None:
-        """Forgets where it was going, as that diverged: the image is an earlier one again."""
+        """Forgets where it was going, as that diverged: the parameters are earlier ones again."""
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy of the whole state."""

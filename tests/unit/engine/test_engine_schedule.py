@@ -128,9 +128,9 @@ def test_a_side_without_a_gradient_does_no_harm(engine: Engine, strength: float,
     assert np.abs(session.image().astype(int) - np.array(colour)).max() <= 1
 
 
-@pytest.mark.parametrize(("statistic", "change"), [("gram", 0), ("moments", 1), ("sliced", 0)])
+@pytest.mark.parametrize(("statistic", "change"), [("gram", 0), ("moments", 4), ("sliced", 0)])
 def test_a_style_equal_to_the_content_leaves_it_alone(engine: Engine, statistic: str, change: int):
-    """Moments leave a trace: they drop the directions in which the style hardly varies."""
+    """Moments leave a trace: directions in which the style hardly varies are taken for constant."""
     picture = noise(48, 48)
     given = {"tv_weight": 0.0, "precision": "float32", "style_statistic": statistic}
     _, session = run(engine, picture, picture, StylizeOptions(size=48, iterations=4, scales=1, **given))

@@ -112,7 +112,8 @@ def test_tiles_agree_with_a_float64_reference(networks: dict[str, Backbone], rea
 def test_the_balance_is_that_of_the_whole(networks: dict[str, Backbone], statistic: str):
     options = StylizeOptions(**SHALLOW, style_statistic=statistic, strength=0.3)
     _, found, truth = both(networks[MODEL], (96, 160), options, bytes_for(options, 56 * 160))
-    assert found.losses == pytest.approx(truth.losses, rel=1e-4)
+    # The weights are quotients of gradients, each of which is equal to 1e-4.
+    assert found.losses == pytest.approx(truth.losses, rel=2e-4)
 
 
 def test_bfloat16_differs_by_its_rounding_alone(backbone: Callable[[torch.dtype], Backbone]):

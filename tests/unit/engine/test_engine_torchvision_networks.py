@@ -14,6 +14,7 @@ from torchvision_modules import DENSENET, MEAN, RESNET, STD, kept, module, path_
 from nst_engine import OptionError
 from nst_engine.backbone import Backbone
 from nst_engine.networks import NETWORKS
+from nst_engine.tiling import whole
 from nst_engine.torchvision_import import models
 
 CPU = torch.device("cpu")
@@ -173,8 +174,7 @@ def test_a_picture_over_the_budget_is_refused_and_one_below_is_whole(name: str, 
         sums = [smoothed.square().sum() for smoothed in maps.values()]
     assert len(sums) == len(taps)
     needed = sum(storages.values()) - trunk.nbytes
-    (tile,) = trunk.tiles(256, 384, taps, "max", int(needed * 1.05))
-    assert (tile.pixels, tile.rows.own(), tile.columns.own()) == (256 * 384, slice(0, 256), slice(0, 384))
+    assert trunk.tiles(256, 384, taps, "max", int(needed * 1.05)) == (whole(256, 384),)
     with pytest.raises(OptionError) as caught:
         trunk.tiles(256, 384, taps, "max", int(needed * 0.95))
     assert caught.value.field == "size"
