@@ -42,6 +42,7 @@ class LBFGS:
         self._precondition = precondition or (lambda flat: flat)
         self._steps = torch.zeros(history_size, shape.numel(), device=device)
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
+        self._products = torch.zeros(history_size, history_size, device=device)  # steps times changes
         self._scale = torch.zeros((), device=device)
         self._head = 0
 
@@ -58,7 +59,7 @@ class LBFGS:
     def _direction(self, loss: float, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
         oldest_first = (-self._head, -self._head)
-        curvature = (self._steps @ self._changes.T).roll(oldest_first, (0, 1)).triu()
+        curvature = self._products.roll(oldest_first, (0, 1)).triu()
         diagonal = curvature.diagonal().clone()
         curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
         projected = (self._steps @ flat).roll(-self._head)[:, None]
@@ -84,6 +85,8 @@ class LBFGS:
         sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
         self._steps[self._head] = torch.where(sound, step, 0.0)
         self._changes[self._head] = torch.where(sound, change, 0.0)
+        self._products[self._head] = self._changes @ self._steps[self._head]
+        self._products[:, self._head] = self._steps @ self._changes[self._head]
         scale = curvature / (change @ self._precondition(change))
         self._scale = torch.where(sound, scale, self._scale)
         self._head = (self._head + 1) % len(self._steps)
@@ -92,6 +95,7 @@ class LBFGS:
         """See `optimizers.Optimizer`."""
         self._steps.zero_()
         self._changes.zero_()
+        self._products.zero_()
         self._scale = torch.zeros_like(self._scale)
 
     def turn_back(self) -> None:
@@ -103,6 +107,7 @@ class LBFGS:
         return {
             "steps": self._steps.clone(),
             "changes": self._changes.clone(),
+            "products": self._products.clone(),
             "scale": self._scale,
             "head": torch.tensor(self._head),
         }
@@ -111,7 +116,8 @@ class LBFGS:
         """See `optimizers.Optimizer`."""
         # As many pairs as the run has had: the memory budget may have changed since it began.
         device = self._scale.device
-        self._steps, self._changes = tensors["steps"].to(device).clone(), tensors["changes"].to(device).clone()
+        names = ("steps", "changes", "products")
+        self._steps, self._changes, self._products = (tensors[name].to(device).clone() for name in names)
         self._scale = tensors["scale"].to(self._scale.device)
         self._head = int(tensors["head"])
 
