@@ -86,6 +86,7 @@ def _options(size: int) -> StylizeOptions:
         strength=None,
         padding="zeros",
         init="recolored",
+        history_size=40,
         iterations=ENGINE_ITERATIONS,
         scales=1,
     )
