@@ -15,6 +15,7 @@ from nst_engine.checkpoint import SessionState
 from nst_engine.distributed import Processes
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
+from nst_engine.material import Material
 from nst_engine.networks import NETWORKS
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import Picture
@@ -214,19 +215,10 @@ class Engine:
                 target, images, masks = opened.open(images, masks)
                 shares = shares or [1.0]
                 options = replace(options, content_layers={})
+            material = Material(target, images, masks, protected, opened)
             backbone = self._backbone(options)
         return Session(
-            backbone,
-            target,
-            images,
-            shares,
-            options,
-            masks,
-            initial=start,
-            subject=protected,
-            hole=opened,
-            state=state,
-            memory_budget=self.memory_budget,
+            backbone, material, shares, options, initial=start, state=state, memory_budget=self.memory_budget
         )
 
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:

@@ -14,17 +14,15 @@ from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard, Point
-from nst_engine.inpainting import Filling, Hole
-from nst_engine.masks import StyleMasks, area_resized, position_weights
+from nst_engine.inpainting import Filling
+from nst_engine.material import Material
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.parametrization import Parametrization, check_parametrization, make_parametrization
 from nst_engine.report import StepReport
-from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_ends
-from nst_engine.start import first_image
+from nst_engine.schedule import Scale, cut, plan, with_ends
 from nst_engine.stopping import StopReason, StopRule
-from nst_engine.tiled import check_memory, make_objective
 
 
 class Session:
@@ -32,14 +30,10 @@ class Session:
 
     Args:
         backbone: the feature network.
-        content: (1, 3, H, W) float32, 0-255, as given.
-        styles: likewise, at least one.
+        material: the pictures and masks.
         shares: one per style.
         options: how to stylise.
-        masks: one per style.
-        initial: as content, the picture to start from; for `init` "image" alone.
-        subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
-        hole: what alone may change; `content` is filled in there.
+        initial: (1, 3, H, W), 0-255, the picture to start from; for `init` "image" alone.
         state: where to continue; its options and shares are those given.
         memory_budget: bytes for the maps of one evaluation, and again for the history of L-BFGS.
 
@@ -52,28 +46,21 @@ class Session:
     def __init__(
         self,
         backbone: Backbone,
-        content: Tensor,
-        styles: Sequence[Tensor],
+        material: Material,
         shares: Sequence[float],
         options: StylizeOptions,
-        masks: Sequence[StyleMasks],
         *,
         initial: Tensor | None = None,
-        subject: Tensor | None = None,
-        hole: Hole | None = None,
         state: SessionState | None = None,
         memory_budget: int = sys.maxsize,
     ) -> None:
         self._backbone = backbone
-        self._content = content
-        self._subject = subject
-        self._hole = hole
-        self._styles = tuple(styles)
-        self._shares = _checked_shares(shares, len(styles))
-        self._masks = tuple(masks)
+        self._material = material
+        self._shares = _checked_shares(shares, len(material.styles))
         self._options = options
         self._memory_budget = memory_budget
-        self._scales = plan(content.shape[2], content.shape[3], options)
+        height, width = material.content.shape[2:]
+        self._scales = plan(height, width, options)
         self._check_memory()
         self._iteration = 0
         self._guard = Guard()
@@ -86,8 +73,7 @@ class Session:
         self._stop_rule: StopRule
         if state is None:
             first = self._scales[0]
-            image = first_image(*self._pictures_at(first), self._shares, self._masks, options, initial)
-            self._enter(first, image)
+            self._enter(first, material.first_image(first, options, self._shares, initial))
         else:
             self._restore(state)
 
@@ -109,19 +95,15 @@ class Session:
     @property
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
-        given = (self._content, *self._styles, self._subject, self._hole)
-        held = sum(one.nbytes for one in given if one is not None)
-        held += sum(masks.nbytes for masks in self._masks)
+        parts = (self._material, self._parametrization, self._optimizer, self._objective)
         # The parameters and their gradient, and those of the best state.
-        parts = (self._parametrization, self._optimizer, self._objective)
-        return held + 4 * self._parameters.nbytes + sum(part.nbytes for part in parts)
+        return 4 * self._parameters.nbytes + sum(part.nbytes for part in parts)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
         image = self._image
         if self._options.color == "keep_luminance":
-            content = pictures.resize(self._content, (self._scale.height, self._scale.width))
-            image = colors.with_chroma_of(content, image)
+            image = colors.with_chroma_of(self._material.content_at(self._scale), image)
         return pictures.to_picture(self._objective.composite(image))
 
     def advance(self) -> StepReport:
@@ -177,7 +159,7 @@ class Session:
         with self._backbone.processes.in_step({**given, "style_shares": style_shares}):
             self._check_steering(strength, content_weight, style_weight)
             options = dataclasses.replace(self._options, **{k: v for k, v in given.items() if v is not None})
-            shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._styles))
+            shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._shares))
         self._options, self._shares = options, shares
         self._objective.steer(options, shares)
         self._optimizer.restart()
@@ -218,69 +200,30 @@ class Session:
 
     def _prepare(self, scale: Scale) -> None:
         """Gives `scale` its targets and an optimiser without memory."""
-        content, styles = self._pictures_at(scale)
         self._scale = scale
         (self._parameters,) = self._backbone.processes.agreed([self._parameters])
-        subject = None if self._subject is None else area_resized(self._subject, content)
-        self._objective = make_objective(
-            self._backbone,
-            content,
-            styles,
-            self._options,
-            self._shares,
-            self._masks,
-            subject,
-            memory_budget=self._memory_budget,
+        self._objective = self._material.objective(
+            self._backbone, scale, self._options, self._shares, self._memory_budget
         )
-        if self._hole is not None:
-            self._objective = Filling(self._objective, self._hole.resized((scale.height, scale.width)))
-        self._optimizer = make_optimizer(self._options, self._parameters.shape, content.device, self._memory_budget)
+        self._optimizer = make_optimizer(
+            self._options, self._parameters.shape, self._backbone.device, self._memory_budget
+        )
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._guard.restart()
         self._evaluation = None
 
-    def _pictures_at(self, scale: Scale) -> tuple[Tensor, list[Tensor]]:
-        """The content, and the styles in the colours to be taken from them, at their sizes for `scale`."""
-        styles = [pictures.resize(style, self._style_size(style, scale)) for style in self._styles]
-        content = pictures.resize(self._content, (scale.height, scale.width))
-        if self._options.color == "match":
-            styles = [
-                colors.recolored(
-                    style,
-                    colors.moments(content, position_weights(masks.region, content)),
-                    position_weights(masks.source_region, style),
-                )
-                for style, masks in zip(styles, self._masks, strict=True)
-            ]
-        return content, styles
-
-    def _style_size(self, style: Tensor, scale: Scale) -> tuple[int, int]:
-        minimum = self._backbone.network.minimum_side(taps_in_use(self._options))
-        return pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum)
-
     def _check_memory(self) -> None:
-        """Raises `OptionError` unless all of the largest scale fits, if need be in tiles."""
+        """Raises `OptionError` unless all of the largest scale fits."""
         last = self._scales[-1]
-        styles = [self._style_size(style, last) for style in self._styles]
-        content = last.height, last.width
-        check_parametrization(self._options, content, self._memory_budget)
-        check_memory(
-            self._backbone,
-            content,
-            styles,
-            self._options,
-            self._masks,
-            self._subject,
-            self._hole,
-            memory_budget=self._memory_budget,
-        )
+        check_parametrization(self._options, (last.height, last.width), self._memory_budget)
+        self._material.check_memory(self._backbone, last, self._options, self._memory_budget)
 
     def _restore(self, state: SessionState) -> None:
         self._scales = with_ends(self._scales, state.scale_ends)
         scale = next(scale for scale in self._scales if state.iteration <= scale.last)
         # Copied, as what was read from bytes may lie anywhere, and products of unaligned memory round otherwise.
-        tensors = {name: tensor.to(self._content.device, copy=True) for name, tensor in state.tensors.items()}
-        self._parametrization = make_parametrization(self._options, (scale.height, scale.width), self._content.device)
+        tensors = {name: tensor.to(self._backbone.device, copy=True) for name, tensor in state.tensors.items()}
+        self._parametrization = make_parametrization(self._options, (scale.height, scale.width), self._backbone.device)
         self._parameters = self._parametrization.load(tensors)
         self._prepare(scale)
         self._optimizer.load({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()})

@@ -1,0 +1,113 @@
+"""What a run is given, and what becomes of it at a scale."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nst_engine import colors, pictures
+from nst_engine.backbone import Backbone
+from nst_engine.inpainting import Filling, Hole
+from nst_engine.masks import StyleMasks, area_resized, position_weights
+from nst_engine.networks import NETWORKS
+from nst_engine.objective import Objective
+from nst_engine.options import StylizeOptions
+from nst_engine.schedule import Scale, taps_in_use
+from nst_engine.start import first_image
+from nst_engine.tiled import check_memory, make_objective
+
+
+@dataclass(frozen=True)
+class Material:
+    """The pictures and masks of a run, at the sizes in which they were given.
+
+    Attributes:
+        content: (1, 3, H, W) float32, 0-255; filled in where there is a hole.
+        styles: likewise, at least one.
+        masks: one per style.
+        subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
+        hole: what alone may change.
+    """
+
+    content: Tensor
+    styles: Sequence[Tensor]
+    masks: Sequence[StyleMasks]
+    subject: Tensor | None = None
+    hole: Hole | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        given = (self.content, *self.styles, *self.masks, self.subject, self.hole)
+        return sum(one.nbytes for one in given if one is not None)
+
+    def first_image(
+        self, scale: Scale, options: StylizeOptions, shares: Sequence[float], initial: Tensor | None
+    ) -> Tensor:
+        """What `options.init` starts from, (1, 3, h, w) at the scale; see `start.first_image`."""
+        content, styles = self.content_at(scale), self._styles_at(scale, options)
+        return first_image(content, styles, shares, self.masks, options, initial)
+
+    def objective(
+        self,
+        backbone: Backbone,
+        scale: Scale,
+        options: StylizeOptions,
+        shares: Sequence[float],
+        memory_budget: int,
+    ) -> Objective | Filling:
+        """What is minimised at the scale."""
+        content = self.content_at(scale)
+        subject = None if self.subject is None else area_resized(self.subject, content)
+        objective = make_objective(
+            backbone,
+            content,
+            self._styles_at(scale, options),
+            options,
+            shares,
+            self.masks,
+            subject,
+            memory_budget=memory_budget,
+        )
+        return objective if self.hole is None else Filling(objective, self.hole.resized((scale.height, scale.width)))
+
+    def check_memory(self, backbone: Backbone, scale: Scale, options: StylizeOptions, memory_budget: int) -> None:
+        """Makes sure that all of the scale can be worked on, if need be in tiles.
+
+        Raises:
+            OptionError: see `tiled.check_memory`.
+        """
+        check_memory(
+            backbone,
+            (scale.height, scale.width),
+            [_size_at(scale, style, options) for style in self.styles],
+            options,
+            self.masks,
+            self.subject,
+            self.hole,
+            memory_budget=memory_budget,
+        )
+
+    def content_at(self, scale: Scale) -> Tensor:
+        """The content at the scale, (1, 3, h, w)."""
+        return pictures.resize(self.content, (scale.height, scale.width))
+
+    def _styles_at(self, scale: Scale, options: StylizeOptions) -> list[Tensor]:
+        """The styles at their sizes for the scale, in the colours to be taken from them."""
+        styles = [pictures.resize(style, _size_at(scale, style, options)) for style in self.styles]
+        if options.color != "match":
+            return styles
+        content = self.content_at(scale)
+        return [
+            colors.recolored(
+                style,
+                colors.moments(content, position_weights(masks.region, content)),
+                position_weights(masks.source_region, style),
+            )
+            for style, masks in zip(styles, self.masks, strict=True)
+        ]
+
+
+def _size_at(scale: Scale, style: Tensor, options: StylizeOptions) -> tuple[int, int]:
+    minimum = NETWORKS[options.model].minimum_side(taps_in_use(options))
+    return pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum)
