@@ -6,9 +6,9 @@ scikit-image: Chelsea the cat (CC0, Stefan van der Walt) and coffee (CC0, Rachel
 """
 
 import numpy as np
-from demo import CONTENT, FOLDER, STYLE, named_or_own_server
 from PIL import Image
 
+from demo import CONTENT, FOLDER, STYLE, named_or_own_server
 from nst_client import Client
 
 SMALL, SIZE = 128, 512

@@ -6,9 +6,9 @@ The pictures come with scikit-image: bricks (CC0) and a cup of coffee (CC0, Rach
 """
 
 import numpy as np
-from demo import FOLDER, SAMPLES, named_or_own_server
 from PIL import Image
 
+from demo import FOLDER, SAMPLES, named_or_own_server
 from nst_client import Client
 
 SIDE = 256

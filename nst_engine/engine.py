@@ -211,10 +211,10 @@ class Engine:
                     raise OptionError(
                         "hole", "cannot be combined with a subject or faces: what is outside it stays anyway"
                     )
+                options = replace(options, content_layers={})
                 opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
                 target, images, masks = opened.open(images, masks)
                 shares = shares or [1.0]
-                options = replace(options, content_layers={})
             material = Material(target, images, masks, protected, opened)
             backbone = self._backbone(options)
         return Session(

@@ -115,9 +115,10 @@ class LBFGS:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """See `optimizers.Optimizer`."""
         # As many pairs as the run has had: the memory budget may have changed since it began.
+        del self._steps, self._changes  # or there would be two histories at once
         device = self._scale.device
         names = ("steps", "changes", "products")
-        self._steps, self._changes, self._products = (tensors[name].to(device).clone() for name in names)
+        self._steps, self._changes, self._products = (tensors[name].to(device) for name in names)
         self._scale = tensors["scale"].to(self._scale.device)
         self._head = int(tensors["head"])
 

@@ -23,7 +23,7 @@ class Material:
 
     Attributes:
         content: (1, 3, H, W) float32, 0-255; filled in where there is a hole.
-        styles: likewise, at least one.
+        styles: likewise, at least one; what fills a hole without a style is the picture itself.
         masks: one per style.
         subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
         hole: what alone may change.

@@ -49,7 +49,7 @@ class Optimizer(Protocol):
         """A copy of the whole state."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes on a state that `tensors` gave."""
+        """Takes on a state that `tensors` gave, and its tensors with it."""
 
 
 class Adam:

@@ -25,11 +25,11 @@ BLOCK = 2**24
 def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     """The picture with its hole filled by patches from outside it, and where these come from.
 
-    At the coarsest level the hole is closed from its edge inwards, by the patches that best go on from
-    what is known. From there on, coarse to fine and in turns, each patch that meets the hole seeks the
-    nearest of those that do not, and each pixel in the hole becomes the mean of what the patches over
-    it have found (Wexler, Shechtman and Irani, "Space-time completion of video", PAMI 29, 2007, without
-    its weights). Such means keep structure and lose roughness.
+    At the coarsest level with room for a patch outside it, the hole is closed from its edge inwards, by
+    the patches that best go on from what is known. From there on, coarse to fine and in turns, each
+    patch that meets the hole seeks the nearest of those that do not, and each pixel in the hole becomes
+    the mean of what the patches over it have found (Wexler, Shechtman and Irani, "Space-time completion
+    of video", PAMI 29, 2007, without its weights). Such means keep structure and lose roughness.
 
     Args:
         image: (1, 3, H, W), 0-255, with smooth colours in the hole.
@@ -37,25 +37,21 @@ def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The picture, and (1, 1, H, W) how much each pixel is a source, at least 0, 0 in the hole. A
-        picture without room for a patch outside the hole is returned as it is, with all that is
-        outside for its source.
+        picture without such a level is returned as it is, with all that is outside for its source.
     """
     size = image.shape[2], image.shape[3]
     known = (hole == 0).to(image.dtype)
-    filled, sources = image, known
-    levels = _levels(*size)
-    for number, level in enumerate(levels):
+    found: tuple[Tensor, Tensor] | None = None
+    for level in _levels(*size):
         given = pictures.resize(image, level)
         gap = area_resized(hole, given) > 0
-        start = _closed(given, gap) if number == 0 else torch.where(gap, pictures.resize(filled, level), given)
-        found = _vote(start, gap)
-        if found is None:
-            return image, known
-        filled, sources = found
-    if not levels:
+        start = _closed(given, gap) if found is None else torch.where(gap, pictures.resize(found[0], level), given)
+        # A thin hole that covers every patch of a coarse level leaves room at a finer one.
+        found = _vote(start, gap) or found
+    if found is None:
         return image, known
-    filled = torch.where(hole > 0, pictures.resize(filled, size), image)
-    return filled, _spread(area_resized(sources, image)) * known
+    filled, sources = found
+    return torch.where(hole > 0, pictures.resize(filled, size), image), area_resized(_spread(sources), image) * known
 
 
 def _levels(height: int, width: int) -> list[tuple[int, int]]:
@@ -77,9 +73,9 @@ def _closed(image: Tensor, gap: Tensor) -> Tensor:
         front = share >= min(SUPPORT, float(share.max()))
         weights = known.T[front].repeat(1, 3)
         patches = F.unfold(image, PATCH)[0]
-        distances = weights @ sources.square().T - 2 * (weights * patches.T[front]) @ sources.T
+        nearest = _nearest(patches.T[front], sources, weights)
         patches = torch.zeros_like(patches)
-        patches[:, front] = sources[distances.argmin(1)].T
+        patches[:, front] = sources[nearest].T
         votes = _folded(front.to(image.dtype), size)
         reached = gap & (votes > 0)
         image = torch.where(reached, F.fold(patches[None], size, PATCH) / votes.clamp(min=1), image)
@@ -96,9 +92,10 @@ def _vote(image: Tensor, gap: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     votes = _folded(meets.to(image.dtype), size).clamp(min=1)
     nearest = meets.new_zeros(0, dtype=torch.long)
+    everything = sources.new_ones(1, sources.shape[1])
     for _ in range(ROUNDS):
         patches = F.unfold(image, PATCH)[0]
-        nearest = _nearest(patches.T[meets], sources)
+        nearest = _nearest(patches.T[meets], sources, everything)
         patches = torch.zeros_like(patches)
         patches[:, meets] = sources[nearest].T
         image = torch.where(gap, F.fold(patches[None], size, PATCH) / votes, image)
@@ -107,12 +104,17 @@ def _vote(image: Tensor, gap: Tensor) -> tuple[Tensor, Tensor] | None:
     return image, _folded(uses, size)
 
 
-def _nearest(patches: Tensor, sources: Tensor) -> Tensor:
-    """For each row of (M, D) the index of the nearest row of (N, D)."""
-    squares = sources.square().sum(1)
+def _nearest(patches: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+    """For each row of (M, D) the index of the nearest row of (N, D), its entries counting by (M, D) or (1, D)."""
+    squares = sources.square().T
     rows = max(1, BLOCK // len(sources))
-    blocks = [patches[start : start + rows] for start in range(0, len(patches), rows)]
-    return torch.cat([torch.addmm(squares, block, sources.T, alpha=-2).argmin(1) for block in blocks])
+    found = []
+    for start in range(0, len(patches), rows):
+        block = slice(start, start + rows)
+        counts = weights[block] if len(weights) > 1 else weights
+        distances = torch.addmm(counts @ squares, counts * patches[block], sources.T, alpha=-2)
+        found.append(distances.argmin(1))
+    return torch.cat(found)
 
 
 def _folded(values: Tensor, size: torch.Size) -> Tensor:

@@ -126,10 +126,13 @@ class Session:
             before = self._guard.begin(self._point(self._parameters))
         else:
             before = Point(self._parameters, self._evaluation)
+        undone = self._guard.undone
         after = self._guard.advance(self._optimizer, self._point, before)
         self._parameters, self._evaluation = after.parameters, after.evaluation
         self._iteration += 1
-        return self._report(after.evaluation, self._stop(before.evaluation, after.evaluation))
+        # What was undone says nothing about how the loss moves.
+        reason = self._stop_rule.judge(before.evaluation, after.evaluation) if undone == self._guard.undone else None
+        return self._report(after.evaluation, self._stop(reason))
 
     def update(
         self,
@@ -262,9 +265,8 @@ class Session:
         (agreed,) = self._backbone.processes.agreed([parameters])
         return Point(agreed, self._parametrization.evaluate(self._objective, agreed))
 
-    def _stop(self, before: Evaluation, after: Evaluation) -> StopReason | None:
-        """Ends the scale if it has done its work; why the run has ended, if it has."""
-        reason = self._stop_rule.judge(before, after)
+    def _stop(self, reason: StopReason | None) -> StopReason | None:
+        """Ends the scale if there is a reason to; why the run has ended, if it has."""
         if self._guard.exhausted:
             reason = StopReason.DIVERGENCE
         if reason is not None:

@@ -52,7 +52,7 @@ class Work:
 
 @click.command()
 @click.argument("content", type=_PICTURE)
-@click.argument("styles", type=_PICTURE, nargs=-1, metavar="STYLE...")
+@click.argument("styles", type=_PICTURE, nargs=-1, metavar="[STYLE]...")
 @output_option
 @server_options
 @click.option("--size", metavar="N", help=f"Long side of the result in pixels. {_UNSET}")

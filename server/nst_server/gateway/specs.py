@@ -254,8 +254,12 @@ def _check_initial(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:
 
 
 def _check_hole(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:
-    if spec.HasField("hole") and (spec.HasField("subject") or options.faces):
+    if not spec.HasField("hole"):
+        return
+    if spec.HasField("subject") or options.faces:
         raise invalid("spec.hole", "cannot be combined with a subject or faces: what is outside the hole stays anyway")
+    if not any(options.style_layers.values()):
+        raise invalid("spec.options.style_layers", "has no weight above 0, and nothing else fills a hole")
 
 
 def _form(path: str, form: image_pb2.ImageFormat) -> image_pb2.ImageFormat:

@@ -78,6 +78,15 @@ class RunningJob:
                 await stop_listening()
 
     async def _attempt(self) -> None:
+        seat = Seat(await self._maker(), self.lease.record.spec.preview.interval, self._applied_version)
+        self._runner.admit(seat)
+        try:
+            await self._follow(seat, Pace())
+        finally:
+            self._runner.dismiss(seat)
+
+    async def _maker(self) -> Callable[[Engine], Session]:
+        """What starts the session, or resumes it from the last checkpoint, with all that it needs."""
         spec = self.lease.record.spec
         options = options_from_proto(spec.options)
         content = await self._load(spec.content, pictures.decode)
@@ -96,12 +105,7 @@ class RunningJob:
                 return engine.start(content, styles, options, initial, subject=subject, hole=hole)
             return engine.resume(state, content, styles, subject=subject, hole=hole)
 
-        seat = Seat(make, spec.preview.interval, self._applied_version)
-        self._runner.admit(seat)
-        try:
-            await self._follow(seat, Pace())
-        finally:
-            self._runner.dismiss(seat)
+        return make
 
     async def _load_style(self, style: job_pb2.Style) -> Style:
         return Style(

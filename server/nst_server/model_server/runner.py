@@ -44,10 +44,11 @@ class Failure:
 class Seat:
     """A job's place on the device, shared by the compute thread and the job's task.
 
-    The thread stops turning a job whose task has `UNREAD_STEPS` steps unread.
+    The thread stops turning a job whose task has `UNREAD_STEPS` steps unread. `make` is let go once it
+    has made the session: it holds the pictures as they came, and the checkpoint.
     """
 
-    make: Callable[[Engine], Session]
+    make: Callable[[Engine], Session] | None
     preview_interval: int
     control_version: int
     outbox: asyncio.Queue[Step | Failure] = field(default_factory=asyncio.Queue)
@@ -99,8 +100,10 @@ class Runner:
         """Makes the seat's session and turns it until it finishes, fails or is dismissed."""
 
         def order() -> None:
+            make, seat.make = seat.make, None
+            assert make is not None
             try:
-                seat.session = seat.make(self._engine)
+                seat.session = make(self._engine)
             except Exception as error:
                 self._post(seat, Failure(error))
                 return

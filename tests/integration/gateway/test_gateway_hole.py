@@ -52,3 +52,11 @@ def test_a_hole_excludes_protection(call):
     for spec in (masked, faces):
         request = CreateJobRequest(request_id="refused", spec=spec)
         assert_invalid(lambda request=request: call.making.CreateJob(request), request, "spec.hole", "subject or faces")
+
+
+def test_a_hole_needs_a_style_layer(call):
+    """There is no content loss in a hole: with content layers alone nothing would fill it."""
+    spec = holed_spec(0)
+    spec.options.style_layers.weights["relu1_1"] = 0.0
+    request = CreateJobRequest(request_id="refused", spec=spec)
+    assert_invalid(lambda: call.making.CreateJob(request), request, "spec.options.style_layers", "fills a hole")

@@ -224,3 +224,14 @@ def test_a_loss_that_stays_is_never_a_divergence(best: float):
     for _ in range(5):
         state = guard.advance(optimizer, plain, state)
     assert guard.undone == 0
+
+
+def test_what_was_undone_does_not_count_as_standing_still(
+    engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    """The best loss again and again is a recovery, not a lack of improvement."""
+    session = started(engine, photo, texture, min_improvement=1e-3, window=2)
+    spoil(session, monkeypatch, far_off, 2, 3, 4)
+    reports = steps(engine, session, 5)
+    assert [report.undone for report in reports] == [0, 1, 2, 3, 3]
+    assert reports[-1].stop_reason is None

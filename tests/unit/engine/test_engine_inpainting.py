@@ -176,6 +176,30 @@ def test_sources_are_what_resembles_the_surroundings():
     assert sources[..., :64].sum() > 20 * sources[..., 72:].sum()
 
 
+def test_scratches_that_cover_every_patch_of_a_coarse_level_are_filled_at_a_finer_one():
+    """Lines every 12 px leave no room for a patch at 64 px, and some at 128."""
+    slope = torch.linspace(0, 255, 128).expand(1, 3, 128, 128).contiguous()
+    slope += 20 * torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., ::12] = 1
+    smooth = Hole(mask, slope).smoothed()
+    filled, sources = fill_from_patches(smooth, mask)
+    assert not torch.equal(filled, smooth)
+    assert not torch.equal(sources, 1 - mask)
+    assert (filled - slope).abs().max() < 40
+
+
+def test_a_photograph_costs_hardly_more_than_its_thumbnail():
+    """Everything is sought at 256 px: with windows at the picture's own size this would take half an hour."""
+    picture = 255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    picture, mask = F.interpolate(picture, (2000, 3000)), torch.zeros(1, 1, 2000, 3000)
+    mask[..., 900:1000, 1400:1500] = 1
+    filled, sources = fill_from_patches(Hole(mask, picture).smoothed(), mask)
+    assert torch.equal(filled[mask.expand_as(filled) == 0], picture[mask.expand_as(picture) == 0])
+    assert not sources[mask > 0].any()
+    assert sources.max() > 0
+
+
 @pytest.mark.parametrize("size", [(5, 40), (40, 40), (64, 20)])
 def test_a_picture_without_room_for_patches_starts_smooth(size: tuple[int, int]):
     mask = torch.ones(1, 1, *size)

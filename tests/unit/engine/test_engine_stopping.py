@@ -134,7 +134,9 @@ def test_a_resumed_run_stops_where_it_would_have(engine: Engine, photo: Pixels, 
 
 
 def test_steering_starts_the_window_afresh(engine: Engine, photo: Pixels, texture: Pixels):
-    session = engine.start(photo, [Style(texture)], quick(iterations=14, min_improvement=1.0, window=WINDOW))
+    session = engine.start(
+        photo, [Style(texture)], quick(iterations=14, min_improvement=1.0, window=WINDOW, optimizer="adam")
+    )
     steps(engine, session, WINDOW - 1)
     session.update(strength=0.6)
     assert [report.finished for report in steps(engine, session, WINDOW)] == [False, False, True]
