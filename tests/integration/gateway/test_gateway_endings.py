@@ -7,7 +7,11 @@ from nst.v1 import job_pb2, options_pb2
 
 ENDINGS = {
     "its iterations": ({}, 3, job_pb2.STOP_REASON_ITERATIONS),
-    "no improvement": ({"min_improvement": 1.0, "window": 2}, 2, job_pb2.STOP_REASON_IMPROVEMENT),
+    "no improvement": (
+        {"min_improvement": 1.0, "window": 2, "optimizer": options_pb2.OPTIMIZER_ADAM},
+        2,
+        job_pb2.STOP_REASON_IMPROVEMENT,
+    ),
     "the content's threshold": (
         {"content_threshold": 0.0, "style_statistic": options_pb2.STYLE_STATISTIC_GRAM},
         1,
