@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from neural_style import CONTENT_LAYERS, STYLE_LAYERS, TV_WEIGHT
+from neural_style import OBJECTIVE
 from pairs import PAIRS
 from report import Facts, Report
 
@@ -21,14 +21,7 @@ TARGET = "80 on a CPU, 50 on an H100"
 PRODUCTS = ((10912, 2304, 256), (2048, 2048, 2048), (4096, 4096, 4096))
 OBJECTIVES = {
     "default": StylizeOptions(size=SIZE, scales=1),
-    "neural-style-pt's": StylizeOptions(
-        size=SIZE,
-        scales=1,
-        strength=None,
-        content_layers=CONTENT_LAYERS,
-        style_layers=STYLE_LAYERS,
-        tv_weight=TV_WEIGHT,
-    ),
+    "neural-style-pt's": StylizeOptions(size=SIZE, scales=1, **OBJECTIVE),
 }
 
 

@@ -24,6 +24,14 @@ CONTENT_LAYERS = {"relu4_2": 5.0}
 STYLE_LAYERS = {f"relu{block}_1": 100.0 for block in range(1, 6)}
 TV_WEIGHT = 1e-3
 HISTORY = 100
+# The same objective for the engine.
+OBJECTIVE = {
+    "content_layers": CONTENT_LAYERS,
+    "style_layers": STYLE_LAYERS,
+    "tv_weight": TV_WEIGHT,
+    "strength": None,
+    "padding": "zeros",
+}
 
 Picture = NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from statistics import median
 
 import torch
-from neural_style import CONTENT_LAYERS, STYLE_LAYERS, TV_WEIGHT, NeuralStyle
+from neural_style import OBJECTIVE, NeuralStyle
 from pairs import PAIRS, Pair
 from processes import RESULTS
 from report import Facts, Report
@@ -79,16 +79,7 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
 
 def _options(size: int) -> StylizeOptions:
     return StylizeOptions(
-        size=size,
-        content_layers=CONTENT_LAYERS,
-        style_layers=STYLE_LAYERS,
-        tv_weight=TV_WEIGHT,
-        strength=None,
-        padding="zeros",
-        init="recolored",
-        history_size=40,
-        iterations=ENGINE_ITERATIONS,
-        scales=1,
+        size=size, init="recolored", history_size=40, iterations=ENGINE_ITERATIONS, scales=1, **OBJECTIVE
     )
 
 

@@ -22,11 +22,13 @@ def _blocks() -> tuple[Tap, ...]:
     return tuple(blocks)
 
 
+BLOCKS = _blocks()
+
 DENSENET121_TORCHVISION = TorchvisionNetwork(
     "densenet121-torchvision",
     "DenseNet-121, torchvision IMAGENET1K_V1, with smoothed activations",
     "DenseNet by Huang, Liu, van der Maaten and Weinberger (arXiv 1608.06993); weights by torchvision, BSD-3-Clause",
-    STEM + _blocks(),
+    STEM + BLOCKS,
     content_layers={"denseblock3": 1.0},
     style_layers={"relu0": 1.0, **{f"denseblock{block}": 1.0 for block in range(1, 5)}},
     padding=3,
@@ -35,6 +37,6 @@ DENSENET121_TORCHVISION = TorchvisionNetwork(
     modules=(
         ("features.conv0", "features.norm0", "features.relu0"),
         ("features.pool0",),
-        *((f"features.{tap.name}",) for tap in _blocks()),
+        *((f"features.{tap.name}",) for tap in BLOCKS),
     ),
 )

@@ -236,8 +236,8 @@ class Engine:
         )
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
-        dtype = hardware.trunk_dtype(options.precision, self.device)
-        key = options.model, dtype, options.chosen_padding
+        dtype, padding = hardware.trunk_dtype(options.precision, self.device), options.chosen_padding
+        key = options.model, dtype, padding
         if key not in self._backbones:
             network = NETWORKS[options.model]
             file = self._files.get(network.name)
@@ -245,7 +245,6 @@ class Engine:
                 tensors = weights.read_file(file, network)
             else:
                 tensors = weights.load(network.name, self._cache_dir)
-            padding = options.chosen_padding
             self._backbones[key] = Backbone(network, tensors, self.device, dtype, padding, self._processes)
         return self._backbones[key]
 

@@ -14,7 +14,7 @@ from nst_engine.objective import Objective
 from nst_engine.options import StylizeOptions
 from nst_engine.schedule import Scale, taps_in_use
 from nst_engine.start import first_image
-from nst_engine.tiled import check_memory, make_objective
+from nst_engine.tiled import TiledObjective, check_memory, in_tiles
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Material:
         """What is minimised at the scale."""
         content = self.content_at(scale)
         subject = None if self.subject is None else area_resized(self.subject, content)
-        objective = make_objective(
+        kind = TiledObjective if in_tiles(backbone, (scale.height, scale.width), options, memory_budget) else Objective
+        objective = kind(
             backbone,
             content,
             self._styles_at(scale, options),

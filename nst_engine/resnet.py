@@ -21,17 +21,19 @@ def _blocks() -> tuple[Tap, ...]:
     return tuple(blocks)
 
 
+BLOCKS = _blocks()
+
 # The weights that the smoothing was published with (arXiv 2104.05623). V2 classify better, by label
 # smoothing and mixed pictures, which make features transfer worse (arXiv 2010.16402).
 RESNET50_TORCHVISION = TorchvisionNetwork(
     "resnet50-torchvision",
     "ResNet-50, torchvision IMAGENET1K_V1, with smoothed activations",
     "ResNet by He, Zhang, Ren and Sun (arXiv 1512.03385); weights by torchvision, BSD-3-Clause",
-    STEM + _blocks(),
+    STEM + BLOCKS,
     content_layers={"layer3.5": 1.0},
     style_layers={"relu": 1.0, "layer1.2": 1.0, "layer2.3": 1.0, "layer3.5": 1.0, "layer4.2": 1.0},
     padding=3,
     builder="resnet50",
     classifier="fc",
-    modules=(("conv1", "bn1", "relu"), ("maxpool",), *((tap.name,) for tap in _blocks())),
+    modules=(("conv1", "bn1", "relu"), ("maxpool",), *((tap.name,) for tap in BLOCKS)),
 )

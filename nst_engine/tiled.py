@@ -1,7 +1,6 @@
 """The objective of a picture whose maps do not fit into memory at once, tile by tile."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 
@@ -28,26 +27,14 @@ Size = tuple[int, int]
 Forward = tuple[Tensor, dict[str, Tensor]]
 
 
-def make_objective(
-    backbone: Backbone,
-    content: Tensor,
-    styles: Sequence[Tensor],
-    options: StylizeOptions,
-    shares: Sequence[float],
-    masks: Sequence[StyleMasks] | None = None,
-    subject: Tensor | None = None,
-    *,
-    memory_budget: int = sys.maxsize,
-) -> Objective:
-    """An `Objective`, tiled where the maps of the content's size exceed `memory_budget` in bytes or processes share it.
+def in_tiles(backbone: Backbone, size: Size, options: StylizeOptions, memory_budget: int) -> bool:
+    """Whether a picture is worked on tile by tile: its maps exceed the budget in bytes, or processes share it.
 
     Raises:
         OptionError: not even the smallest tile fits.
     """
-    height, width = content.shape[2:]
-    tiles = backbone.tiles(height, width, taps_in_use(options), options.pooling, memory_budget)
-    kind = TiledObjective if len(tiles) > 1 or backbone.processes.size > 1 else Objective
-    return kind(backbone, content, styles, options, shares, masks, subject, memory_budget=memory_budget)
+    tiles = backbone.tiles(*size, taps_in_use(options), options.pooling, memory_budget)
+    return len(tiles) > 1 or backbone.processes.size > 1
 
 
 def check_memory(
@@ -73,18 +60,19 @@ def check_memory(
     regions |= {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
     regions["faces" if options.faces else "subject"] = subject
     sources = [{f"styles[{index}].source_region": one.source_region} for index, one in enumerate(masks)]
-    for (height, width), given in zip((content, *styles), (regions, *sources), strict=True):
-        tiles = backbone.tiles(height, width, taps_in_use(options), options.pooling, memory_budget)
+    for size, given in zip((content, *styles), (regions, *sources), strict=True):
         whole = [field for field, mask in given.items() if mask is not None]
         if not make_statistic(options).additive:
             whole.append("style_statistic")
-        if processes > 1 and whole:
+        if not in_tiles(backbone, size, options, memory_budget) or not whole:
+            continue
+        if processes > 1:
             cause, cure = f"{processes} processes share it", "go without it, or use one process"
         else:
+            height, width = size
             cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
             cure = "go without it, set a smaller size, or raise the engine's memory_budget"
-        if (processes > 1 or len(tiles) > 1) and whole:
-            raise OptionError(whole[0], f"needs the maps of a picture as a whole, and {cause}: {cure}")
+        raise OptionError(whole[0], f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):

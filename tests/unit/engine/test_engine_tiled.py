@@ -1,6 +1,7 @@
 """What is computed in tiles is what is computed at once."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from nst_engine.networks import NETWORKS
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import MINIMUM_HISTORY, make_optimizer
 from nst_engine.statistics import make_statistic
-from nst_engine.tiled import TiledObjective, make_objective
+from nst_engine.tiled import TiledObjective, in_tiles
 
 CPU = torch.device("cpu")
 SHALLOW = {"content_layers": {"relu3_1": 1.0}, "style_layers": {"relu1_1": 2.0, "relu2_1": 1.0, "relu3_1": 0.5}}
@@ -51,6 +52,19 @@ def networks(backbone: Callable[[torch.dtype], Backbone]) -> dict[str, Backbone]
     tensors = spread_weights(conv_shapes(VGG19), seed=19)
     nineteen = Backbone(NETWORKS["vgg19-torchvision"], tensors, CPU, torch.float32)
     return {MODEL: backbone(torch.float32), "vgg19-torchvision": nineteen}
+
+
+def make_objective(
+    network: Backbone,
+    content: Tensor,
+    styles: list[Tensor],
+    options: StylizeOptions,
+    shares: list[float],
+    memory_budget: int = sys.maxsize,
+) -> Objective:
+    """Of the kind that a run has, as `Material.objective` chooses it."""
+    kind = TiledObjective if in_tiles(network, content.shape[2:], options, memory_budget) else Objective
+    return kind(network, content, styles, options, shares, memory_budget=memory_budget)
 
 
 def both(
