@@ -15,6 +15,7 @@ from nst_client.events import JobState, ProgressEvent, StateEvent
 TARGET = "at most +2 %"
 CRASH_TARGET = "at most 10 s"
 NEVER_SECONDS = "100000"
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,29 @@ class Crash:
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
-    """Runs one job with checkpoints and without, by turns, and lets the last run of all crash."""
-    job, rounds = (Job(512, 12), 1) if quick else (Job(512, 40), 3)
+    """Runs one job with checkpoints and without, by turns, and lets the last run of all crash.
+
+    The servers are started anew several times; see `overhead`.
+    """
+    job, rounds = (Job(512, 12), 1) if quick else (Job(512, 40), 2)
     with engine_side.engine_process() as engine:
         cost = engine.submit(engine_side.checkpoint_cost, Job(job.size, 4)).result()
     without, kept, stored = [], [], []
-    with service(NST_CHECKPOINT_SECONDS=NEVER_SECONDS) as never, service() as usual:
-        for served in (never, usual):
-            served.run(Job(job.size, 4))
-        for _ in range(rounds):
-            without.append(never.run(job))
-            timing, checkpoints = _run_counting(usual, job)
-            kept.append(timing)
-            stored.append(checkpoints)
-        crash = None if quick else _crash(usual, job)
+    crash: Crash | None = None
+    for _ in range(1 if quick else STARTS):
+        with service(NST_CHECKPOINT_SECONDS=NEVER_SECONDS) as never, service() as usual:
+            for served in (never, usual):
+                served.run(Job(job.size, 4))
+            for number in range(rounds):
+                if not number % 2:
+                    without.append(never.run(job))
+                timing, checkpoints = _run_counting(usual, job)
+                kept.append(timing)
+                stored.append(checkpoints)
+                if number % 2:
+                    without.append(never.run(job))
+            if not quick:
+                crash = _crash(usual, job)
     report = Report("checkpoints", f"Checkpoints, {job.size} px, {job.iterations} iterations", facts)
     compare(report, job, ("none", without), ("usual", kept), TARGET)
     _add_costs(report, cost, kept, stored, crash)

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 UNREAD_STEPS = 16
 BLOCKED_POLL_SECONDS = 0.02
+# Memory that jobs have freed is kept for the next one so long: to have it anew from the system takes
+# 130,000 page faults in a job of 512 px, and 4 per cent of its time.
+IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,6 @@ class Runner:
             if seat in self._seats:
                 self._seats.remove(seat)
             seat.session = None
-            if not self._seats:
-                self._engine.release_memory()
 
         self._orders.put(order)
 
@@ -165,11 +166,20 @@ class Runner:
         """Carries out the orders that have come in; with nothing to turn, waits for one."""
         try:
             if wait:
-                self._orders.get(timeout=BLOCKED_POLL_SECONDS if self._seats else None)()
+                self._next_order()()
             while True:
                 self._orders.get_nowait()()
         except queue.Empty:
             return
+
+    def _next_order(self) -> Callable[[], None]:
+        if self._seats:
+            return self._orders.get(timeout=BLOCKED_POLL_SECONDS)
+        try:
+            return self._orders.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            self._engine.release_memory()
+            return self._orders.get()
 
     def _turn(self, seat: Seat) -> None:
         session = seat.session
