@@ -18,6 +18,10 @@ class StoreSettings:
 
     retention_hours: float = setting(168.0, "Jobs, histories and pictures are removed after this long.")
     max_queued_jobs: int = setting(1000, "Jobs waiting or running; more are refused.")
+    max_tenant_jobs: int = setting(250, "A tenant's jobs waiting or running, of one priority; more are refused.")
+    max_tenant_running_jobs: int = setting(
+        100, "A tenant's jobs that run at once, of one priority, on all model servers; more wait, none is refused."
+    )
     max_record_bytes: int = setting(1 * GIB, "Size of the job records.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
@@ -66,4 +70,5 @@ class ModelServerSettings:
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:
     """The limits that clients are told, by name."""
     named = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name.startswith("max_")}
-    return {**named, "max_queued_jobs": store.max_queued_jobs}
+    shared = ("max_queued_jobs", "max_tenant_jobs", "max_tenant_running_jobs")
+    return {**named, **{name: getattr(store, name) for name in shared}}

@@ -27,13 +27,14 @@ from nst_server.gateway.watching import Watching
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.tickets import TicketQueue
+from nst_server.jobs.queue import TicketQueue
 from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 10.0
 HEALTH_SECONDS = 1.0
+QUEUE_SECONDS = 5.0
 SERVICES = (
     style_transfer_service_pb2.DESCRIPTOR.services_by_name["StyleTransferService"].full_name,
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"].full_name,
@@ -98,16 +99,22 @@ class Gateway:
         return port
 
     async def watch_over(self) -> None:
-        """Keeps health and queue depth up to date, for ever."""
+        """Keeps health, queue and its depth up to date, for ever."""
+        await asyncio.gather(self._watch_health(), self._watch_queue())
+
+    async def _watch_health(self) -> None:
         while True:
             up = self._backbone.nats.is_connected
             await self._set_health(
                 health_pb2.HealthCheckResponse.SERVING if up else health_pb2.HealthCheckResponse.NOT_SERVING
             )
-            if up:
-                for lane, depth in (await self._tickets.depth()).items():
-                    metrics.QUEUE_DEPTH.labels(lane).set(depth)
             await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _watch_queue(self) -> None:
+        while True:
+            for lane, depth in (await self._tickets.tend()).items():
+                metrics.QUEUE_DEPTH.labels(lane).set(depth)
+            await asyncio.sleep(QUEUE_SECONDS)
 
     async def _set_health(self, status: "health_pb2.HealthCheckResponse.ServingStatus.ValueType") -> None:
         for name in ("", *SERVICES):

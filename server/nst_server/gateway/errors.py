@@ -12,8 +12,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from nst_engine.options import OptionError
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull
 from nst_server.jobs.commands import JobEnded, JobNotEnded, NotWaiting, RequestReused
+from nst_server.jobs.queue import QueueFull, TenantQueueFull
 from nst_server.jobs.records import JobNotFound
-from nst_server.jobs.tickets import QueueFull
 from nst_server.pictures import PictureError
 
 DOMAIN = "nst.v1"
@@ -119,6 +119,16 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
             "as many jobs wait or run as the limit max_queued_jobs allows: try again later",
             retry_seconds=QUEUE_RETRY_SECONDS,
             metadata={"limit": "max_queued_jobs"},
+        ),
+    ),
+    (
+        TenantQueueFull,
+        lambda error: Refusal(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "TENANT_QUEUE_FULL",
+            f"{error}: try again later",
+            retry_seconds=QUEUE_RETRY_SECONDS,
+            metadata={"limit": "max_tenant_jobs"},
         ),
     ),
     (

@@ -11,8 +11,8 @@ from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore
 from nst_server.jobs.control import nudge
 from nst_server.jobs.events import EventLog, HistoryMoved, state_event
+from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobExists, JobNotFound, Records
-from nst_server.jobs.tickets import TicketQueue
 
 
 class RequestReused(Exception):
@@ -49,7 +49,7 @@ class JobCommands:
         whose record never follows is dropped by the model server that pulls it.
 
         Raises:
-            QueueFull: as many jobs as allowed wait or run.
+            QueueFull, TenantQueueFull: as many jobs as allowed wait or run, of all tenants or of this one.
             StoreFull: the histories leave no room for another job.
             RequestReused: the request id belongs to another spec.
         """
@@ -66,7 +66,7 @@ class JobCommands:
             spec=spec,
             create_time=_now(),
             traceparent=traceparent,
-            ticket=await self._tickets.put(job_id, spec.priority),
+            ticket=await self._tickets.put(job_id, tenant, spec.priority),
         )
         with contextlib.suppress(HistoryMoved):  # an earlier try of this same request got this far
             await self.events.append(state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server"), None)
@@ -76,8 +76,15 @@ class JobCommands:
             await self._tickets.remove(record.ticket)
             if (existing := await self._existing(job_id, digest)) is not None:
                 return existing
-        await self._tickets.wake()
+        await self._tickets.wake(tenant, spec.priority)
         return await self.get(job_id)
+
+    async def check_room(self, request_id: str, tenant: str) -> None:
+        """Refuses at little cost what `create` would refuse for want of room; see there."""
+        try:
+            await self.records.get(derive_job_id(tenant, request_id))
+        except JobNotFound:
+            await self._tickets.check_room(tenant)
 
     async def _existing(self, job_id: str, digest: str) -> job_pb2.Job | None:
         try:
@@ -140,7 +147,7 @@ class JobCommands:
             JobNotFound: there is no such job.
             JobEnded: it has ended.
             NotWaiting: its priority cannot change any more.
-            QueueFull: there is no place in the queue to resume it, or to move it by way of.
+            QueueFull, TenantQueueFull: there is no place in the queue to resume it, or to move it by way of.
         """
         record = await self._live_record(job_id)
         if update.priority and update.priority != record.spec.priority:
@@ -168,7 +175,7 @@ class JobCommands:
         return record
 
     async def _resume(self, record: JobRecord) -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.spec.priority)
+        ticket = await self._tickets.put(record.job_id, record.tenant, record.spec.priority)
 
         def change(record: JobRecord) -> None:
             # A server that has not noticed the pause yet keeps its ticket.
@@ -180,13 +187,13 @@ class JobCommands:
         record = await self.records.update(record.job_id, change)
         if record.ticket == ticket:
             await self._write_state(record.job_id, job_pb2.JOB_STATE_QUEUED, "resumed")
-            await self._tickets.wake()
+            await self._tickets.wake(record.tenant, record.spec.priority)
         else:
             await self._tickets.remove(ticket)
         return record
 
     async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, priority)
+        ticket = await self._tickets.put(record.job_id, record.tenant, priority)
         old = Ticket()
 
         def change(record: JobRecord) -> None:
@@ -203,7 +210,7 @@ class JobCommands:
             raise
         # A paused job has no place in the queue to move to; its ticket comes when it is resumed.
         await self._tickets.remove(ticket if record.control.paused else old)
-        await self._tickets.wake()
+        await self._tickets.wake(record.tenant, priority)
         return record
 
     async def _write_state(self, job_id: str, state: "job_pb2.JobState.ValueType", reason: str) -> None:

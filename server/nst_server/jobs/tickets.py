@@ -1,115 +1,172 @@
-"""The work queue: one ticket for each job that waits or runs, pulled by model servers."""
+"""Where model servers get their tickets: one flow of them for each lane and tenant.
+
+Model servers choose which flow is served next. Which flows have tickets they read off the stream,
+which counts leased tickets too; whether one is to be had only the flow's consumer knows. A look
+asks the consumers of interest, best first. When none has a ticket, a request is left open with
+each, so that a ticket that comes free, by a lease that ran out above all, comes by itself.
+"""
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from uuid import uuid4
+from time import monotonic
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
-from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js import JetStreamContext
-from nats.js.api import Header
-from nats.js.errors import APIError
+from nats.js.api import StreamInfo
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from nst.internal.v1.job_record_pb2 import Ticket
-from nst.v1 import job_pb2
-from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, StoreFull, persistently
-from nst_server.jobs.topology import LANES, TICKETS
+from nst_server.jobs.backbone import REQUEST_SECONDS, START_SECONDS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.pulls import NO_CONSUMER, Pulls
+from nst_server.jobs.topology import TICKET_PREFIX, TICKETS, QueueRules, tenant_of, tenant_token, ticket_consumer
 
 WAKE_SUBJECT = "nst.wake"
-POLL_SECONDS = 0.02
 IDLE_SECONDS = 1.0
+# A flow without a free ticket is asked again after this long, but of many only so many in one look.
+DRY_SECONDS = 1.0
+DRY_FLOWS_ASKED = 16
 
 
-class QueueFull(Exception):
-    """As many jobs wait or run as the queue holds."""
+class Flow(NamedTuple):
+    """The tickets of one tenant in one lane. Tickets of before there were tenants' flows have no tenant."""
+
+    lane: str
+    tenant: str
+
+    @classmethod
+    def of(cls, subject: str) -> "Flow":
+        """The flow of a ticket's subject."""
+        lane, _, token = subject.removeprefix(f"{TICKET_PREFIX}.").partition(".")
+        return cls(lane, tenant_of(token))
+
+    @property
+    def subject(self) -> str:
+        """Where its tickets are published."""
+        return ".".join([TICKET_PREFIX, self.lane, *filter(None, [tenant_token(self.tenant)])])
+
+    @property
+    def consumer(self) -> str:
+        """The consumer that hands its tickets out."""
+        return "-".join([self.lane, *filter(None, [tenant_token(self.tenant)])])
 
 
-class TicketQueue:
-    """The gateway's end: puts tickets in, and takes back those of jobs that need not run."""
-
-    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
-        self._nats = backbone.nats
-        self._jetstream = backbone.jetstream
-        self._patience = patience
-
-    async def put(self, job_id: str, priority: "job_pb2.Priority.ValueType") -> Ticket:
-        """Queues a new ticket.
-
-        Raises:
-            QueueFull: there is no room.
-        """
-        ticket = Ticket(job_id=job_id)
-        headers = {Header.MSG_ID.value: uuid4().hex}
-        publish = partial(self._jetstream.publish, f"nst.ticket.{LANES[priority]}", ticket.SerializeToString())
-        try:
-            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience)
-        except StoreFull as error:
-            raise QueueFull from error
-        ticket.stream_sequence = ack.seq
-        return ticket
-
-    async def wake(self) -> None:
-        """Tells idle model servers to look."""
-        with suppress(*TRANSIENT):
-            await self._nats.publish(WAKE_SUBJECT, b"")
-
-    async def remove(self, ticket: Ticket) -> None:
-        """Takes a ticket back; no error if it is gone."""
-        delete = partial(self._jetstream.delete_msg, TICKETS, ticket.stream_sequence)
-        try:
-            await persistently(delete, seconds=self._patience)
-        except APIError:
-            return
-
-    async def depth(self) -> dict[str, int]:
-        """Tickets that wait, by lane."""
-        depths = {}
-        for lane in LANES.values():
-            try:
-                info = await self._jetstream.consumer_info(TICKETS, lane)
-            except (APIError, *TRANSIENT):
-                continue
-            depths[lane] = info.num_pending or 0
-        return depths
+Rank = Callable[[Sequence[Flow]], Sequence[Flow]]
 
 
 class TicketSource:
-    """The model server's end: hands out tickets, interactive ones first."""
+    """Hands out tickets to a model server, one call at a time."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.lease_seconds = 0.0
+        self._backbone = backbone
         self._nats = backbone.nats
-        self._jetstream = backbone.jetstream
-        self._subscriptions: list[JetStreamContext.PullSubscription] = []
-        self._woken = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._dry: dict[Flow, tuple[int, float]] = {}  # how many tickets it had, and when it was asked
+        self._reconnects = 0
 
     async def open(self) -> None:
-        """Binds to the lanes, and learns for how long the queue waits for a silent holder."""
-        for lane in LANES.values():
-            info = await persistently(partial(self._jetstream.consumer_info, TICKETS, lane), seconds=START_SECONDS)
-            self.lease_seconds = float(info.config.ack_wait or 0)
-            bind = partial(self._jetstream.pull_subscribe_bind, durable=lane, stream=TICKETS)
-            self._subscriptions.append(await persistently(bind, seconds=START_SECONDS))
+        """Listens for new tickets, and learns for how long the queue waits for a silent holder."""
+        self.lease_seconds = (await persistently(self._rules, seconds=START_SECONDS)).lease_seconds
         await self._nats.subscribe(WAKE_SUBJECT, cb=self._on_wake)
 
-    async def next(self) -> Msg:
-        """Waits for the next ticket's message."""
+    async def next(self, rank: Rank) -> Msg:
+        """Waits for the next ticket.
+
+        Whenever something may have changed, `rank` gets the flows that have tickets, leased ones
+        among them, and returns those that may be served now, in the order to look into them.
+        """
         while True:
-            self._woken.clear()
-            for subscription in self._subscriptions:
-                try:
-                    return (await subscription.fetch(1, timeout=POLL_SECONDS))[0]
-                except (NatsTimeoutError, *TRANSIENT, APIError):
-                    continue
+            async with Pulls(self._nats, self._stirred.set) as pulls:
+                await self._wait(pulls, rank)
+                message = pulls.take()
+            if message is not None:
+                return message
+
+    def nudge(self) -> None:
+        """Makes a waiting `next` look again at once."""
+        self._stirred.set()
+
+    async def _wait(self, pulls: Pulls, rank: Rank) -> None:
+        """Returns when a ticket has come, or when what was asked for is not what is wanted any more."""
+        while True:
+            self._stirred.clear()
+            with suppress(APIError, *TRANSIENT):
+                if await self._look(pulls, rank):
+                    return
             try:
-                await asyncio.wait_for(self._woken.wait(), IDLE_SECONDS)
+                await asyncio.wait_for(self._stirred.wait(), IDLE_SECONDS)
             except TimeoutError:
                 continue
 
+    async def _look(self, pulls: Pulls, rank: Rank) -> bool:
+        if pulls.ready or self._reconnected():
+            return True
+        info = await self._info()
+        counts = {Flow.of(subject): count for subject, count in (info.state.subjects or {}).items()}
+        self._dry = {flow: asked for flow, asked in self._dry.items() if flow in counts}
+        wanted = {flow.consumer: flow for flow in rank(list(counts))}
+        open_consumers = pulls.open_consumers()
+        if not open_consumers <= wanted.keys():
+            return True
+        unasked = [flow for consumer, flow in wanted.items() if consumer not in open_consumers]
+        for flow in self._worth_asking(unasked, counts):
+            self._dry[flow] = counts[flow], monotonic()
+            await self._ask(pulls, flow, info)
+            if pulls.ready:
+                self._dry.pop(flow, None)
+                return True
+        for consumer in [flow.consumer for flow in unasked]:
+            if consumer not in pulls.open_consumers():
+                await pulls.wait(consumer)
+        return False
+
+    def _worth_asking(self, flows: Sequence[Flow], counts: Mapping[Flow, int]) -> list[Flow]:
+        """The flows that can have a free ticket, in their order."""
+        before = monotonic() - DRY_SECONDS
+        dry = {flow: self._dry[flow][1] for flow in flows if self._dry.get(flow, (None,))[0] == counts[flow]}
+        again = sorted((flow for flow, asked in dry.items() if asked < before), key=lambda flow: dry[flow])
+        left_out = dry.keys() - again[:DRY_FLOWS_ASKED]
+        return [flow for flow in flows if flow not in left_out]
+
+    async def _ask(self, pulls: Pulls, flow: Flow, queue: StreamInfo) -> None:
+        if await pulls.ask(flow.consumer) == NO_CONSUMER:
+            await make_consumer(self._backbone, flow, QueueRules.of(queue.config), seconds=REQUEST_SECONDS)
+            await pulls.ask(flow.consumer)
+
+    async def _info(self) -> StreamInfo:
+        return await self._backbone.jetstream.stream_info(TICKETS, subjects_filter=f"{TICKET_PREFIX}.>")
+
+    async def _rules(self) -> QueueRules:
+        try:
+            return QueueRules.of((await self._info()).config)
+        except NotFoundError as error:
+            raise NoStreamResponseError from error  # not there yet: try again
+
+    def _reconnected(self) -> bool:
+        """True once after each break of the connection, in which requests and wakes may have been lost."""
+        before, self._reconnects = self._reconnects, self._nats.stats["reconnects"]
+        if before == self._reconnects:
+            return False
+        self._dry.clear()
+        return True
+
     async def _on_wake(self, message: Msg) -> None:
-        self._woken.set()
+        self._dry.pop(Flow.of(message.data.decode()), None)
+        self._stirred.set()
+
+
+async def make_consumer(backbone: Backbone, flow: Flow, rules: QueueRules, *, seconds: float | None) -> None:
+    """Makes the flow's consumer, or brings the one that is there to the rules."""
+    config = ticket_consumer(flow.consumer, flow.subject, rules)
+    await persistently(partial(backbone.jetstream.add_consumer, TICKETS, config=config), seconds=seconds)
+
+
+async def wake(backbone: Backbone, flow: Flow) -> None:
+    """Tells model servers that the flow may have a free ticket."""
+    with suppress(*TRANSIENT):
+        await backbone.nats.publish(WAKE_SUBJECT, flow.subject.encode())
 
 
 def ticket_age(message: Msg) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from nats.js import JetStreamContext, api
 from nats.js.errors import BucketNotFoundError, NotFoundError
@@ -27,53 +28,127 @@ PICTURES = Blobs("NST_PICTURES", "nst.picture")
 PREVIEWS = Blobs("NST_PREVIEWS", "nst.preview")
 CHECKPOINTS = Blobs("NST_CHECKPOINTS", "nst.checkpoint")
 
-# The queue's lanes, in the order in which model servers look into them.
+TICKET_PREFIX = "nst.ticket"
+# The queue's lanes, the more urgent one first.
 LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
 
 ANNOUNCEMENT_SECONDS = 15.0
 DUPLICATE_SECONDS = 60.0
 PREVIEW_SECONDS = 24 * 3600.0
+CONSUMERS_PER_PAGE = 256
+
+
+@dataclass(frozen=True)
+class QueueRules:
+    """What every consumer of the queue is made with; the queue's stream carries it to model servers."""
+
+    lease_seconds: float
+    max_tenant_jobs: int
+    max_tenant_running_jobs: int
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the stream carries it."""
+        return {name: str(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, stream: api.StreamConfig) -> "QueueRules":
+        """The rules that a stream carries.
+
+        Raises:
+            NotFoundError: no gateway has written any.
+        """
+        metadata = stream.metadata or {}
+        try:
+            return cls(
+                lease_seconds=float(metadata["lease_seconds"]),
+                max_tenant_jobs=int(metadata["max_tenant_jobs"]),
+                max_tenant_running_jobs=int(metadata["max_tenant_running_jobs"]),
+            )
+        except KeyError as error:
+            raise NotFoundError from error
+
+
+def tenant_token(tenant: str) -> str:
+    """The tenant's name as one token of a subject, which `tenant_of` reads."""
+    return quote(tenant, safe="").replace(".", "%2E")
+
+
+def tenant_of(token: str) -> str:
+    """The tenant whose token it is."""
+    return unquote(token)
 
 
 async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> None:
     """Makes what is missing, and brings what is there to the settings."""
     for stream in (
-        _tickets(settings),
+        await _tickets(jetstream, settings),
         _events(settings),
         _blobs(PICTURES, settings.max_picture_bytes, _retention(settings), settings),
         _blobs(CHECKPOINTS, settings.max_checkpoint_bytes, _retention(settings), settings),
         _previews(settings),
     ):
         await _ensure_stream(jetstream, stream)
-    for lane in LANES.values():
-        await jetstream.add_consumer(TICKETS, config=_lane_consumer(lane, settings))
+    await _renew_consumers(jetstream, _rules(settings))
     await _ensure_records(jetstream, settings)
     await _ensure_servers(jetstream, settings)
 
 
-def _tickets(settings: StoreSettings) -> api.StreamConfig:
+def ticket_consumer(name: str, subject: str, rules: QueueRules) -> api.ConsumerConfig:
+    """The consumer of one tenant's tickets in one lane."""
+    return api.ConsumerConfig(
+        name=name,
+        durable_name=name,
+        filter_subject=subject,
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=rules.lease_seconds,
+        max_deliver=-1,
+        max_ack_pending=rules.max_tenant_running_jobs,
+    )
+
+
+async def ticket_consumers(jetstream: JetStreamContext) -> list[api.ConsumerInfo]:
+    """Every consumer of the queue."""
+    consumers: list[api.ConsumerInfo] = []
+    while True:
+        page = await jetstream.consumers_info(TICKETS, offset=len(consumers))
+        consumers += page
+        if len(page) < CONSUMERS_PER_PAGE:
+            return consumers
+
+
+def _rules(settings: StoreSettings) -> QueueRules:
+    return QueueRules(settings.lease_seconds, settings.max_tenant_jobs, settings.max_tenant_running_jobs)
+
+
+async def _tickets(jetstream: JetStreamContext, settings: StoreSettings) -> api.StreamConfig:
     return api.StreamConfig(
         name=TICKETS,
-        subjects=["nst.ticket.*"],
+        subjects=[f"{TICKET_PREFIX}.>"],
         retention=api.RetentionPolicy.WORK_QUEUE,
         storage=api.StorageType.FILE,
         discard=api.DiscardPolicy.NEW,
         max_msgs=settings.max_queued_jobs,
+        discard_new_per_subject=True,
+        # A limit below what is there would remove tickets, and their jobs would wait for ever.
+        max_msgs_per_subject=max(settings.max_tenant_jobs, *await _tickets_by_flow(jetstream), 1),
         duplicate_window=DUPLICATE_SECONDS,
         num_replicas=settings.replicas,
+        metadata=_rules(settings).to_metadata(),
     )
 
 
-def _lane_consumer(lane: str, settings: StoreSettings) -> api.ConsumerConfig:
-    return api.ConsumerConfig(
-        name=lane,
-        durable_name=lane,
-        filter_subject=f"nst.ticket.{lane}",
-        ack_policy=api.AckPolicy.EXPLICIT,
-        ack_wait=settings.lease_seconds,
-        max_deliver=-1,
-        max_ack_pending=settings.max_queued_jobs,
-    )
+async def _tickets_by_flow(jetstream: JetStreamContext) -> list[int]:
+    try:
+        info = await jetstream.stream_info(TICKETS, subjects_filter=">")
+    except NotFoundError:
+        return []
+    return list((info.state.subjects or {}).values())
+
+
+async def _renew_consumers(jetstream: JetStreamContext, rules: QueueRules) -> None:
+    for consumer in await ticket_consumers(jetstream):
+        config = ticket_consumer(consumer.name, str(consumer.config.filter_subject), rules)
+        await jetstream.add_consumer(TICKETS, config=config)
 
 
 def _events(settings: StoreSettings) -> api.StreamConfig:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from uuid import uuid4
@@ -19,7 +20,8 @@ from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.lease import Lease, Leases
-from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.tickets import Flow, TicketSource
+from nst_server.jobs.topology import LANES
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.runner import Runner
 from nst_server.signals import Stopped, stop_requested, unless
@@ -27,6 +29,25 @@ from nst_server.signals import Stopped, stop_requested, unless
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
+
+
+class Rotation:
+    """Interactive tickets first; of the tenants in a lane the one that was served longest ago."""
+
+    def __init__(self) -> None:
+        self._served: dict[Flow, int] = {}
+        self._turn = 0
+
+    def rank(self, flows: Sequence[Flow]) -> list[Flow]:
+        """The flows in the order in which to serve them."""
+        self._served = {flow: self._served.get(flow, 0) for flow in flows}
+        lanes = list(LANES.values())
+        return sorted(flows, key=lambda flow: (lanes.index(flow.lane), self._served[flow], flow.tenant))
+
+    def served(self, flow: Flow) -> None:
+        """Puts a flow last."""
+        self._turn += 1
+        self._served[flow] = self._turn
 
 
 class ModelServerProcess:
@@ -39,6 +60,7 @@ class ModelServerProcess:
         self._settings = settings
         self._runner = runner
         self._tickets = TicketSource(backbone)
+        self._rotation = Rotation()
         self._running: dict[str, RunningJob | None] = {}  # None while a job is being claimed
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -71,7 +93,8 @@ class ModelServerProcess:
     async def _pull(self, leases: Leases) -> None:
         while True:
             await self._slots.acquire()
-            message = await self._tickets.next()
+            message = await self._tickets.next(self._rotation.rank)
+            self._rotation.served(Flow.of(message.subject))
             job_id = Ticket.FromString(message.data).job_id
             if job_id in self._running:
                 # The lease ran out while NATS was away, and this server still works on the job.

@@ -12,8 +12,10 @@ from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands, JobEnded, JobNotEnded, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
+from nst_server.jobs.queue import QueueFull
 from nst_server.jobs.records import JobNotFound
-from nst_server.jobs.tickets import QueueFull, TicketSource
+from nst_server.jobs.tickets import TicketSource
+from nst_server.model_server.app import Rotation
 
 
 @pytest.fixture
@@ -93,12 +95,13 @@ async def test_a_waiting_job_can_be_paused_and_resumed(backbone, commands, spec)
 
 
 async def in_order(backbone) -> list[str]:
-    """The ids of all waiting jobs as model servers get them."""
+    """The ids of all waiting jobs as a model server gets them."""
+    rotation = Rotation()
     tickets = TicketSource(backbone)
     await tickets.open()
     order = []
     while await waiting(backbone):
-        message = await asyncio.wait_for(tickets.next(), 10)
+        message = await asyncio.wait_for(tickets.next(rotation.rank), 10)
         order.append(str(Ticket.FromString(message.data).job_id))
         await message.ack_sync()
     return order

@@ -37,7 +37,7 @@ async def tickets(backbone):
 
 
 async def claimed(leases: Leases, tickets: TicketSource) -> Lease:
-    lease = await leases.claim(await asyncio.wait_for(tickets.next(), 10))
+    lease = await leases.claim(await asyncio.wait_for(tickets.next(list), 10))
     assert lease is not None
     return lease
 
@@ -110,7 +110,7 @@ async def test_a_kept_lease_is_not_given_away(commands, leases, tickets, spec):
     lease = await claimed(leases, tickets)
     keeping = asyncio.create_task(lease.keep_alive())
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(tickets.next(), 2.5 * LEASE_SECONDS)
+        await asyncio.wait_for(tickets.next(list), 2.5 * LEASE_SECONDS)
     keeping.cancel()
 
 
@@ -143,7 +143,7 @@ async def test_a_job_that_outlives_too_many_servers_is_failed(backbone, commands
         leases = Leases(backbone, f"server-{number}", LEASE_SECONDS, max_lost_attempts=2)
         await claimed(leases, tickets)
     last = Leases(backbone, "server-3", LEASE_SECONDS, max_lost_attempts=2)
-    assert await last.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    assert await last.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     error = (await commands.get(job.job_id)).error
     assert error.reason == "ATTEMPTS_EXHAUSTED"
     assert "max_lost_attempts = 2" in error.message
@@ -160,11 +160,11 @@ async def test_handing_back_does_not_count_as_a_loss_and_is_quick(commands, leas
 
 async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, leases, tickets, monkeypatch):
     queue = JobCommands(backbone, patience=5)._tickets
-    await queue.put("nobody", job_pb2.PRIORITY_BATCH)
-    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    await queue.put("nobody", "tenant", job_pb2.PRIORITY_BATCH)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
     monkeypatch.setattr(lease_module, "RECORD_WAIT_SECONDS", 0.0)
-    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     await no_ticket_left(backbone)
 
 
@@ -184,7 +184,7 @@ async def test_a_pause_whose_server_died_can_be_resumed(commands, leases, other_
     job = await commands.create("request", "tenant", spec, "")
     await claimed(leases, tickets)  # and never heard of again
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
-    assert await other_leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    assert await other_leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
     assert (await claimed(other_leases, tickets)).last.event.job_state == job_pb2.JOB_STATE_RUNNING
@@ -208,8 +208,8 @@ async def test_a_ticket_pulled_before_its_record_was_written_is_not_lost(backbon
     lease = await claimed(leases, tickets)
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
     await lease.pause_or_hand_back()
-    early = await commands._tickets.put(job.job_id, job_pb2.PRIORITY_INTERACTIVE)
-    assert await leases.claim(await asyncio.wait_for(tickets.next(), 10)) is None
+    early = await commands._tickets.put(job.job_id, "tenant", job_pb2.PRIORITY_INTERACTIVE)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
 
     def write(record):
         record.control.paused = False
@@ -221,8 +221,8 @@ async def test_a_ticket_pulled_before_its_record_was_written_is_not_lost(backbon
 
 async def test_a_stalled_claim_leaves_its_heir_the_ticket(backbone, commands, leases, other_leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
-    message = await asyncio.wait_for(tickets.next(), 10)
-    again = await asyncio.wait_for(tickets.next(), 10)  # the first delivery has run out
+    message = await asyncio.wait_for(tickets.next(list), 10)
+    again = await asyncio.wait_for(tickets.next(list), 10)  # the first delivery has run out
     heir = await other_leases.claim(again)
     assert await leases.claim(message) is None
     await backbone.nats.flush()
