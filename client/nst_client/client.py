@@ -39,14 +39,14 @@ class AsyncClient:
     Args:
         address: HOST:PORT.
         tls: credentials from `grpc.ssl_channel_credentials`; None talks without TLS.
-        tenant: whom the jobs are accounted to, printable ASCII.
+        tenant: whom the jobs and pictures belong to, 1 to 64 letters, digits, `-`, `_` or `.`; None is "anonymous".
         reconnect_timeout: seconds for which a server that has answered before is looked for when
             the connection breaks. A server that never answered is not waited for.
         silence_timeout: seconds without any message, heartbeats included, after which a stream of
             events is attached anew. Keep it at several of the server's heartbeat periods.
 
     Raises:
-        ValueError: the tenant is not printable ASCII.
+        ValueError: the tenant is no such name.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from functools import cached_property
@@ -25,6 +26,7 @@ Response = TypeVar("Response")
 
 _CALL_TIMEOUT_SECONDS = 30.0
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS, _DELAY_GROWTH = 0.1, 3.0, 1.6
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_MESSAGE_BYTES = 64 * 2**20
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -63,8 +65,8 @@ class Transport:
         reconnect_timeout: float,
         silence_timeout: float,
     ) -> None:
-        if tenant is not None and not (tenant.isascii() and tenant.isprintable()):
-            raise ValueError(f"tenant: must be printable ASCII, not {tenant!r}")
+        if tenant is not None and not _TENANT.fullmatch(tenant):
+            raise ValueError(f"tenant: must have 1 to 64 letters, digits, '-', '_' or '.', not {tenant!r}")
         self.address = address
         self.reconnect_timeout = reconnect_timeout
         self.silence_timeout = silence_timeout

@@ -20,17 +20,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Server:
-    """The server that was named on the command line; `address` is None when none was."""
+    """The server that was named on the command line, and as whom to talk to it; `address` is None when none was."""
 
     address: str | None
     tls: bool
     ca: Path | None
+    tenant: str | None
 
     def client(self) -> AsyncClient:
         """A client of it. Raises UsageError when no server was named."""
         if self.address is None:
             raise click.UsageError("which server? Give --server HOST:PORT or set NST_SERVER")
-        return AsyncClient(self.address, tls=self._credentials())
+        try:
+            return AsyncClient(self.address, tls=self._credentials(), tenant=self.tenant)
+        except ValueError as error:
+            raise click.UsageError(f"--{error}") from error
 
     def ask(self, question: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
         """What `question` returns when it is put to a client of this server."""
@@ -50,7 +54,7 @@ class Server:
         if self.tls or self.ca:
             raise click.UsageError("--tls and --ca need --server HOST:PORT")
         with private_server() as address:
-            yield Server(address, tls=False, ca=None)
+            yield Server(address, tls=False, ca=None, tenant=self.tenant)
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not (self.tls or self.ca):
@@ -68,8 +72,13 @@ def server_options(command: Callable[Concatenate[Server, P], T]) -> Callable[...
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Talk TLS, trusting the authorities in this PEM file.",
     )
+    @click.option(
+        "--tenant", envvar="NST_TENANT", metavar="NAME", help="Whose jobs and pictures it is about. Or set NST_TENANT."
+    )
     @functools.wraps(command)
-    def with_server(address: str | None, tls: bool, ca: Path | None, *args: P.args, **kwargs: P.kwargs) -> T:
-        return command(Server(address or None, tls, ca), *args, **kwargs)
+    def with_server(
+        address: str | None, tls: bool, ca: Path | None, tenant: str | None, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return command(Server(address or None, tls, ca, tenant or None), *args, **kwargs)
 
     return with_server

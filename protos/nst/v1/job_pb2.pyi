@@ -314,7 +314,7 @@ class Job(_message.Message):
     last_sequence: _builtins.int
     """The sequence number of its latest event."""
     tenant: _builtins.str
-    """Who made it, from the request metadata `x-nst-tenant`."""
+    """Who made it, from the request metadata `x-nst-tenant`: 1 to 64 letters, digits, `-`, `_` or `.`."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The work, with pictures as references and every option filled in."""

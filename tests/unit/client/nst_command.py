@@ -32,7 +32,8 @@ Nst = Callable[..., Ended]
 @pytest.fixture
 def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Nst]:
     """Runs the command in this process."""
-    monkeypatch.delenv("NST_SERVER", raising=False)
+    for variable in ("NST_SERVER", "NST_TENANT"):
+        monkeypatch.delenv(variable, raising=False)
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments: object) -> Ended:

@@ -34,6 +34,22 @@ def test_jobs_need_a_server(nst: Nst, command: list[str]) -> None:
     assert "--server HOST:PORT" in ended.err
 
 
+@pytest.mark.parametrize("given", [["--tenant", "acme"], []])
+def test_jobs_are_a_tenants(
+    nst: Nst, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    if not given:
+        monkeypatch.setenv("NST_TENANT", "acme")
+    assert nst("jobs", "list", "--server", server.address, *given).code == 0
+    assert server.metadata[0]["x-nst-tenant"] == "acme"
+
+
+def test_what_is_no_name_of_a_tenant_is_a_usage_error(nst: Nst, server: ScriptedServer) -> None:
+    ended = nst("jobs", "list", "--server", server.address, "--tenant", "a b")
+    assert ended.code == 2
+    assert "--tenant: must have 1 to 64 letters" in ended.err
+
+
 def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
     server.jobs = [job_pb2.Job(job_id=f"job-{n}", state=job_pb2.JOB_STATE_RUNNING, tenant="acme") for n in range(3)]
     shown = nst("jobs", "list", "--state", "running", "--server", server.address)
