@@ -4,6 +4,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -44,12 +45,30 @@ class Calls:
         return self.jobs.GetJob(job_service_pb2.GetJobRequest(job_id=job_id), timeout=30).job
 
 
+class _AsTenant(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the tenant's name to every call."""
+
+    def __init__(self, tenant: str) -> None:
+        self._metadata = [("x-nst-tenant", tenant)]
+
+    def _intercept(self, continuation: Callable[..., Any], details: grpc.ClientCallDetails, request: Any) -> Any:
+        return continuation(details._replace(metadata=[*(details.metadata or ()), *self._metadata]), request)
+
+    intercept_unary_unary = intercept_unary_stream = _intercept
+    intercept_stream_unary = intercept_stream_stream = _intercept
+
+
 @contextmanager
-def calls(address: str) -> Iterator[Calls]:
-    """Calls to a gateway."""
+def calls(address: str, tenant: str = "") -> Iterator[Calls]:
+    """Calls to a gateway, of a tenant or of nobody in particular."""
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
-        yield Calls(channel)
+        yield Calls(grpc.intercept_channel(channel, _AsTenant(tenant)) if tenant else channel)
 
 
 def job_spec(content: Path, style: Path, *, preview_interval: int = 0, **options: int | float) -> job_pb2.JobSpec:

@@ -44,6 +44,12 @@ class GatewaySettings:
     max_size: int = setting(2048, "Largest long side of a result, in pixels.")
     max_iterations: int = setting(5000, "Iterations of one job.")
     max_streams: int = setting(1000, "Open calls on one connection.")
+    max_tenant_bytes: int = setting(
+        4 * GIB, "Pictures and results that a tenant may have stored; each counts in whole chunks of 512 KiB."
+    )
+    max_tenant_requests_per_second: int = setting(
+        200, "Calls of a tenant to one gateway, of which two seconds' worth may come at once."
+    )
     max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
     heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
     upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")

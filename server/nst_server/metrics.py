@@ -26,6 +26,7 @@ BATCH_SIZE = Histogram("nst_batch_size", "Jobs advanced together by one iteratio
 ITERATIONS = Counter("nst_engine_iterations", "Iterations, over all jobs.")
 DEVICE_MEMORY = Gauge("nst_device_memory_bytes", "Memory in use on the device; on a CPU, of the process.")
 CHECKPOINT_SECONDS = Histogram("nst_checkpoint_seconds", "Packing and storing one checkpoint.", buckets=STEP_SECONDS)
+REFUSED = Counter("nst_refused", "Calls refused because a limit is reached.", ["limit"])
 WATCHERS = Gauge("nst_watchers", "Open WatchJob and Stylize streams.")
 PREVIEWS_DROPPED = Counter("nst_previews_dropped", "Previews sent without their picture to slow watchers.")
 RPC_STARTED = Counter("grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"])

@@ -5,6 +5,7 @@ import contextlib
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from nst_server.gateway.feeds import Feeds
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import JobService
+from nst_server.gateway.quotas import PictureQuota, RequestRates
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.style_transfer_service import StyleTransferService
 from nst_server.gateway.stylize_stream import StylizeStreams
@@ -60,7 +62,7 @@ class Gateway:
         commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(RequestRates(settings))],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_open_watches + settings.max_streams,
         )
@@ -69,15 +71,16 @@ class Gateway:
     def _add_services(self, commands: JobCommands, store: StoreSettings) -> None:
         settings = self._settings
         limits = pictures.PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
-        stored = PictureStore(self._backbone, patience=PATIENCE_SECONDS)
-        specs = SpecReader(stored, settings, limits)
+        stored = partial(PictureStore, self._backbone, patience=PATIENCE_SECONDS)
+        quota = PictureQuota(stored, settings)
+        specs = SpecReader(stored, quota, settings, limits)
         uploads = Uploads(settings, limits)
         previews = PreviewStore(self._backbone, patience=PATIENCE_SECONDS)
         gallery = Gallery(stored, previews, settings.max_message_bytes)
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
-        streams = StylizeStreams(commands, specs, uploads, watching, info)
-        making = StyleTransferService(commands, specs, uploads, gallery, streams, info)
+        streams = StylizeStreams(commands, specs, uploads, quota, watching, info)
+        making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info)
         style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, watching), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

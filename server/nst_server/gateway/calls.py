@@ -1,7 +1,8 @@
-"""What happens around every call: counting, timing, and turning exceptions into statuses."""
+"""What happens around every call: admission, counting, timing, and turning exceptions into statuses."""
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -12,17 +13,23 @@ from google.protobuf import message
 from google.rpc import code_pb2
 
 from nst_server import metrics, tracing
-from nst_server.gateway.errors import Refusal, abort, as_refusal
+from nst_server.gateway.errors import Refusal, abort, as_refusal, invalid
+from nst_server.gateway.quotas import RequestRates
 
 log = logging.getLogger(__name__)
 
 Handler = Any
 Context = grpc.aio.ServicerContext[Any, Any]
 OURS = "/nst.v1."
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
+DEFAULT_TENANT = "anonymous"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our own services; health and reflection are left alone."""
+
+    def __init__(self, rates: RequestRates) -> None:
+        self._rates = rates
 
     async def intercept_service(
         self,
@@ -33,10 +40,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith(OURS):
             return handler
         service, method = handler_call_details.method.removeprefix("/").split("/")
-        return _wrapped(handler, service, method)
+        return _wrapped(handler, service, method, self._rates)
 
 
-def _wrapped(handler: Any, service: str, method: str) -> Handler:
+def _wrapped(handler: Any, service: str, method: str, rates: RequestRates) -> Handler:
     parse = _parser(handler.request_deserializer)
     # gRPC answers UNKNOWN when a deserializer raises before the handler runs: single requests come as bytes.
     coders = {
@@ -45,7 +52,7 @@ def _wrapped(handler: Any, service: str, method: str) -> Handler:
     }
     kind = ("client_" if handler.request_streaming else "") + ("server_" if handler.response_streaming else "")
     kind = {"": "unary", "client_": "client_stream", "server_": "server_stream"}.get(kind, "bidi_stream")
-    call = _Call(kind, service, method)
+    call = _Call(kind, service, method, rates)
     if kind == "unary":
         return grpc.unary_unary_rpc_method_handler(call.single(_parsing(parse, handler.unary_unary)), **coders)
     if kind == "client_stream":
@@ -75,8 +82,9 @@ def _parsing(parse: Callable[[bytes], message.Message], behaviour: Any) -> Any:
 
 
 class _Call:
-    def __init__(self, kind: str, service: str, method: str) -> None:
+    def __init__(self, kind: str, service: str, method: str, rates: RequestRates) -> None:
         self._labels = (kind, service, method)
+        self._rates = rates
 
     def single(self, behaviour: Any) -> Any:
         async def handle(request: Any, context: Context) -> Any:
@@ -99,6 +107,7 @@ class _Call:
         _, service, method = self._labels
         with tracing.span(f"{service}/{method}", incoming(context, "traceparent")):
             try:
+                self._rates.count(tenant(context))
                 yield
             except BaseException as error:
                 await self._ended_badly(error, context, started)
@@ -121,8 +130,22 @@ class _Call:
         if refusal is None:
             log.exception("call failed", extra={"method": "/".join(self._labels[1:])}, exc_info=error)
             refusal = Refusal(code_pb2.INTERNAL, "INTERNAL", "the server failed; its log says why")
+        if "limit" in refusal.metadata:
+            metrics.REFUSED.labels(refusal.metadata["limit"]).inc()
         self._ended(code_pb2.Code.Name(refusal.code), started)
         await abort(context, refusal)
+
+
+def tenant(context: Context) -> str:
+    """Who calls. The one place where this is read.
+
+    Raises:
+        Refusal: it is no name of a tenant.
+    """
+    name = incoming(context, "x-nst-tenant") or DEFAULT_TENANT
+    if not TENANT.fullmatch(name):
+        raise invalid("x-nst-tenant", "this metadata must have 1 to 64 letters, digits, '-', '_' or '.'")
+    return name
 
 
 def incoming(context: Context, name: str) -> str:

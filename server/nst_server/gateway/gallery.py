@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 from nst.v1 import image_pb2, job_pb2
 from nst_server import metrics, pictures
@@ -10,30 +11,32 @@ from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 CACHE_BYTES = 64 * 2**20
 EVENT_OVERHEAD_BYTES = 64 * 1024
 
+Key = tuple[str, str, bytes]  # tenant, digest, form
+
 
 class Gallery:
     """Reads pictures from the store and transcodes them, remembering the latest."""
 
-    def __init__(self, results: PictureStore, previews: PreviewStore, max_message_bytes: int) -> None:
+    def __init__(self, results: Callable[[str], PictureStore], previews: PreviewStore, max_message_bytes: int) -> None:
         self._results = results
         self._previews = previews
         self._max_picture_bytes = max_message_bytes - EVENT_OVERHEAD_BYTES
-        self._cache: OrderedDict[tuple[str, bytes], image_pb2.Image] = OrderedDict()
+        self._cache: OrderedDict[Key, image_pb2.Image] = OrderedDict()
         self._cached_bytes = 0
-        self._reading: dict[tuple[str, bytes], asyncio.Task[image_pb2.Image]] = {}
+        self._reading: dict[Key, asyncio.Task[image_pb2.Image]] = {}
 
-    async def result(self, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
-        """A stored result in the form asked for.
+    async def result(self, tenant: str, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
+        """A tenant's stored result in the form asked for.
 
         Raises:
             BlobNotFound: it is not stored any more.
         """
-        return await self._picture(self._results, digest, form)
+        return await self._picture(self._results(tenant), tenant, digest, form)
 
     async def _picture(
-        self, store: PictureStore | PreviewStore, digest: str, form: image_pb2.ImageFormat
+        self, store: PictureStore | PreviewStore, tenant: str, digest: str, form: image_pb2.ImageFormat
     ) -> image_pb2.Image:
-        key = (digest, form.SerializeToString(deterministic=True))
+        key = (tenant, digest, form.SerializeToString(deterministic=True))
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
@@ -42,17 +45,15 @@ class Gallery:
             self._reading[key] = asyncio.create_task(self._read(store, key, form))
         return await asyncio.shield(self._reading[key])
 
-    async def _read(
-        self, store: PictureStore | PreviewStore, key: tuple[str, bytes], form: image_pb2.ImageFormat
-    ) -> image_pb2.Image:
+    async def _read(self, store: PictureStore | PreviewStore, key: Key, form: image_pb2.ImageFormat) -> image_pb2.Image:
         try:
-            image = await asyncio.to_thread(_transcoded, await store.get(key[0]), form)
+            image = await asyncio.to_thread(_transcoded, await store.get(key[1]), form)
             self._remember(key, image)
             return image
         finally:
             del self._reading[key]
 
-    async def shown(self, event: job_pb2.JobEvent, spec: job_pb2.JobSpec, *, stale: bool) -> job_pb2.JobEvent:
+    async def shown(self, event: job_pb2.JobEvent, job: job_pb2.Job, *, stale: bool) -> job_pb2.JobEvent:
         """The event with its picture, where it has one that fits into a message and is still stored."""
         kind = event.WhichOneof("event")
         if kind not in ("preview", "result"):
@@ -61,9 +62,10 @@ class Gallery:
             metrics.PREVIEWS_DROPPED.inc()
             return event
         preview = kind == "preview"
-        store, form = (self._previews, spec.preview.format) if preview else (self._results, spec.result_format)
+        store = self._previews if preview else self._results(job.tenant)
+        form = job.spec.preview.format if preview else job.spec.result_format
         try:
-            image = await self._picture(store, getattr(event, kind).reference.sha256, form)
+            image = await self._picture(store, job.tenant, getattr(event, kind).reference.sha256, form)
         except BlobNotFound:
             return event
         if image.ByteSize() > self._max_picture_bytes:
@@ -73,7 +75,7 @@ class Gallery:
         getattr(shown, kind).image.CopyFrom(image)
         return shown
 
-    def _remember(self, key: tuple[str, bytes], image: image_pb2.Image) -> None:
+    def _remember(self, key: Key, image: image_pb2.Image) -> None:
         size = image.ByteSize()
         if size > CACHE_BYTES:
             return

@@ -1,5 +1,6 @@
 """JobService: following and steering jobs."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
@@ -9,14 +10,16 @@ from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, job_service_pb2_grpc
 from nst.v1 import job_service_pb2 as pb
 from nst.v1 import style_transfer_service_pb2 as service_pb2
-from nst_server.gateway.calls import Context
+from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import check_update
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.records import JobNotFound
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
+DESCRIBED_AT_ONCE = 50
 
 
 class JobService(job_service_pb2_grpc.JobServiceServicer):
@@ -27,30 +30,33 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self._watching = watching
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
-        return pb.GetJobResponse(job=await self._commands.get(named(request.job_id)))
+        return pb.GetJobResponse(job=await own_job(self._commands, request.job_id, context))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         for state in request.states:
             if state not in job_pb2.JobState.values() or state == job_pb2.JOB_STATE_UNSPECIFIED:
                 raise invalid("states", f"{state} is no state that a job can be in")
-        size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        records = sorted([record async for record in self._commands.records.all()], key=_position, reverse=True)
+        caller, size = tenant(context), min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
+        records = [record async for record in self._commands.records.all() if record.tenant == caller]
+        records.sort(key=_position, reverse=True)
         if request.page_token:
             after = _decoded(request.page_token)
             records = [record for record in records if _position(record) < after]
         page: list[job_pb2.Job] = []
-        for index, record in enumerate(records):
-            job = await self._commands.describe(record)
-            if not request.states or job.state in request.states:
-                page.append(job)
-            if len(page) == size:
-                more = index + 1 < len(records)
-                return pb.ListJobsResponse(jobs=page, next_page_token=_encoded(_position(record)) if more else "")
+        for start in range(0, len(records), DESCRIBED_AT_ONCE):
+            some = records[start : start + DESCRIBED_AT_ONCE]
+            jobs = await asyncio.gather(*(self._commands.describe(record) for record in some))
+            for index, job in enumerate(jobs, start):
+                if not request.states or job.state in request.states:
+                    page.append(job)
+                if len(page) == size:
+                    token = _encoded(_position(records[index])) if index + 1 < len(records) else ""
+                    return pb.ListJobsResponse(jobs=page, next_page_token=token)
         return pb.ListJobsResponse(jobs=page)
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
         with self._watching.place():
-            job = await self._commands.get(named(request.job_id))
+            job = await own_job(self._commands, request.job_id, context)
             events = self._watching.events(job, request.after_sequence, omit_pictures=request.omit_pictures)
             async with aclosing(events):
                 async for event in events:
@@ -60,27 +66,33 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                         yield pb.WatchJobResponse(event=event)
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.UpdateJobResponse:
-        job = await self._commands.get(named(request.job_id))
+        job = await own_job(self._commands, request.job_id, context)
         check_update(job, request.update)
         return pb.UpdateJobResponse(job=await self._commands.update(job.job_id, request.update))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
-        return pb.CancelJobResponse(job=await self._commands.cancel(named(request.job_id)))
+        job = await own_job(self._commands, request.job_id, context)
+        return pb.CancelJobResponse(job=await self._commands.cancel(job.job_id))
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> pb.DeleteJobResponse:
-        await self._commands.delete(named(request.job_id))
+        job = await own_job(self._commands, request.job_id, context)
+        await self._commands.delete(job.job_id)
         return pb.DeleteJobResponse()
 
 
-def named(job_id: str) -> str:
-    """The job id, if it can be one.
+async def own_job(commands: JobCommands, job_id: str, context: Context) -> job_pb2.Job:
+    """The caller's job of that id.
 
     Raises:
-        Refusal: it cannot.
+        Refusal: it can be no job's id.
+        JobNotFound: there is no such job, or another tenant made it.
     """
     if not (0 < len(job_id) <= 64 and job_id.isalnum() and job_id.isascii()):
         raise invalid("job_id", "is empty or malformed: give the id that CreateJob returned")
-    return job_id
+    job = await commands.get(job_id)
+    if job.tenant != tenant(context):
+        raise JobNotFound(job_id)
+    return job
 
 
 def _position(record: JobRecord) -> tuple[int, str]:

@@ -3,9 +3,10 @@
 import asyncio
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from google.rpc import code_pb2
 
@@ -14,6 +15,7 @@ from nst_engine.options import OptionError, StylizeOptions
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
+from nst_server.gateway.quotas import PictureQuota
 from nst_server.jobs.blobs import PictureStore
 from nst_server.options import options_from_proto, options_to_proto
 
@@ -24,11 +26,26 @@ LONGEST_REQUEST_ID = 128
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
 
+class Supply(NamedTuple):
+    """Where the pictures of a spec come from: whose they are, and the attached ones' stored forms by name."""
+
+    tenant: str
+    attached: Mapping[str, bytes]
+
+
 class SpecReader:
     """Validates and completes job specs, and stores the pictures that they carry."""
 
-    def __init__(self, store: PictureStore, settings: GatewaySettings, limits: pictures.PictureLimits) -> None:
-        self._store = store
+    def __init__(
+        self,
+        stored: Callable[[str], PictureStore],
+        quota: PictureQuota,
+        settings: GatewaySettings,
+        limits: pictures.PictureLimits,
+    ) -> None:
+        """`stored` gives a tenant's pictures."""
+        self._stored = stored
+        self._quota = quota
         self._settings = settings
         self._limits = limits
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
@@ -50,22 +67,23 @@ class SpecReader:
             priority=_priority(spec.priority),
         )
 
-    async def complete(self, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
+    async def complete(self, tenant: str, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
         """The spec as it is stored. `attached` holds the stored forms of attached pictures by name.
 
         Raises:
             Refusal: a field is wrong or over a limit.
         """
         complete = self.check(spec)
-        complete.content.CopyFrom(await self._reference("spec.content", spec.content, attached))
+        supply = Supply(tenant, attached)
+        complete.content.CopyFrom(await self._reference("spec.content", spec.content, supply))
         for index, style in enumerate(spec.styles):
-            complete.styles.append(await self._style(f"spec.styles[{index}]", style, attached))
+            complete.styles.append(await self._style(f"spec.styles[{index}]", style, supply))
         if spec.HasField("initial"):
-            complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, attached))
+            complete.initial.CopyFrom(await self._reference("spec.initial", spec.initial, supply))
         if spec.HasField("subject"):
-            complete.subject.CopyFrom(await self._mask("spec.subject", spec.subject, attached))
+            complete.subject.CopyFrom(await self._mask("spec.subject", spec.subject, supply))
         if spec.HasField("hole"):
-            complete.hole.CopyFrom(await self._mask("spec.hole", spec.hole, attached))
+            complete.hole.CopyFrom(await self._mask("spec.hole", spec.hole, supply))
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
@@ -106,56 +124,56 @@ class SpecReader:
             format=_form("spec.preview.format", preview.format),
         )
 
-    async def _style(self, path: str, style: job_pb2.Style, attached: Mapping[str, bytes]) -> job_pb2.Style:
+    async def _style(self, path: str, style: job_pb2.Style, supply: Supply) -> job_pb2.Style:
         complete = job_pb2.Style(
-            image=await self._reference(f"{path}.image", style.image, attached),
+            image=await self._reference(f"{path}.image", style.image, supply),
             weight=style.weight if style.HasField("weight") else 1.0,
         )
         for name in STYLE_MASKS:
             if style.HasField(name):
-                mask = await self._mask(f"{path}.{name}", getattr(style, name), attached)
+                mask = await self._mask(f"{path}.{name}", getattr(style, name), supply)
                 getattr(complete, name).CopyFrom(mask)
         return complete
 
-    async def _mask(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
+    async def _mask(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
         """As `_reference`, of a picture that marks something."""
-        mask = await self._reference(path, image, attached)
+        mask = await self._reference(path, image, supply)
         async with self._checking:
-            stored = await self._store.get(mask.reference.sha256)
+            stored = await self._stored(supply.tenant).get(mask.reference.sha256)
             try:
                 await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
             except pictures.PictureError as error:
                 raise invalid(path, error.message, error.reason) from error
         return mask
 
-    async def _reference(self, path: str, image: image_pb2.Image, attached: Mapping[str, bytes]) -> image_pb2.Image:
+    async def _reference(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
         source = image.WhichOneof("source")
         if source is None:
             raise invalid(path, "is empty: give a tensor, an encoded picture or a reference")
         if source == "reference":
-            return await self._known(f"{path}.reference.sha256", image)
+            return await self._known(f"{path}.reference.sha256", image, supply.tenant)
         if source == "attached":
-            if image.attached.name not in attached:
+            if image.attached.name not in supply.attached:
                 raise invalid(f"{path}.attached", "pictures are attached to Stylize only: upload it, or send it inline")
-            stored, place = attached[image.attached.name], attached_path(path)
+            stored, place = supply.attached[image.attached.name], attached_path(path)
         else:
             place = PicturePath(f"{path}.{source}.data", f"{path}.{source}")
             try:
                 stored = pictures.stored_bytes(image.tensor if source == "tensor" else image.encoded)
             except pictures.PictureError as error:
                 raise place.refusal(error) from error
-        digest, _, _ = await self.store(place, stored)
+        digest, _, _ = await self.store(supply.tenant, place, stored)
         return image_pb2.Image(reference=image_pb2.ImageReference(sha256=digest))
 
-    async def _known(self, path: str, image: image_pb2.Image) -> image_pb2.Image:
+    async def _known(self, path: str, image: image_pb2.Image, tenant: str) -> image_pb2.Image:
         check_digest(path, image.reference.sha256)
-        if not await self._store.keep(image.reference.sha256):
+        if not await self._stored(tenant).keep(image.reference.sha256):
             text = f"no picture {image.reference.sha256} is stored: upload it"
             raise Refusal(code_pb2.NOT_FOUND, "PICTURE_NOT_FOUND", f"{path}: {text}", {path: text})
         return image
 
-    async def store(self, place: PicturePath, stored: bytes) -> tuple[str, int, int]:
-        """Checks a picture and stores it: its digest, width and height.
+    async def store(self, tenant: str, place: PicturePath, stored: bytes) -> tuple[str, int, int]:
+        """Checks a picture and stores it for a tenant: its digest, width and height.
 
         Raises:
             Refusal: it is not one, or over a limit.
@@ -165,7 +183,8 @@ class SpecReader:
                 width, height = await asyncio.to_thread(pictures.check, stored, self._limits)
             except pictures.PictureError as error:
                 raise place.refusal(error) from error
-            return await self._store.put(stored), width, height
+            digest = await self._stored(tenant).put(stored, admit=partial(self._quota.take, tenant))
+            return digest, width, height
 
 
 def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:

@@ -4,17 +4,19 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server import tracing
-from nst_server.gateway.calls import Context, incoming
+from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import Refusal
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
-from nst_server.gateway.job_service import named
+from nst_server.gateway.job_service import own_job
+from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_form, check_request_id
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
@@ -22,7 +24,6 @@ from nst_server.jobs.blobs import BlobNotFound
 from nst_server.jobs.commands import JobCommands
 
 CHUNK_BYTES = 512 * 1024
-DEFAULT_TENANT = "anonymous"
 
 
 class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceServicer):
@@ -33,6 +34,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         commands: JobCommands,
         specs: SpecReader,
         uploads: Uploads,
+        quota: PictureQuota,
         gallery: Gallery,
         streams: StylizeStreams,
         info: ServerInfo,
@@ -40,6 +42,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         self._commands = commands
         self._specs = specs
         self._uploads = uploads
+        self._quota = quota
         self._gallery = gallery
         self._streams = streams
         self._info = info
@@ -47,12 +50,16 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     async def UploadImage(
         self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
     ) -> pb.UploadImageResponse:
-        digest, width, height = await self._uploads.read(request_iterator, self._specs.store)
+        caller = tenant(context)
+        digest, width, height = await self._uploads.read(
+            request_iterator, partial(self._quota.check, caller), partial(self._specs.store, caller)
+        )
         return pb.UploadImageResponse(reference=image_pb2.ImageReference(sha256=digest), width=width, height=height)
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         check_request_id(request.request_id)
-        spec = await self._specs.complete(request.spec, {})
+        await self._commands.check_room(request.request_id, tenant(context))
+        spec = await self._specs.complete(tenant(context), request.spec, {})
         await self._info.check_model(spec.options.model)
         job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent())
         return pb.CreateJobResponse(job=job)
@@ -66,14 +73,14 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
                 yield response
 
     async def GetResult(self, request: pb.GetResultRequest, context: Context) -> AsyncIterator[pb.GetResultResponse]:
-        job = await self._commands.get(named(request.job_id))
+        job = await own_job(self._commands, request.job_id, context)
         if job.state != job_pb2.JOB_STATE_SUCCEEDED:
             state = job_pb2.JobState.Name(job.state)
             raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
         check_form("format", form)
         try:
-            image = await self._gallery.result(job.result.reference.sha256, form)
+            image = await self._gallery.result(job.tenant, job.result.reference.sha256, form)
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
         header, data = await asyncio.to_thread(_streamed, image)
@@ -85,11 +92,6 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         return await self._info.describe()
-
-
-def tenant(context: Context) -> str:
-    """Who calls. The one place where this is read."""
-    return incoming(context, "x-nst-tenant") or DEFAULT_TENANT
 
 
 def _streamed(image: image_pb2.Image) -> tuple[image_pb2.ImageHeader, bytes]:

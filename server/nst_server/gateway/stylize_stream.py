@@ -11,6 +11,7 @@ from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
+from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_request_id, check_update, images_of
 from nst_server.gateway.uploads import Assembly, Uploads
 from nst_server.gateway.watching import Watching
@@ -25,11 +26,18 @@ class StylizeStreams:
     """The open Stylize streams of a gateway."""
 
     def __init__(
-        self, commands: JobCommands, specs: SpecReader, uploads: Uploads, watching: Watching, info: ServerInfo
+        self,
+        commands: JobCommands,
+        specs: SpecReader,
+        uploads: Uploads,
+        quota: PictureQuota,
+        watching: Watching,
+        info: ServerInfo,
     ) -> None:
         self._commands = commands
         self._specs = specs
         self._uploads = uploads
+        self._quota = quota
         self._watching = watching
         self._info = info
         self._cancelling: set[asyncio.Task[None]] = set()
@@ -37,8 +45,8 @@ class StylizeStreams:
     async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[pb.StylizeResponse]:
         """Serves one stream to the job's last event."""
         with self._watching.place():
-            start, spec = await self._begin(requests)
-            request_id = start.request_id or str(uuid4())
+            start, spec = await self._begin(requests, tenant)
+            request_id = start.request_id
             creating = asyncio.create_task(self._commands.create(request_id, tenant, spec, traceparent))
             try:
                 # Shielded: a stream that breaks here must still learn which job to cancel.
@@ -51,23 +59,26 @@ class StylizeStreams:
                     self._cancel(creating)
                 raise
 
-    async def _begin(self, requests: Requests) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
+    async def _begin(self, requests: Requests, tenant: str) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
         first = await self._uploads.next(requests)
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("start", "the first message of a Stylize stream must be start")
         start = first.start
-        if start.request_id:
-            check_request_id(start.request_id)
+        request_id = start.request_id or str(uuid4())
+        check_request_id(request_id)
         # Before the client sends the bytes of its pictures for nothing.
         await self._info.check_model(self._specs.check(start.spec).options.model)
+        await self._commands.check_room(request_id, tenant)
         assemblies = self._assemblies(start.spec)
-        with self._uploads.hold(sum(assembly.size for assembly in assemblies.values())):
+        size = sum(assembly.size for assembly in assemblies.values())
+        await self._quota.check(tenant, size)
+        with self._uploads.hold(size):
             while not all(assembly.whole for assembly in assemblies.values()):
                 await self._add_chunk(requests, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
-            spec = await self._specs.complete(start.spec, attached)
+            spec = await self._specs.complete(tenant, start.spec, attached)
         # Without its pictures, which would be held for as long as the stream lasts.
-        return pb.StylizeStart(request_id=start.request_id, detach=start.detach), spec
+        return pb.StylizeStart(request_id=request_id, detach=start.detach), spec
 
     def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
         assemblies: dict[str, Assembly] = {}

@@ -149,13 +149,15 @@ class Uploads:
     async def read(
         self,
         requests: AsyncIterator[service_pb2.UploadImageRequest],
+        admit: Callable[[int], Awaitable[None]],
         store: Callable[[PicturePath, bytes], Awaitable[T]],
     ) -> T:
-        """Reads one whole upload and stores it while its memory is held."""
+        """Reads one whole upload, whose size `admit` may refuse, and stores it while its memory is held."""
         first = await self.next(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise invalid("header", "the first message of an upload must be the header")
         assembly = self.assembly("header", first.header)
+        await admit(assembly.size)
         with self.hold(first.header.size):
             while (request := await self.next(requests)) is not None:
                 if request.WhichOneof("message") != "chunk":

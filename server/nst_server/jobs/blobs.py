@@ -10,6 +10,7 @@ again overwrites, and reading is a request a chunk.
 import asyncio
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 
@@ -17,7 +18,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from nst_server.jobs.backbone import Backbone, persistently
-from nst_server.jobs.topology import CHECKPOINTS, PICTURES, PREVIEWS, Blobs
+from nst_server.jobs.topology import CHECKPOINTS, PICTURES, PREVIEWS, Blobs, tenant_token
 
 CHUNK_BYTES = 512 * 1024
 
@@ -27,7 +28,7 @@ class BlobNotFound(Exception):
 
 
 class BlobStore:
-    """Named values of any size in one stream. Names are letters, digits, `-` and `_`."""
+    """Named values of any size in one stream. A name is one token of a subject, or several."""
 
     def __init__(self, backbone: Backbone, blobs: Blobs, *, patience: float | None) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
@@ -96,28 +97,37 @@ class BlobStore:
 
 
 class PictureStore:
-    """Pictures by the SHA-256 of their bytes; the same bytes are stored once."""
+    """A tenant's pictures by the SHA-256 of their bytes; the same bytes are stored once for each tenant."""
 
-    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+    def __init__(self, backbone: Backbone, tenant: str, *, patience: float | None) -> None:
+        """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
+        self._backbone = backbone
+        self._token = tenant_token(tenant)
+        self._patience = patience
         self._blobs = BlobStore(backbone, PICTURES, patience=patience)
         self._renew_after = backbone.retention_seconds / 2
 
-    async def put(self, data: bytes) -> str:
+    async def put(self, data: bytes, *, admit: Callable[[int], Awaitable[None]] | None = None) -> str:
         """Stores the bytes and returns their digest, 64 lower-case hexadecimal digits.
+
+        `admit` is called with the size before bytes are stored that were not yet; what it raises is
+        raised here.
 
         Raises:
             StoreFull: there is no room.
         """
         digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         if not await self._fresh(digest):
-            await self._blobs.put(digest, data)
+            if admit is not None:
+                await admit(len(data))
+            await self._blobs.put(self._name(digest), data)
         return digest
 
     async def keep(self, digest: str) -> bool:
         """False when the picture is not stored; else it will be for at least half the retention."""
         if not await self._fresh(digest):
             try:
-                await self._blobs.put(digest, await self._blobs.get(digest))
+                await self._blobs.put(self._name(digest), await self.get(digest))
             except BlobNotFound:
                 return False
         return True
@@ -128,10 +138,20 @@ class PictureStore:
         Raises:
             BlobNotFound: no such picture is stored.
         """
-        return await self._blobs.get(digest)
+        return await self._blobs.get(self._name(digest))
+
+    async def size(self) -> int:
+        """Bytes of all that the tenant has stored, each picture rounded up to whole chunks."""
+        prefix = f"{PICTURES.prefix}.{self._token}."
+        stream_info = partial(self._backbone.jetstream.stream_info, PICTURES.stream, subjects_filter=f"{prefix}>")
+        info = await persistently(stream_info, seconds=self._patience)
+        return CHUNK_BYTES * sum(not subject.endswith(".head") for subject in info.state.subjects or ())
+
+    def _name(self, digest: str) -> str:
+        return f"{self._token}.{digest}"
 
     async def _fresh(self, digest: str) -> bool:
-        age = await self._blobs.age(digest)
+        age = await self._blobs.age(self._name(digest))
         return age is not None and age < self._renew_after
 
 

@@ -41,7 +41,7 @@ class RunningJob:
         self._backbone = backbone
         self._runner = runner
         self._settings = settings
-        self._pictures = PictureStore(backbone, patience=None)
+        self._pictures = PictureStore(backbone, lease.record.tenant, patience=None)
         self._previews = PreviewStore(backbone, patience=None)
         self._look = asyncio.Event()
         self._look.set()

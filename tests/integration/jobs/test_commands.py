@@ -138,7 +138,7 @@ async def test_deleting_removes_everything_and_only_what_has_ended(backbone, com
 
 
 async def test_the_same_bytes_are_stored_once(backbone):
-    pictures = PictureStore(backbone, patience=5)
+    pictures = PictureStore(backbone, "tenant", patience=5)
     data = bytes(range(256)) * 4096
     first = await pictures.put(data)
     stored = (await backbone.jetstream.stream_info("NST_PICTURES")).state
@@ -149,19 +149,19 @@ async def test_the_same_bytes_are_stored_once(backbone):
 
 async def test_a_missing_picture_is_said_to_be_missing(backbone):
     with pytest.raises(BlobNotFound):
-        await PictureStore(backbone, patience=5).get("0" * 64)
+        await PictureStore(backbone, "tenant", patience=5).get("0" * 64)
 
 
 async def test_a_full_picture_store_refuses(backbone):
     with pytest.raises(StoreFull):
-        await PictureStore(backbone, patience=5).put(b"x" * 5 * 2**20)
+        await PictureStore(backbone, "tenant", patience=5).put(b"x" * 5 * 2**20)
 
 
 async def test_a_picture_that_lost_a_chunk_is_missing_and_can_be_stored_again(backbone):
-    pictures = PictureStore(backbone, patience=5)
+    pictures = PictureStore(backbone, "tenant", patience=5)
     data = bytes(range(256)) * 8192
     digest = await pictures.put(data)
-    await backbone.jetstream.purge_stream("NST_PICTURES", subject=f"nst.picture.{digest}.1")
+    await backbone.jetstream.purge_stream("NST_PICTURES", subject=f"nst.picture.tenant.{digest}.1")
     with pytest.raises(BlobNotFound):
         await pictures.get(digest)
 
@@ -175,7 +175,7 @@ async def test_old_previews_make_room_for_new_ones(backbone):
 
 
 async def test_a_cancelled_upload_leaves_nothing_behind_once_it_is_repeated(backbone):
-    pictures = PictureStore(backbone, patience=5)
+    pictures = PictureStore(backbone, "tenant", patience=5)
     data = bytes(range(256)) * 8192
     for _ in range(3):
         with contextlib.suppress(TimeoutError):

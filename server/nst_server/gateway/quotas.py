@@ -1,0 +1,92 @@
+"""What one tenant may ask of a gateway, and store."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nst_server.config import GatewaySettings
+from nst_server.gateway.errors import exhausted
+from nst_server.jobs.blobs import CHUNK_BYTES, PictureStore
+
+BURST_SECONDS = 2.0
+REMEMBERED_TENANTS = 10_000
+COUNT_SECONDS = 5.0
+STORAGE_RETRY_SECONDS = 60.0
+
+
+@dataclass
+class _Bucket:
+    tokens: float
+    filled_at: float
+
+
+class RequestRates:
+    """A bucket of tokens for each tenant: a call takes one, and they come back at a steady rate."""
+
+    def __init__(self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = settings.max_tenant_requests_per_second
+        self._clock = clock
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def count(self, tenant: str) -> None:
+        """Takes a token for a call of the tenant.
+
+        Raises:
+            Refusal: there is none.
+        """
+        now, full = self._clock(), self._rate * BURST_SECONDS
+        bucket = self._buckets.setdefault(tenant, _Bucket(full, now))
+        self._buckets.move_to_end(tenant)
+        if len(self._buckets) > REMEMBERED_TENANTS:
+            self._buckets.popitem(last=False)
+        bucket.tokens = min(full, bucket.tokens + (now - bucket.filled_at) * self._rate)
+        bucket.filled_at = now
+        if bucket.tokens < 1:
+            seconds = (1 - bucket.tokens) / self._rate
+            text = "too many calls of this tenant: try again later"
+            raise exhausted("max_tenant_requests_per_second", self._rate, text, seconds)
+        bucket.tokens -= 1
+
+
+@dataclass
+class _Stored:
+    size: int
+    counted_at: float
+
+
+class PictureQuota:
+    """How much tenants have stored: counted every few seconds at most, and what was added since."""
+
+    def __init__(self, stored: Callable[[str], PictureStore], settings: GatewaySettings) -> None:
+        self._store_of = stored
+        self._limit = settings.max_tenant_bytes
+        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+
+    async def check(self, tenant: str, size: int) -> None:
+        """Refuses pictures of `size` bytes for which the tenant has no room.
+
+        Raises:
+            Refusal: they would be too many bytes.
+        """
+        known = self._stored.get(tenant)
+        if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
+            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
+            self._stored[tenant] = known
+            self._stored.move_to_end(tenant)
+            if len(self._stored) > REMEMBERED_TENANTS:
+                self._stored.popitem(last=False)
+        if known.size + whole_chunks(size) > self._limit:
+            text = f"this tenant has {known.size} bytes of pictures stored, which go as they get old: try again later"
+            raise exhausted("max_tenant_bytes", self._limit, text, STORAGE_RETRY_SECONDS)
+
+    async def take(self, tenant: str, size: int) -> None:
+        """As `check`, of a picture that is stored next."""
+        await self.check(tenant, size)
+        if (known := self._stored.get(tenant)) is not None:
+            known.size += whole_chunks(size)
+
+
+def whole_chunks(size: int) -> int:
+    """The bytes that a picture of this size is counted as."""
+    return -(-size // CHUNK_BYTES) * CHUNK_BYTES
