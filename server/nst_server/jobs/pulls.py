@@ -25,15 +25,17 @@ ANSWER_SECONDS = 0.02
 OPEN_SECONDS = 30.0
 CLOSE_SECONDS = 2.0
 NO_CONSUMER = "503"
+FULL = "full"
+OVER = ("404", "408")  # nothing there; the request has waited for long enough, or stands behind others
 
 
 class Pulls:
     """The requests of one wait for a ticket. An asynchronous context manager."""
 
-    def __init__(self, nats: NatsClient, on_message: Callable[[], None]) -> None:
-        """`on_message` is called when a ticket comes."""
+    def __init__(self, nats: NatsClient, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when a ticket comes, or a request that was left open ends."""
         self._nats = nats
-        self._on_message = on_message
+        self._on_change = on_change
         self._inbox = nats.new_inbox()
         self._open: dict[str, float] = {}  # when to count the request as lost, by consumer
         self._answers: dict[str, asyncio.Future[str]] = {}
@@ -86,17 +88,17 @@ class Pulls:
         return set(self._open)
 
     async def ask(self, consumer: str) -> str:
-        """Asks for a ticket that is there now: the status of the refusal, empty when there is none (yet).
+        """Asks for a ticket that is there now: the status of the refusal, empty when one has come.
 
-        A request that is not answered at once stays open: the flow has tickets, but as many of them
-        are leased as its tenant may run at once.
+        A request without an answer stays open, and the status is `FULL`: the flow has tickets, but
+        as many of them are leased as its tenant may run at once.
         """
         answer = self._answers[consumer] = asyncio.get_running_loop().create_future()
         await self._request(consumer, {"batch": 1, "no_wait": True})
         try:
             return await asyncio.wait_for(answer, ANSWER_SECONDS)
         except TimeoutError:
-            return ""
+            return FULL
         finally:
             del self._answers[consumer]
 
@@ -114,10 +116,11 @@ class Pulls:
         if status is None:
             consumer = message.metadata.consumer
             self._messages.append(message)
-            self._on_message()
         else:
             consumer = message.subject.removeprefix(f"{self._inbox}.")
         self._open.pop(consumer, None)
         answer = self._answers.get(consumer)
         if answer is not None and not answer.done():
             answer.set_result(status or "")
+        elif status is None or status in OVER:
+            self._on_change()

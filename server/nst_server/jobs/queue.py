@@ -116,7 +116,7 @@ class TicketQueue:
 
     async def _make(self, flow: Flow, rules: QueueRules) -> None:
         if flow not in self._made:
-            await make_consumer(self._backbone, flow, rules, seconds=self._patience)
+            await persistently(partial(make_consumer, self._backbone, flow, rules), seconds=self._patience)
         self._made[flow] = None
         self._made.move_to_end(flow)
         if len(self._made) > KNOWN_CONSUMERS:

@@ -7,10 +7,9 @@ each, so that a ticket that comes free, by a lease that ran out above all, comes
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
@@ -18,13 +17,14 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
-from nst_server.jobs.backbone import REQUEST_SECONDS, START_SECONDS, TRANSIENT, Backbone, persistently
-from nst_server.jobs.pulls import NO_CONSUMER, Pulls
+from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.pulls import FULL, NO_CONSUMER, Pulls
 from nst_server.jobs.topology import TICKET_PREFIX, TICKETS, QueueRules, tenant_of, tenant_token, ticket_consumer
 
 WAKE_SUBJECT = "nst.wake"
 IDLE_SECONDS = 1.0
-# A flow without a free ticket is asked again after this long, but of many only so many in one look.
+# A flow without a free ticket is asked again after this long, but of many only so many in one look,
+# and of those that do not answer one: a seat that is free must not wait for them.
 DRY_SECONDS = 1.0
 DRY_FLOWS_ASKED = 16
 
@@ -52,6 +52,18 @@ class Flow(NamedTuple):
         return "-".join([self.lane, *filter(None, [tenant_token(self.tenant)])])
 
 
+class _Dry(NamedTuple):
+    """A flow that had no free ticket."""
+
+    tickets: int
+    asked_at: float
+    full: bool  # it has tickets, but its tenant may run no more of them
+
+    def lasts(self, tickets: int) -> bool:
+        """Whether that is still so, as far as the number of its tickets tells: what ends makes room."""
+        return tickets >= self.tickets if self.full else tickets == self.tickets
+
+
 Rank = Callable[[Sequence[Flow]], Sequence[Flow]]
 
 
@@ -63,7 +75,7 @@ class TicketSource:
         self._backbone = backbone
         self._nats = backbone.nats
         self._stirred = asyncio.Event()
-        self._dry: dict[Flow, tuple[int, float]] = {}  # how many tickets it had, and when it was asked
+        self._dry: dict[Flow, _Dry] = {}
         self._reconnects = 0
 
     async def open(self) -> None:
@@ -82,6 +94,7 @@ class TicketSource:
                 await self._wait(pulls, rank)
                 message = pulls.take()
             if message is not None:
+                self._dry.pop(Flow.of(message.subject), None)
                 return message
 
     def nudge(self) -> None:
@@ -105,35 +118,39 @@ class TicketSource:
             return True
         info = await self._info()
         counts = {Flow.of(subject): count for subject, count in (info.state.subjects or {}).items()}
-        self._dry = {flow: asked for flow, asked in self._dry.items() if flow in counts}
+        self._dry = {flow: dry for flow, dry in self._dry.items() if dry.lasts(counts.get(flow, -1))}
         wanted = {flow.consumer: flow for flow in rank(list(counts))}
         open_consumers = pulls.open_consumers()
         if not open_consumers <= wanted.keys():
             return True
         unasked = [flow for consumer, flow in wanted.items() if consumer not in open_consumers]
-        for flow in self._worth_asking(unasked, counts):
-            self._dry[flow] = counts[flow], monotonic()
-            await self._ask(pulls, flow, info)
+        for flow in self._worth_asking(unasked):
+            status = await self._ask(pulls, flow, info)
             if pulls.ready:
-                self._dry.pop(flow, None)
                 return True
+            self._dry[flow] = _Dry(counts[flow], monotonic(), status == FULL)
         for consumer in [flow.consumer for flow in unasked]:
             if consumer not in pulls.open_consumers():
                 await pulls.wait(consumer)
         return False
 
-    def _worth_asking(self, flows: Sequence[Flow], counts: Mapping[Flow, int]) -> list[Flow]:
+    def _worth_asking(self, flows: Sequence[Flow]) -> list[Flow]:
         """The flows that can have a free ticket, in their order."""
         before = monotonic() - DRY_SECONDS
-        dry = {flow: self._dry[flow][1] for flow in flows if self._dry.get(flow, (None,))[0] == counts[flow]}
-        again = sorted((flow for flow, asked in dry.items() if asked < before), key=lambda flow: dry[flow])
-        left_out = dry.keys() - again[:DRY_FLOWS_ASKED]
+        dry = [flow for flow in flows if flow in self._dry]
+        dry.sort(key=lambda flow: self._dry[flow].asked_at)
+        again = [flow for flow in dry if self._dry[flow].asked_at < before]
+        full = [flow for flow in again if self._dry[flow].full]
+        left_out = set(dry) - {*again[:DRY_FLOWS_ASKED]} | {*full[1:]}
         return [flow for flow in flows if flow not in left_out]
 
-    async def _ask(self, pulls: Pulls, flow: Flow, queue: StreamInfo) -> None:
-        if await pulls.ask(flow.consumer) == NO_CONSUMER:
-            await make_consumer(self._backbone, flow, QueueRules.of(queue.config), seconds=REQUEST_SECONDS)
-            await pulls.ask(flow.consumer)
+    async def _ask(self, pulls: Pulls, flow: Flow, queue: StreamInfo) -> str:
+        status = await pulls.ask(flow.consumer)
+        if status == NO_CONSUMER:
+            with suppress(APIError, *TRANSIENT):  # the other flows are not to suffer
+                await make_consumer(self._backbone, flow, QueueRules.of(queue.config))
+                status = await pulls.ask(flow.consumer)
+        return status
 
     async def _info(self) -> StreamInfo:
         return await self._backbone.jetstream.stream_info(TICKETS, subjects_filter=f"{TICKET_PREFIX}.>")
@@ -153,14 +170,15 @@ class TicketSource:
         return True
 
     async def _on_wake(self, message: Msg) -> None:
-        self._dry.pop(Flow.of(message.data.decode()), None)
+        flow = Flow.of(message.data.decode())
+        if (dry := self._dry.get(flow)) is not None and not dry.full:
+            del self._dry[flow]
         self._stirred.set()
 
 
-async def make_consumer(backbone: Backbone, flow: Flow, rules: QueueRules, *, seconds: float | None) -> None:
+async def make_consumer(backbone: Backbone, flow: Flow, rules: QueueRules) -> None:
     """Makes the flow's consumer, or brings the one that is there to the rules."""
-    config = ticket_consumer(flow.consumer, flow.subject, rules)
-    await persistently(partial(backbone.jetstream.add_consumer, TICKETS, config=config), seconds=seconds)
+    await backbone.jetstream.add_consumer(TICKETS, config=ticket_consumer(flow.consumer, flow.subject, rules))
 
 
 async def wake(backbone: Backbone, flow: Flow) -> None:

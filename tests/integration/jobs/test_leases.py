@@ -9,7 +9,7 @@ from nst.v1 import job_pb2
 from nst_server.jobs import lease as lease_module
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Lease, Leases, Superseded
-from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.tickets import Flow, TicketSource
 
 LEASE_SECONDS = 1.0
 
@@ -262,3 +262,40 @@ async def test_a_paused_job_holds_no_ticket_and_resumes_elsewhere(
         job_pb2.JOB_STATE_QUEUED,
         job_pb2.JOB_STATE_RUNNING,
     ]
+
+
+async def vanish(backbone) -> None:
+    """Loses the consumer, and with it who holds what and how often it was delivered."""
+    await backbone.jetstream.delete_consumer("NST_TICKETS", Flow("interactive", "tenant").consumer)
+
+
+async def test_a_vanished_consumer_takes_no_job_from_its_holder(
+    backbone, commands, leases, other_leases, tickets, spec
+):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    keeping = asyncio.create_task(lease.keep_alive())
+    await vanish(backbone)
+    again = await asyncio.wait_for(tickets.next(list), 10)
+    assert again.metadata.num_delivered == 1  # the count begins again
+    assert await other_leases.claim(again) is None
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tickets.next(list), 2 * LEASE_SECONDS)
+    await lease.append(succeeded(1))
+    await lease.close()
+    keeping.cancel()
+    await no_ticket_left(backbone)
+    assert (await commands.get(job.job_id)).attempt == 1
+
+
+async def test_a_vanished_consumer_does_not_keep_a_job_with_a_dead_holder(
+    backbone, commands, leases, other_leases, tickets, spec
+):
+    await commands.create("request", "tenant", spec, "")
+    dead = await claimed(leases, tickets)
+    await vanish(backbone)
+    assert await other_leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
+    heir = await claimed(other_leases, tickets)  # once the holder has been silent for long enough
+    assert (heir.attempt, heir.record.lease.lost_attempts) == (2, 1)
+    with pytest.raises(Superseded):
+        await dead.append(progress(1))

@@ -12,6 +12,7 @@ from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import queue as queue_module
 from nst_server.jobs.backbone import connect
+from nst_server.jobs.pulls import Pulls
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.tickets import Flow, TicketSource, make_consumer
 from nst_server.jobs.topology import QueueRules, ticket_consumers
@@ -169,6 +170,21 @@ async def test_a_ticket_that_comes_while_the_wait_ends_is_not_lost(queue, source
         await message.ack_sync(timeout=10)
 
 
+async def test_what_is_sent_while_requests_are_withdrawn_goes_back(backbone, queue, other):
+    flow = Flow("interactive", "a")
+    await put(queue, "a", "job 0")
+    await (await taken(other)).ack_sync(timeout=10)
+    for number in range(1, 20):
+        async with Pulls(backbone.nats, lambda: None) as pulls:
+            await pulls.wait(flow.consumer)
+            await backbone.nats.flush()
+            # Not awaited: it is delivered while the requests are withdrawn.
+            await backbone.nats.publish(flow.subject, Ticket(job_id=f"job {number}").SerializeToString())
+        message = await asyncio.wait_for(other.next(list), LEASE_SECONDS * 0.8)
+        assert job_of(message) == f"job {number}"
+        await message.ack_sync(timeout=10)
+
+
 async def test_a_consumer_that_vanished_is_made_again(backbone, queue, source):
     await put(queue, "a", "first", "second")
     await backbone.jetstream.delete_consumer("NST_TICKETS", Flow("interactive", "a").consumer)
@@ -279,6 +295,35 @@ async def test_a_tenant_runs_a_limited_number_of_jobs_and_the_others_wait(nats_u
         assert job_of(await asyncio.wait_for(waiting, 0.9)) == "3"
 
 
+async def test_tenants_at_their_limit_do_not_hold_up_the_others(nats_url):
+    async with connect(nats_url, "gateway", StoreSettings(max_tenant_running_jobs=1, lease_seconds=30)) as backbone:
+        queue, source = TicketQueue(backbone, patience=5), await opened(backbone)
+        full = [f"full-{number}" for number in range(10)]
+        for tenant in full:
+            await put(queue, tenant, "running", "waits")
+        held = [await taken(source, sorted) for _ in full]
+        assert {job_of(message) for message in held} == {"running"}
+        await nothing(source, 0.5, sorted)  # has found out by now
+        asked: list[str] = []
+        ask = Pulls.ask
+
+        async def counted(pulls: Pulls, consumer: str) -> str:
+            asked.append(consumer)
+            return await ask(pulls, consumer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pulls, "ask", counted)
+            await put(queue, "late", "job")
+            assert job_of(await taken(source, lambda flows: sorted(flows, key=full_first))) == "job"
+        assert len(asked) <= 2
+        await held[3].ack()
+        assert Flow.of((await taken(source, sorted)).subject) == Flow.of(held[3].subject)
+
+
+def full_first(flow: Flow) -> bool:
+    return not flow.tenant.startswith("full")
+
+
 async def test_a_lower_limit_keeps_the_tickets_that_are_there(nats_url):
     async with connect(nats_url, "gateway", StoreSettings(max_tenant_jobs=20)) as backbone:
         await put(TicketQueue(backbone, patience=5), "a", *map(str, range(10)))
@@ -340,7 +385,7 @@ async def test_a_paused_consumer_gives_nothing_out_even_when_it_is_made_again(ba
     flow = Flow("interactive", "a")
     until = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     await backbone.jetstream.pause_consumer("NST_TICKETS", flow.consumer, until)
-    await make_consumer(backbone, flow, QueueRules(LEASE_SECONDS, 40, 30), seconds=5)
+    await make_consumer(backbone, flow, QueueRules(LEASE_SECONDS, 40, 30))
     await nothing(source, 0.3)
     await backbone.jetstream.resume_consumer("NST_TICKETS", flow.consumer)
     assert job_of(await taken(source)) == "job"

@@ -1,29 +1,66 @@
 """The job store follows the gateway's settings."""
 
+import asyncio
 import dataclasses
 
+import nats
 import pytest
+from nats.js import api
 
+from nst.internal.v1.job_record_pb2 import Ticket
+from nst.v1 import job_pb2
 from nst_server.jobs import backbone as backbone_module
 from nst_server.jobs.backbone import BackboneUnavailable, connect
+from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.topology import ticket_consumers
 
 
 async def test_changed_settings_reach_a_store_that_is_there(nats_url, store_settings):
-    async with connect(nats_url, "gateway", store_settings):
-        pass
+    async with connect(nats_url, "gateway", store_settings) as backbone:
+        await TicketQueue(backbone, patience=5).put("job", "tenant", job_pb2.PRIORITY_BATCH)
     changed = dataclasses.replace(
-        store_settings, max_queued_jobs=7, lease_seconds=33, retention_hours=2, max_picture_bytes=9 * 2**20
+        store_settings,
+        max_queued_jobs=7,
+        lease_seconds=33,
+        retention_hours=2,
+        max_picture_bytes=9 * 2**20,
+        max_tenant_running_jobs=5,
     )
     async with connect(nats_url, "gateway", changed) as backbone:
         streams = {info.config.name: info.config for info in await backbone.jetstream.streams_info()}
         tickets = TicketSource(backbone)
         await tickets.open()
+        (consumer,) = await ticket_consumers(backbone.jetstream)
+    assert (consumer.config.ack_wait, consumer.config.max_ack_pending) == (33, 5)
     assert streams["NST_TICKETS"].max_msgs == 7
     assert tickets.lease_seconds == 33
     assert streams["NST_PICTURES"].max_bytes == 9 * 2**20
     for name in ("NST_EVENTS", "KV_nst_jobs", "NST_PICTURES", "NST_CHECKPOINTS"):
         assert streams[name].max_age == 2 * 3600
+
+
+async def test_a_store_of_before_tenants_had_queues_is_taken_over(nats_url, store_settings):
+    client = await nats.connect(nats_url)
+    jetstream = client.jetstream()
+    stream = api.StreamConfig(
+        name="NST_TICKETS",
+        subjects=["nst.ticket.*"],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs=1000,
+    )
+    await jetstream.add_stream(stream)
+    lane = api.ConsumerConfig(durable_name="batch", name="batch", filter_subject="nst.ticket.batch", ack_wait=10)
+    await jetstream.add_consumer("NST_TICKETS", lane)
+    await jetstream.publish("nst.ticket.batch", Ticket(job_id="old").SerializeToString())
+    await client.close()
+    async with connect(nats_url, "gateway", store_settings) as backbone:
+        await TicketQueue(backbone, patience=5).put("new", "tenant", job_pb2.PRIORITY_BATCH)
+        tickets = TicketSource(backbone)
+        await tickets.open()
+        messages = [await asyncio.wait_for(tickets.next(list), 10) for _ in range(2)]
+    assert {Ticket.FromString(message.data).job_id for message in messages} == {"old", "new"}
 
 
 async def test_a_model_server_says_so_when_no_gateway_has_set_the_store_up(nats_url, monkeypatch):
