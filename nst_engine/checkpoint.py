@@ -23,7 +23,8 @@ class SessionState:
         options: as steered so far.
         style_shares: likewise.
         iteration: iterations done.
-        scale_ends: the last iteration of each scale; earlier than planned where one was cut short.
+        scale_ends: the last iteration of each scale; not as planned where one was cut short, or more or fewer
+            iterations were asked for since.
         recent_losses: `StopRule.recent` of the scale worked on.
         undone: as in `StepReport`.
         step: the current step factor, below 1 after a divergence.

@@ -12,7 +12,7 @@ from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.networks import NETWORKS
 from nst_engine.objective import Objective
 from nst_engine.options import StylizeOptions
-from nst_engine.schedule import Scale, taps_in_use
+from nst_engine.schedule import Scale, named_taps
 from nst_engine.start import first_image
 from nst_engine.tiled import TiledObjective, check_memory, in_tiles
 
@@ -110,5 +110,5 @@ class Material:
 
 
 def _size_at(scale: Scale, style: Tensor, options: StylizeOptions) -> tuple[int, int]:
-    minimum = NETWORKS[options.model].minimum_side(taps_in_use(options))
+    minimum = NETWORKS[options.model].minimum_side(named_taps(options))
     return pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from nst_engine.backbone import Backbone
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
 from nst_engine.protection import Protection
-from nst_engine.schedule import taps_in_use
+from nst_engine.schedule import named_taps, taps_in_use
 from nst_engine.statistics import make_statistic
 from nst_engine.style_loss import StyleLoss
 from nst_engine.tiling import Tile
@@ -77,13 +77,12 @@ class Objective:
     ) -> None:
         self._backbone = backbone
         self._pooling = options.pooling
-        self._taps = taps_in_use(options)
-        self._content_weights = {tap: options.content_layers.get(tap, 0.0) for tap in self._taps}
-        style_weights = {tap: options.style_layers.get(tap, 0.0) for tap in self._taps}
+        self._taps = named_taps(options)
+        self._content_weights = self._by_tap(options.content_layers)
         masks = masks or [StyleMasks()] * len(styles)
         self._memory_budget = memory_budget
         self._tiles = self._tiles_of(content)
-        self._style_loss = StyleLoss(make_statistic(options), style_weights, masks)
+        self._style_loss = StyleLoss(make_statistic(options), self._by_tap(options.style_layers), masks)
         with torch.no_grad():
             self._content_maps = self._content_targets(content)
             for style, one in zip(styles, masks, strict=True):
@@ -93,17 +92,29 @@ class Objective:
         self._position_weights: dict[str, Tensor] = {}
         self._protection: Protection | None = None
         if subject is not None:
-            self._protect(subject, options.protection)
-        self._shares: tuple[float, ...] = ()
+            self._protection = Protection(content, subject, options.protection)
+            self._position_weights = {
+                tap: self._protection.content_weights(maps) for tap, maps in self._content_maps.items()
+            }
+        self._steered: tuple[Any, ...] = ()
         self.steer(options, shares)
 
     def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
-        """Takes the weights from `options` and blends the style targets by `shares`."""
-        if tuple(shares) != self._shares:
-            self._shares = tuple(shares)
+        """Takes the weights of losses and layers from `options` and blends the style targets by `shares`.
+
+        Layers are named at the start; those of weight 0 count for nothing. A change of layers or shares changes
+        how hard a side pulls, and the balance by strength is struck anew: the objective is the one that
+        would be made with these, as it is when a run resumes.
+        """
+        steered = tuple(shares), options.content_layers, options.style_layers
+        if steered != self._steered:
+            self._steered = steered
+            self._taps_in_use = taps_in_use(options)
+            self._content_weights = self._by_tap(options.content_layers)
+            self._style_loss.reweigh(self._by_tap(options.style_layers))
             self._style_loss.blend(shares)
-            # Struck anew, so that a run that resumes with these shares has the same balance.
             self._balance = (1.0, 1.0) if options.strength is None else self._measure_balance()
+            self._detail_share = 0.0 if self._protection is None else self._measure_detail_share(options.protection)
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
         if options.strength is None:
             self._content_weight = 1.0 if options.content_weight is None else options.content_weight
@@ -151,9 +162,10 @@ class Objective:
     def _content_loss(self, maps: Mapping[str, Tensor], position_weights: Mapping[str, Tensor]) -> Tensor:
         """The unweighted content loss; at the taps in `position_weights`, positions count by these."""
         content = self._content.new_zeros(())
-        for tap, target in self._content_maps.items():
-            error = losses.mean_squared_error(maps[tap], target, position_weights.get(tap))
-            content = content + self._content_weights[tap] * error
+        for tap, weight in self._content_weights.items():
+            if weight > 0:
+                error = losses.mean_squared_error(maps[tap], self._content_maps[tap], position_weights.get(tap))
+                content = content + weight * error
         return content
 
     def _measure_balance(self) -> tuple[float, float]:
@@ -172,42 +184,51 @@ class Objective:
         content, style = self._content_loss(maps, {}), self._style_loss(maps, image)
         return _gradient_size(content, image), _gradient_size(style, image)
 
-    def _protect(self, subject: Tensor, amount: float) -> None:
-        """Adds what keeps the subject; what is off it stays as without, and so does the balance."""
-        protection = Protection(self._content, subject, amount)
-        everywhere = Protection(self._content, torch.ones_like(subject), amount)
+    def _measure_detail_share(self, protection: float) -> float:
+        """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
+        everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = self._reference_image()
         content = self._content_loss(self._features(image), {})
-        level = protection.detail_level * _gradient_size(content, image)
-        self._protection = protection
-        # Of the content weight, which the detail loss thus follows whether it is balanced or raw.
-        self._detail_share = _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
-        self._position_weights = {tap: protection.content_weights(maps) for tap, maps in self._content_maps.items()}
+        level = everywhere.detail_level * _gradient_size(content, image)
+        return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
 
     def _reference_image(self) -> Tensor:
         """Where gradients are measured for a balance: the content under seeded noise."""
         noise = torch.randn(self._content.shape, generator=torch.Generator().manual_seed(0))
         return (self._content + REFERENCE_NOISE * noise.to(self._content.device)).requires_grad_(True)
 
+    def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
+        """The weights in the order of the network."""
+        return {tap: layers[tap] for tap in self._taps if tap in layers}
+
     def _features(self, image: Tensor) -> dict[str, Tensor]:
-        return self._backbone.features(image, self._taps, self._pooling)
+        """The maps that count."""
+        return self._backbone.features(image, self._taps_in_use, self._pooling)
+
+    def _target_features(self, picture: Tensor) -> dict[str, Tensor]:
+        """The maps that count or may come to."""
+        return self._backbone.features(picture, self._taps, self._pooling)
 
     def _tiles_of(self, picture: Tensor) -> tuple[Tile, ...]:
         height, width = picture.shape[2:]
         return self._backbone.tiles(height, width, self._taps, self._pooling, self._memory_budget)
 
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
-        return _chosen(self._features(content), self._content_weights)
+        maps = self._target_features(content)
+        return {tap: maps[tap] for tap in self._content_weights}
 
     def _measured(self, style: Tensor, mask: Tensor | None) -> dict[str, Any]:
         """The style statistic of a part of a picture, or of all of it, by tap."""
         tiles = self._tiles_of(style)
+        taps = self._style_loss.taps
         if len(tiles) > 1:
-            return self._mean_statistics(self._features, style, tiles)
-        return self._style_loss.measure(self._features(style), mask)
+            return self._mean_statistics(self._target_features, style, tiles, taps)
+        return self._style_loss.measure(self._target_features(style), taps, mask)
 
-    def _mean_statistics(self, features: mosaic.Features, picture: Tensor, tiles: Sequence[Tile]) -> dict[str, Any]:
-        strides = {tap: self._backbone.network.stride(tap) for tap in self._style_loss.taps}
+    def _mean_statistics(
+        self, features: mosaic.Features, picture: Tensor, tiles: Sequence[Tile], taps: Collection[str]
+    ) -> dict[str, Any]:
+        strides = {tap: self._backbone.network.stride(tap) for tap in taps}
         processes = self._backbone.processes
         return mosaic.mean_statistics(features, picture, tiles, strides, self._style_loss.statistic, processes)
 
@@ -222,7 +243,3 @@ def _gradient_size(term: Tensor, image: Tensor) -> float:
 
 def _ratio(level: float, size: float) -> float:
     return level / size if size > 0 else 0.0
-
-
-def _chosen(maps: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    return {tap: features for tap, features in maps.items() if weights[tap] > 0}

@@ -192,6 +192,39 @@ def from_fields(given: Mapping[str, Any]) -> StylizeOptions:
     return StylizeOptions(**values)
 
 
+def steered(options: StylizeOptions, changes: Mapping[str, Any]) -> StylizeOptions:
+    """The options of a run with some of them changed on the way.
+
+    Args:
+        options: as they are.
+        changes: new values by name. Layers are changed as a whole: a tap that is left out weighs 0, and
+            stays named in the options, so that it can have a weight again.
+
+    Raises:
+        OptionError: a value is not allowed; raw weights are changed of a run that is balanced by strength, or
+            the other way round; or layers at a tap that the options do not name, or with no weight above 0.
+    """
+    balanced = options.strength is not None
+    for name in ("content_weight", "style_weight") if balanced else ():
+        if name in changes:
+            raise OptionError(name, "this run is balanced by strength: change strength instead")
+    if not balanced and "strength" in changes:
+        raise OptionError("strength", "this run has raw weights: change content_weight and style_weight instead")
+    layers = {name: changes[name] for name in ("content_layers", "style_layers") if name in changes}
+    for name, weights in layers.items():
+        named = getattr(options, name)
+        for tap in weights:
+            if tap not in named:
+                taps = ", ".join(named) or "none"
+                raise OptionError(f"{name}.{tap}", f"this run has no target at this tap, and makes no new ones: {taps}")
+        layers[name] = {tap: weights.get(tap, 0.0) for tap in named}
+    changed = dataclasses.replace(options, **{**changes, **layers})
+    for name in layers:
+        if not any(getattr(changed, name).values()):
+            raise OptionError(name, "at least one weight must be above 0")
+    return changed
+
+
 def ranges() -> dict[str, tuple[float, float]]:
     """The allowed range of every numeric option."""
     return {

@@ -18,10 +18,10 @@ from nst_engine.inpainting import Filling
 from nst_engine.material import Material
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_engine.parametrization import Parametrization, check_parametrization, make_parametrization
 from nst_engine.report import StepReport
-from nst_engine.schedule import Scale, cut, plan, with_ends
+from nst_engine.schedule import Scale, cut, plan, with_total
 from nst_engine.stopping import StopReason, StopRule
 
 
@@ -60,7 +60,7 @@ class Session:
         self._options = options
         self._memory_budget = memory_budget
         height, width = material.content.shape[2:]
-        self._scales = plan(height, width, options)
+        self._scales = plan(height, width, options, None if state is None else state.scale_ends)
         self._check_memory()
         self._iteration = 0
         self._guard = Guard()
@@ -119,7 +119,7 @@ class Session:
         if self.finished:
             raise RuntimeError("the session is finished: start another one")
         if self._iteration == self._scale.last:
-            following = self._scales[self._scale.number]
+            following = next(scale for scale in self._scales if scale.last > self._iteration)
             del self._objective, self._optimizer  # their memory is wanted for those of the next scale
             self._enter(following, pictures.resize(self._image, (following.height, following.width)))
         if self._evaluation is None:
@@ -141,16 +141,31 @@ class Session:
         style_weight: float | None = None,
         tv_weight: float | None = None,
         style_shares: Sequence[float] | None = None,
+        content_layers: Mapping[str, float] | None = None,
+        style_layers: Mapping[str, float] | None = None,
+        iterations: int | None = None,
     ) -> None:
-        """Steers the run from the next iteration on; what is None stays as it is.
+        """Steers the run from the next iteration on; what is None, or equal to what holds, stays as it is.
 
-        The objective changes, so its curvature so far no longer holds: L-BFGS starts its history
-        afresh and the gradient is evaluated anew.
+        When the objective changes, its curvature so far no longer holds: L-BFGS starts its history
+        afresh and the gradient is evaluated anew. With a strength, a change of layers or shares strikes
+        the balance anew: a strength looks alike whatever the layers are.
+
+        Args:
+            strength: as in `StylizeOptions`; for a run that is balanced by it.
+            content_weight, style_weight: for a run with raw weights.
+            tv_weight: as in `StylizeOptions`.
+            style_shares: one per style, at least 0, at least one above 0.
+            content_layers, style_layers: weights by tap, at least 0, at least one above 0, at taps that the
+                options name; one left out weighs 0.
+            iterations: the new number in all. More go to the last scale, and fewer are taken from it; fewer
+                than the scales before it have end the run at one of these, and cut it short for good. Fewer
+                than are done leave one more to do.
 
         Raises:
             OptionError: a value out of range, raw weights on a session balanced by strength or the
-                other way round, not one share per style, or another process of the engine's group was
-                given another one. Nothing has changed then.
+                other way round, not one share per style, a tap that the run has no target for, or another
+                process of the engine's group was given another one. Nothing has changed then.
             RuntimeError: another process has refused. Nothing has changed then.
         """
         given: dict[str, Any] = {
@@ -158,17 +173,21 @@ class Session:
             "content_weight": content_weight,
             "style_weight": style_weight,
             "tv_weight": tv_weight,
+            "content_layers": content_layers,
+            "style_layers": style_layers,
+            "iterations": iterations,
         }
         with self._backbone.processes.in_step({**given, "style_shares": style_shares}):
-            self._check_steering(strength, content_weight, style_weight)
-            options = dataclasses.replace(self._options, **{k: v for k, v in given.items() if v is not None})
+            options = steered(self._options, {name: value for name, value in given.items() if value is not None})
             shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._shares))
-        self._options, self._shares = options, shares
-        self._objective.steer(options, shares)
-        self._optimizer.restart()
-        self._stop_rule = StopRule(options, final=self._at_last_scale)
-        self._guard.restart()
-        self._evaluation = None
+        if options.iterations != self._options.iterations:
+            self._options = dataclasses.replace(self._options, iterations=options.iterations)
+            self._reschedule(options.iterations)
+        if (options, shares) != (self._options, self._shares):
+            self._options, self._shares = options, shares
+            self._objective.steer(options, shares)
+            self._optimizer.restart()
+            self._start_judging()
 
     def state_dict(self) -> SessionState:
         """A snapshot that later steps do not touch, on the CPU."""
@@ -211,9 +230,19 @@ class Session:
         self._optimizer = make_optimizer(
             self._options, self._parameters.shape, self._backbone.device, self._memory_budget
         )
+        self._start_judging()
+
+    def _start_judging(self) -> None:
+        """Begins to watch a scale or an objective that is new."""
         self._stop_rule = StopRule(self._options, final=self._at_last_scale)
         self._guard.restart()
         self._evaluation = None
+
+    def _reschedule(self, iterations: int) -> None:
+        # A run ends with an iteration, which tells why, and never between two.
+        least = self._iteration if self.finished else self._iteration + 1
+        self._scales = with_total(self._scales, max(iterations, least))
+        self._scale = self._scales[self._scale.number - 1]
 
     def _check_memory(self) -> None:
         """Raises `OptionError` unless all of the largest scale fits."""
@@ -222,7 +251,6 @@ class Session:
         self._material.check_memory(self._backbone, last, self._options, self._memory_budget)
 
     def _restore(self, state: SessionState) -> None:
-        self._scales = with_ends(self._scales, state.scale_ends)
         scale = next(scale for scale in self._scales if state.iteration <= scale.last)
         # Copied, as what was read from bytes may lie anywhere, and products of unaligned memory round otherwise.
         tensors = {name: tensor.to(self._backbone.device, copy=True) for name, tensor in state.tensors.items()}
@@ -242,15 +270,6 @@ class Session:
         gradient = tensors["best_gradient"]
         evaluation = Evaluation(dict(state.best_losses), state.best_total_loss, gradient, finite=True)
         return Point(tensors["best_parameters"], evaluation)
-
-    def _check_steering(self, strength: float | None, content_weight: float | None, style_weight: float | None) -> None:
-        balanced = self._options.strength is not None
-        if balanced and content_weight is not None:
-            raise OptionError("content_weight", "this run is balanced by strength: steer strength instead")
-        if balanced and style_weight is not None:
-            raise OptionError("style_weight", "this run is balanced by strength: steer strength instead")
-        if not balanced and strength is not None:
-            raise OptionError("strength", "this run has raw weights: steer content_weight and style_weight instead")
 
     @property
     def _image(self) -> Tensor:

@@ -28,7 +28,7 @@ class StyleLoss:
 
     Args:
         statistic: what is compared.
-        layer_weights: by tap; those of 0 count for nothing.
+        layer_weights: by tap; those of 0 count for nothing, as long as `reweigh` leaves them at it.
         masks: of each style; the styles themselves follow by `add`, in the same order.
     """
 
@@ -39,19 +39,28 @@ class StyleLoss:
         masks: Sequence[StyleMasks],
     ) -> None:
         self.statistic = statistic
-        self._weights = {tap: weight for tap, weight in layer_weights.items() if weight > 0}
+        self._weights = layer_weights
         self._measured: list[Mapping[str, Any]] = []
         self._regions = distinct_regions(masks)
         self._aims: list[_Aim] = []
 
     @property
     def taps(self) -> Collection[str]:
-        """Those that count."""
+        """Those that have a target."""
         return self._weights.keys()
 
-    def measure(self, maps: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Any]:
-        """The statistic by tap of a picture with these maps, over a mask of it or everywhere."""
-        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in self._weights}
+    @property
+    def taps_in_use(self) -> Collection[str]:
+        """Those that count."""
+        return [tap for tap, weight in self._weights.items() if weight > 0]
+
+    def reweigh(self, layer_weights: Mapping[str, float]) -> None:
+        """Takes other weights of the same taps."""
+        self._weights = layer_weights
+
+    def measure(self, maps: Mapping[str, Tensor], taps: Collection[str], mask: Tensor | None = None) -> dict[str, Any]:
+        """The statistic at `taps` of a picture with these maps, over a mask of it or everywhere."""
+        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in taps}
 
     def add(self, measured: Mapping[str, Any]) -> None:
         """Takes the next style, as measured over its source region."""
@@ -79,14 +88,15 @@ class StyleLoss:
 
     def __call__(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
         """The loss of an image with these maps by tap."""
-        return self.distance([self.measure(maps, aim.region.mask) for aim in self._aims], image)
+        taps = self.taps_in_use
+        return self.distance([self.measure(maps, taps, aim.region.mask) for aim in self._aims], image)
 
     def distance(self, measured: Sequence[Mapping[str, Any]], image: Tensor) -> Tensor:
         """The loss of an image of which this has been measured, in each region that is aimed at."""
         loss = image.new_zeros(())
         for aim, by_tap in zip(self._aims, measured, strict=True):
-            for tap, target in aim.targets.items():
-                loss = loss + aim.area * self._weights[tap] * self.statistic.distance(by_tap[tap], target)
+            for tap, measure in by_tap.items():
+                loss = loss + aim.area * self._weights[tap] * self.statistic.distance(measure, aim.targets[tap])
         return loss
 
     def _blended(self, region: Region, shares: Sequence[float]) -> dict[str, Any]:

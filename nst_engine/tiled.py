@@ -15,7 +15,7 @@ from nst_engine.masks import StyleMasks
 from nst_engine.mosaic import computed, owned_within, positions, share_of
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.options import OptionError, StylizeOptions
-from nst_engine.schedule import taps_in_use
+from nst_engine.schedule import named_taps
 from nst_engine.statistics import make_statistic
 from nst_engine.tiling import MIB, Tile
 
@@ -33,7 +33,7 @@ def in_tiles(backbone: Backbone, size: Size, options: StylizeOptions, memory_bud
     Raises:
         OptionError: not even the smallest tile fits.
     """
-    tiles = backbone.tiles(*size, taps_in_use(options), options.pooling, memory_budget)
+    tiles = backbone.tiles(*size, named_taps(options), options.pooling, memory_budget)
     return len(tiles) > 1 or backbone.processes.size > 1
 
 
@@ -124,8 +124,8 @@ class TiledObjective(Objective):
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
         """None of the whole: each process keeps those of its own tiles."""
         network = self._backbone.network
-        strides = {tap: network.stride(tap) for tap, weight in self._content_weights.items() if weight > 0}
-        self._own_targets = mosaic.owned_maps(self._features, content, self._own_tiles, strides)
+        strides = {tap: network.stride(tap) for tap in self._content_weights}
+        self._own_targets = mosaic.owned_maps(self._target_features, content, self._own_tiles, strides)
         return {}
 
     def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
@@ -149,10 +149,10 @@ class TiledObjective(Objective):
         `only` has the maps of this process's one tile, if they are there already.
         """
         loss = self._style_loss
-        if not loss.taps:
+        if not loss.taps_in_use:
             return 0.0, {}
         features = self._features if only is None else lambda _: only[1]
-        measured = self._mean_statistics(features, image, self._tiles)
+        measured = self._mean_statistics(features, image, self._tiles, loss.taps_in_use)
         parts = list(chain(*measured.values()))
         for tensor in parts:
             tensor.requires_grad_(True)

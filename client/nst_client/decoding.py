@@ -67,6 +67,7 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         initial=_reference(job.spec.initial.reference) if job.spec.HasField("initial") else None,
         subject=_reference(job.spec.subject.reference) if job.spec.HasField("subject") else None,
         hole=_reference(job.spec.hole.reference) if job.spec.HasField("hole") else None,
+        control_version=job.control_version,
     )
 
 

@@ -47,6 +47,8 @@ class Progress:
         iterations_per_second: the current pace.
         seconds_left: an estimate of the time to the result.
         undone: how many of the iterations so far diverged, and were undone.
+        control_version: the latest change that this iteration obeyed, by the number in `JobStatus`, with all
+            those before it; 0 for none.
     """
 
     iteration: int
@@ -60,6 +62,7 @@ class Progress:
     iterations_per_second: float
     seconds_left: float
     undone: int
+    control_version: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +181,8 @@ class JobStatus:
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
         hole: the mask of what alone may change; None if it was not given one.
+        control_version: the number of the latest change that was asked of it, 0 before the first; what
+            `steer`, `pause`, `resume` and `cancel` return has that of their own.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -205,6 +210,7 @@ class JobStatus:
     initial: ImageRef | None
     subject: ImageRef | None
     hole: ImageRef | None
+    control_version: int
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -1,7 +1,7 @@
 """A job on a server, as the client holds it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 
 import grpc
@@ -104,15 +104,25 @@ class AsyncJob:
         style_weight: float | None = None,
         tv_weight: float | None = None,
         style_shares: Sequence[float] = (),
+        content_layers: Mapping[str, float] | None = None,
+        style_layers: Mapping[str, float] | None = None,
+        iterations: int | None = None,
         priority: Priority | None = None,
     ) -> JobStatus:
-        """Change weights while the job waits or runs; what is left out stays as it is.
+        """Change weights and iterations while the job waits or runs; what is left out stays as it is.
+
+        A running job obeys from the iteration after the one in hand. The status that is returned has the
+        number of the change: it counts from the first ProgressEvent whose `control_version` is at least
+        this one.
 
         Args:
             strength: 0 to 1, for a job that is balanced by strength.
             content_weight, style_weight: for a job with raw weights.
             tv_weight: of the total variation.
-            style_shares: one number above 0 for each style.
+            style_shares: one number for each style, at least 0, and not all 0.
+            content_layers, style_layers: weights by tap, in the place of all weights of that kind: a tap left
+                out weighs 0. Only taps that the job's options name.
+            iterations: over all scales; fewer than are done end the job after the iteration in hand.
             priority: while the job waits.
         """
         update = job_pb2.JobUpdate(
@@ -121,6 +131,9 @@ class AsyncJob:
             style_weight=style_weight,
             tv_weight=tv_weight,
             style_shares=style_shares,
+            content_layers=content_layers,
+            style_layers=style_layers,
+            iterations=iterations,
             priority=priority_number(priority),
         )
         return await self._update(update)

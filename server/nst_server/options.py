@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-from nst.v1 import options_pb2
+from nst.v1 import job_pb2, options_pb2
 from nst_engine.options import OptionError, StylizeOptions, from_fields
 
 
@@ -35,6 +35,17 @@ def options_to_proto(options: StylizeOptions) -> options_pb2.StylizeOptions:
         else:
             setattr(message, field.name, value)
     return message
+
+
+def steering_from_proto(update: job_pb2.JobUpdate) -> dict[str, Any]:
+    """What an update sets of the arguments of `Session.update`."""
+    given = {field.name: value for field, value in update.ListFields() if field.name not in ("paused", "priority")}
+    for name in ("content_layers", "style_layers"):
+        if name in given:
+            given[name] = _layers(given[name])
+    if "style_shares" in given:
+        given["style_shares"] = list(update.style_shares)
+    return given
 
 
 def _value(field: FieldDescriptor, value: Any) -> Any:

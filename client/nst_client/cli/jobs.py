@@ -1,4 +1,6 @@
-"""`nst jobs`: look at, follow and end jobs that exist."""
+"""`nst jobs`: look at, follow, steer and end jobs that exist."""
+
+from typing import Any
 
 import click
 from rich.console import Console
@@ -9,15 +11,18 @@ from nst_client.cli.output_file import OutputFile, output_option
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.events import JobState, JobStatus
+from nst_client.options import parse_option
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _job_argument = click.argument("job_id", metavar="JOB")
+_LAYERS = "Repeated for each tap that counts; others of the job's then weigh 0."
+_LAYER_OPTIONS = frozenset({"content_layers", "style_layers"})
 _STATES = {state.name.lower(): state for state in JobState if state is not JobState.UNSPECIFIED}
 
 
 @click.group()
 def jobs() -> None:
-    """Look at, follow and end jobs."""
+    """Look at, follow, steer and end jobs."""
 
 
 @jobs.command("list")
@@ -65,6 +70,48 @@ def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
         await job.wait()
 
     server.ask(watching)
+
+
+@jobs.command()
+@server_options
+@_job_argument
+@click.option("--strength", type=float, metavar="S", help="For a job that is balanced by strength: 0 to 1.")
+@click.option("--content-weight", type=float, metavar="W", help="For a job with raw weights.")
+@click.option("--style-weight", type=float, metavar="W", help="For a job with raw weights.")
+@click.option("--tv-weight", type=float, metavar="W", help="Weight of the total variation.")
+@click.option("--style-share", "style_shares", type=float, multiple=True, metavar="W", help="Once for each style.")
+@click.option("--content-layer", "content_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For content. {_LAYERS}")
+@click.option("--style-layer", "style_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}")
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Over all scales: more, or fewer.")
+@_json_option
+def steer(server: Server, job_id: str, as_json: bool, **changes: Any) -> None:
+    """Change weights or iterations of a job that waits or runs. What is not given stays as it is."""
+    given = {name: value for name, value in changes.items() if value not in (None, ())}
+    if not given:
+        raise click.UsageError("give something to change")
+    try:
+        layers = {name: parse_option(name, ",".join(given[name])) for name in given.keys() & _LAYER_OPTIONS}
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _print_job(server.ask(lambda client: client.job(job_id).steer(**{**given, **layers})), as_json)
+
+
+@jobs.command()
+@server_options
+@_job_argument
+@_json_option
+def pause(server: Server, job_id: str, as_json: bool) -> None:
+    """Hold a job where it is."""
+    _print_job(server.ask(lambda client: client.job(job_id).pause()), as_json)
+
+
+@jobs.command()
+@server_options
+@_job_argument
+@_json_option
+def resume(server: Server, job_id: str, as_json: bool) -> None:
+    """Let a paused job go on."""
+    _print_job(server.ask(lambda client: client.job(job_id).resume()), as_json)
 
 
 @jobs.command()

@@ -303,6 +303,7 @@ class Job(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The server's name for the job."""
     request_id: _builtins.str
@@ -315,6 +316,11 @@ class Job(_message.Message):
     """The sequence number of its latest event."""
     tenant: _builtins.str
     """Who made it, from the request metadata `x-nst-tenant`: 1 to 64 letters, digits, `-`, `_` or `.`."""
+    control_version: _builtins.int
+    """The number of the latest change that was asked of it by UpdateJob, CancelJob or over its Stylize
+    stream; 0 before the first. Numbers rise, by one or more. In the answer to a change it is the number
+    of that change: it counts from the first progress whose `control_version` is at least this one.
+    """
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The work, with pictures as references and every option filled in."""
@@ -354,10 +360,11 @@ class Job(_message.Message):
         result: Global___Result | None = ...,
         error: Global___JobError | None = ...,
         tenant: _builtins.str = ...,
+        control_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "progress", b"progress", "result", b"result", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "error", b"error", "job_id", b"job_id", "last_sequence", b"last_sequence", "progress", b"progress", "request_id", b"request_id", "result", b"result", "spec", b"spec", "state", b"state", "tenant", b"tenant", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "control_version", b"control_version", "create_time", b"create_time", "error", b"error", "job_id", b"job_id", "last_sequence", b"last_sequence", "progress", b"progress", "request_id", b"request_id", "result", b"result", "spec", b"spec", "state", b"state", "tenant", b"tenant", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -508,6 +515,7 @@ class Progress(_message.Message):
     ITERATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     UNDONE_FIELD_NUMBER: _builtins.int
+    CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     iteration: _builtins.int
     """Iterations done, over all scales."""
     iterations: _builtins.int
@@ -532,6 +540,10 @@ class Progress(_message.Message):
     """How many of the iterations so far diverged (the loss rose beyond bounds, or was no number) and
     were undone: the run went back to its best state and on with a smaller step.
     """
+    control_version: _builtins.int
+    """The latest change that this iteration obeyed, by the numbers of `Job.control_version`, and all those
+    before it; 0 for none. A change that comes while the last iteration is computed is too late.
+    """
     @_builtins.property
     def losses(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Its parts by name, weighted: "content", "style", "tv", "box", and "detail" where a subject is protected."""
@@ -550,10 +562,11 @@ class Progress(_message.Message):
         iterations_per_second: _builtins.float = ...,
         seconds_left: _builtins.float = ...,
         undone: _builtins.int = ...,
+        control_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "iteration", b"iteration", "iterations", b"iterations", "iterations_per_second", b"iterations_per_second", "losses", b"losses", "scale", b"scale", "scales", b"scales", "seconds_left", b"seconds_left", "total_loss", b"total_loss", "undone", b"undone", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "height", b"height", "iteration", b"iteration", "iterations", b"iterations", "iterations_per_second", b"iterations_per_second", "losses", b"losses", "scale", b"scale", "scales", b"scales", "seconds_left", b"seconds_left", "total_loss", b"total_loss", "undone", b"undone", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -697,6 +710,46 @@ class JobUpdate(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ContentLayersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class StyleLayersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STRENGTH_FIELD_NUMBER: _builtins.int
     CONTENT_WEIGHT_FIELD_NUMBER: _builtins.int
     STYLE_WEIGHT_FIELD_NUMBER: _builtins.int
@@ -704,6 +757,9 @@ class JobUpdate(_message.Message):
     STYLE_SHARES_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CONTENT_LAYERS_FIELD_NUMBER: _builtins.int
+    STYLE_LAYERS_FIELD_NUMBER: _builtins.int
+    ITERATIONS_FIELD_NUMBER: _builtins.int
     strength: _builtins.float
     """A new strength; only for a job that is balanced by strength."""
     content_weight: _builtins.float
@@ -716,9 +772,27 @@ class JobUpdate(_message.Message):
     """True holds the job; false lets it go on."""
     priority: Global___Priority.ValueType
     """A new place in the queue; only while the job waits."""
+    iterations: _builtins.int
+    """A new number of iterations over all scales, at most the server's limit max_iterations. More go to
+    the last scale; fewer are taken from the last scale first. Fewer than the scales before it have end
+    the job at one of these, with a picture of its size, and fewer than are done end it after the
+    iteration in hand. The number that the job has already changes nothing.
+    """
     @_builtins.property
     def style_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """New shares of the styles; as many as the job has."""
+
+    @_builtins.property
+    def content_layers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """New weights of all layers where content is compared, tap name to weight in the range of
+        `LayerWeights`, not all of them 0; a tap that is left out weighs 0. Only taps that the job's
+        options name, be it with weight 0: others have no target to compare with. Not for a job that fills a
+        hole, which has no content loss. Empty leaves them as they are.
+        """
+
+    @_builtins.property
+    def style_layers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """New weights of all layers where style is compared; likewise."""
 
     def __init__(
         self,
@@ -730,13 +804,18 @@ class JobUpdate(_message.Message):
         style_shares: _abc.Iterable[_builtins.float] | None = ...,
         paused: _builtins.bool | None = ...,
         priority: Global___Priority.ValueType = ...,
+        content_layers: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        style_layers: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        iterations: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_paused", b"_paused", "_strength", b"_strength", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "content_weight", b"content_weight", "paused", b"paused", "strength", b"strength", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_iterations", b"_iterations", "_paused", b"_paused", "_strength", b"_strength", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "content_weight", b"content_weight", "iterations", b"iterations", "paused", b"paused", "strength", b"strength", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_paused", b"_paused", "_strength", b"_strength", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "content_weight", b"content_weight", "paused", b"paused", "priority", b"priority", "strength", b"strength", "style_shares", b"style_shares", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_iterations", b"_iterations", "_paused", b"_paused", "_strength", b"_strength", "_style_weight", b"_style_weight", "_tv_weight", b"_tv_weight", "content_layers", b"content_layers", "content_weight", b"content_weight", "iterations", b"iterations", "paused", b"paused", "priority", b"priority", "strength", b"strength", "style_layers", b"style_layers", "style_shares", b"style_shares", "style_weight", b"style_weight", "tv_weight", b"tv_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__content_weight: _TypeAlias = _typing.Literal["content_weight"]  # noqa: Y015
     _WhichOneofArgType__content_weight: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight"]  # noqa: Y015
+    _WhichOneofReturnType__iterations: _TypeAlias = _typing.Literal["iterations"]  # noqa: Y015
+    _WhichOneofArgType__iterations: _TypeAlias = _typing.Literal["_iterations", b"_iterations"]  # noqa: Y015
     _WhichOneofReturnType__paused: _TypeAlias = _typing.Literal["paused"]  # noqa: Y015
     _WhichOneofArgType__paused: _TypeAlias = _typing.Literal["_paused", b"_paused"]  # noqa: Y015
     _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
@@ -747,6 +826,8 @@ class JobUpdate(_message.Message):
     _WhichOneofArgType__tv_weight: _TypeAlias = _typing.Literal["_tv_weight", b"_tv_weight"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__content_weight) -> _WhichOneofReturnType__content_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__iterations) -> _WhichOneofReturnType__iterations | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__paused) -> _WhichOneofReturnType__paused | None: ...
     @_typing.overload

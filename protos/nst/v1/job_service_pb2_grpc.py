@@ -94,7 +94,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Steers, pauses, resumes or moves a job.
+        """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
+        obeys it from the iteration after the one in hand.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class JobServiceStub:
     may follow a job, during or after it; leaving does not touch the job.
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
-    """Steers, pauses, resumes or moves a job."""
+    """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
+    obeys it from the iteration after the one in hand.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Cancels a job that waits or runs. Cancelling one that has ended changes nothing."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]
@@ -62,7 +64,9 @@ class JobServiceAsyncStub(JobServiceStub):
     may follow a job, during or after it; leaving does not touch the job.
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
-    """Steers, pauses, resumes or moves a job."""
+    """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
+    obeys it from the iteration after the one in hand.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Cancels a job that waits or runs. Cancelling one that has ended changes nothing."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
@@ -103,7 +107,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.UpdateJobResponse, _abc.Awaitable[_job_service_pb2.UpdateJobResponse]]:
-        """Steers, pauses, resumes or moves a job."""
+        """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
+        obeys it from the iteration after the one in hand.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(

@@ -82,7 +82,7 @@ class Gateway:
         streams = StylizeStreams(commands, specs, uploads, quota, watching, info)
         making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info)
         style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
-        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, watching), self._server)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, specs, watching), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -12,7 +12,7 @@ from nst.v1 import job_service_pb2 as pb
 from nst.v1 import style_transfer_service_pb2 as service_pb2
 from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import invalid
-from nst_server.gateway.specs import check_update
+from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.records import JobNotFound
@@ -25,8 +25,9 @@ DESCRIBED_AT_ONCE = 50
 class JobService(job_service_pb2_grpc.JobServiceServicer):
     """The RPCs of nst.v1.JobService; what they raise, the call interceptor turns into statuses."""
 
-    def __init__(self, commands: JobCommands, watching: Watching) -> None:
+    def __init__(self, commands: JobCommands, specs: SpecReader, watching: Watching) -> None:
         self._commands = commands
+        self._specs = specs
         self._watching = watching
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
@@ -67,7 +68,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.UpdateJobResponse:
         job = await own_job(self._commands, request.job_id, context)
-        check_update(job, request.update)
+        self._specs.check_update(job, request.update)
         return pb.UpdateJobResponse(job=await self._commands.update(job.job_id, request.update))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -11,16 +11,15 @@ from typing import Literal, NamedTuple
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.jobs.blobs import PictureStore
-from nst_server.options import options_from_proto, options_to_proto
+from nst_server.options import options_from_proto, options_to_proto, steering_from_proto
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
-WEIGHTS = frozenset({"strength", "content_weight", "style_weight", "tv_weight"})
 STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
 LONGEST_REQUEST_ID = 128
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
@@ -96,11 +95,27 @@ class SpecReader:
             options = options_from_proto(asked)
         except OptionError as error:
             raise invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION") from error
-        for name, limit in (("size", self._settings.max_size), ("iterations", self._settings.max_iterations)):
-            value = getattr(options, name)
-            if value > limit:
-                raise invalid(f"spec.options.{name}", f"is {value}, over this server's limit max_{name} = {limit}")
+        _check_limit("spec.options.size", options.size, "max_size", self._settings.max_size)
+        _check_limit("spec.options.iterations", options.iterations, "max_iterations", self._settings.max_iterations)
         return options
+
+    def check_update(self, job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
+        """Refuses a steering that the job cannot follow.
+
+        Raises:
+            Refusal: a value is out of range or over a limit, or not of the kind that the job has.
+        """
+        if update.content_layers and job.spec.HasField("hole"):
+            raise invalid("update.content_layers", "this job fills a hole, which has no content loss")
+        changes = steering_from_proto(update)
+        _check_shares(job, changes.pop("style_shares", ()))
+        try:
+            steered(options_from_proto(job.spec.options), changes)
+        except OptionError as error:
+            raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
+        _check_limit("update.iterations", update.iterations, "max_iterations", self._settings.max_iterations)
+        if update.priority and update.priority not in job_pb2.Priority.values():
+            raise invalid("update.priority", f"{update.priority} is no priority")
 
     def _check_styles(self, spec: job_pb2.JobSpec) -> None:
         if not spec.styles and not spec.HasField("hole"):
@@ -230,33 +245,12 @@ def check_form(path: str, form: image_pb2.ImageFormat) -> None:
         raise invalid(f"{path}.{form.WhichOneof('form')}.{error.field}", error.message, error.reason) from error
 
 
-def check_update(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
-    """Refuses a steering that the job cannot follow.
-
-    Raises:
-        Refusal: a value is out of range, or not of the kind that the job is balanced by.
-    """
-    given = {field.name: value for field, value in update.ListFields() if field.name in WEIGHTS}
-    balanced = job.spec.options.HasField("strength")
-    for name in given.keys() & {"content_weight", "style_weight"} if balanced else ():
-        raise invalid(f"update.{name}", "this job is balanced by strength: change strength instead")
-    if "strength" in given and not balanced:
-        raise invalid("update.strength", "this job has raw weights: change content_weight and style_weight instead")
-    changed = options_pb2.StylizeOptions()
-    changed.CopyFrom(job.spec.options)
-    for name, value in given.items():
-        setattr(changed, name, value)
-    try:
-        options_from_proto(changed)
-    except OptionError as error:
-        raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
-    _check_shares(job, update)
-    if update.priority and update.priority not in job_pb2.Priority.values():
-        raise invalid("update.priority", f"{update.priority} is no priority")
+def _check_limit(path: str, value: int, name: str, limit: int) -> None:
+    if value > limit:
+        raise invalid(path, f"is {value}, over this server's limit {name} = {limit}")
 
 
-def _check_shares(job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
-    shares = update.style_shares
+def _check_shares(job: job_pb2.Job, shares: Sequence[float]) -> None:
     if not shares:
         return
     if len(shares) != len(job.spec.styles):

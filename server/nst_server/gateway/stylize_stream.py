@@ -12,7 +12,7 @@ from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.specs import SpecReader, check_request_id, check_update, images_of
+from nst_server.gateway.specs import SpecReader, check_request_id, images_of
 from nst_server.gateway.uploads import Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands, JobEnded
@@ -121,7 +121,7 @@ class StylizeStreams:
         async for request in requests:
             kind = request.WhichOneof("message")
             if kind == "update":
-                check_update(job, request.update)
+                self._specs.check_update(job, request.update)
                 with contextlib.suppress(JobEnded):
                     await self._commands.update(job.job_id, request.update)
             elif kind == "cancel":

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -13,6 +14,12 @@ from nst_server.jobs.control import nudge
 from nst_server.jobs.events import EventLog, HistoryMoved, state_event
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobExists, JobNotFound, Records
+
+REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] = (
+    "style_shares",
+    "content_layers",
+    "style_layers",
+)
 
 
 class RequestReused(Exception):
@@ -114,6 +121,7 @@ class JobCommands:
             attempt=record.lease.attempt,
             tenant=record.tenant,
             state=job_pb2.JOB_STATE_QUEUED,
+            control_version=record.control.version,
         )
         if last is not None:
             _add_event(job, last.event)
@@ -141,7 +149,7 @@ class JobCommands:
         return await self.describe(record)
 
     async def update(self, job_id: str, update: job_pb2.JobUpdate) -> job_pb2.Job:
-        """Stores a change of weights, of priority, or a pause; a model server applies it.
+        """Stores a change of weights, iterations or priority, or a pause; a model server applies it.
 
         Raises:
             JobNotFound: there is no such job.
@@ -275,8 +283,9 @@ def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:
     weights.CopyFrom(update)
     weights.ClearField("paused")
     weights.ClearField("priority")
-    if weights.style_shares:
-        wanted.ClearField("style_shares")  # merging would append
+    for name in REPLACED:
+        if getattr(weights, name):
+            wanted.ClearField(name)  # merging would add to what is there
     wanted.MergeFrom(weights)
     if wanted.SerializeToString(deterministic=True) != before:
         record.control.version += 1

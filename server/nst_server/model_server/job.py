@@ -19,7 +19,7 @@ from nst_server.jobs.lease import Lease, Superseded
 from nst_server.model_server.failures import describe_failure
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.runner import Failure, Runner, Seat, Step
-from nst_server.options import options_from_proto
+from nst_server.options import options_from_proto, steering_from_proto
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class RunningJob:
         self._look = asyncio.Event()
         self._look.set()
         self._draining = False
+        self._looked_at = 0.0
         self._applied_version = lease.record.checkpoint.control_version
+        self._told_version = 0
         self._run_seconds = lease.record.checkpoint.run_seconds
         self._progress_at = 0.0
         self._checkpoint_at = time.monotonic()
@@ -86,8 +88,8 @@ class RunningJob:
             self._runner.dismiss(seat)
 
     async def _maker(self) -> Callable[[Engine], Session]:
-        """What starts the session, or resumes it from the last checkpoint, with all that it needs."""
-        spec = self.lease.record.spec
+        """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now."""
+        spec, control = self.lease.record.spec, self.lease.record.control
         options = options_from_proto(spec.options)
         content = await self._load(spec.content, pictures.decode)
         styles = [await self._load_style(style) for style in spec.styles]
@@ -99,11 +101,16 @@ class RunningJob:
             subject = await self._load(spec.subject, pictures.decode_mask)
         if spec.HasField("hole"):
             hole = await self._load(spec.hole, pictures.decode_mask)
+        changes = steering_from_proto(control.weights) if control.version > self._applied_version else {}
+        self._applied_version = control.version
 
         def make(engine: Engine) -> Session:
             if state is None:
-                return engine.start(content, styles, options, initial, subject=subject, hole=hole)
-            return engine.resume(state, content, styles, subject=subject, hole=hole)
+                session = engine.start(content, styles, options, initial, subject=subject, hole=hole)
+            else:
+                session = engine.resume(state, content, styles, subject=subject, hole=hole)
+            session.update(**changes)
+            return session
 
         return make
 
@@ -137,8 +144,9 @@ class RunningJob:
                 looking = asyncio.ensure_future(self._look.wait())
                 await asyncio.wait({unread, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 looking.cancel()
-                if self._look.is_set() or not unread.done():
+                if self._look.is_set() or time.monotonic() - self._looked_at >= LOOK_SECONDS:
                     self._look.clear()
+                    self._looked_at = time.monotonic()
                     await self._obey(seat)
                 if not unread.done():
                     continue
@@ -161,9 +169,7 @@ class RunningJob:
             await self.lease.cancel()
             raise _Released
         if control.version > self._applied_version:
-            weights = weights_from_proto(control.weights)
-            if weights:
-                self._runner.steer(seat, weights, control.version)
+            self._runner.steer(seat, steering_from_proto(control.weights), control.version)
             self._applied_version = control.version
         if control.paused or self._draining:
             self._runner.snapshot(seat)
@@ -172,13 +178,15 @@ class RunningJob:
         """Writes what a step has to tell; True when it was the last."""
         self._run_seconds += step.seconds
         progress = pace.progress(step.report, step.seconds)
+        progress.control_version = step.control_version
         if step.report.finished:
             await self._finish(step, progress)
             return True
         if step.picture is not None:
             await self._preview(step)
         now = time.monotonic()
-        milestone = pace.scale_ended or step.state is not None
+        milestone = pace.scale_ended or step.state is not None or step.control_version != self._told_version
+        self._told_version = step.control_version
         if milestone or now - self._progress_at >= self._settings.progress_seconds:
             self._progress_at = now
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
@@ -274,13 +282,3 @@ class RunningJob:
     def about(self) -> dict[str, Any]:
         record = self.lease.record
         return {"job_id": record.job_id, "attempt": self.lease.attempt}
-
-
-def weights_from_proto(update: job_pb2.JobUpdate) -> dict[str, Any]:
-    """The arguments of `Session.update` that the client has set."""
-    weights: dict[str, Any] = {
-        field.name: value for field, value in update.ListFields() if field.name != "style_shares"
-    }
-    if update.style_shares:
-        weights["style_shares"] = list(update.style_shares)
-    return weights

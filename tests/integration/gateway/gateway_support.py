@@ -235,7 +235,9 @@ def assert_invalid(call: Callable[[], Any], request: Any, field: str, *words: st
 def assert_has_field(message: Descriptor, path: str) -> None:
     """The path leads through fields that there are; a key of a map, or the name of a oneof, may end it."""
     for step in path.split("."):
-        if message is options_pb2.LayerWeights.DESCRIPTOR or step in message.oneofs_by_name:
+        if message is options_pb2.LayerWeights.DESCRIPTOR or message.GetOptions().map_entry:
+            return
+        if step in message.oneofs_by_name:
             return
         name = re.sub(r"\[\d+\]$", "", step)
         assert name in message.fields_by_name, f"{path}: {message.full_name} has no {name}"

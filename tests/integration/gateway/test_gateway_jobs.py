@@ -25,6 +25,7 @@ from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetResultRequest
 from nst_calls import metric, until
+from nst_engine.options import StylizeOptions
 
 QUEUED, RUNNING, CANCELLED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLED
 
@@ -153,7 +154,9 @@ def test_cancelling_twice_changes_nothing_more(idle):
     assert [event.job_state for event in idle.watch(job_id)] == [QUEUED, CANCELLED]
 
 
-BALANCED, RAW = tiny_spec(), tiny_spec(content_weight=1.0)
+BALANCED, RAW, HOLE = tiny_spec(), tiny_spec(content_weight=1.0), tiny_spec()
+HOLE.hole.CopyFrom(HOLE.content)
+CONTENT_LAYER, LAYER = next(iter(StylizeOptions().content_layers)), next(iter(StylizeOptions().style_layers))
 UPDATES = {
     "strength of raw weights": (RAW, {"strength": 0.5}, "strength", "content_weight"),
     "content weight under strength": (BALANCED, {"content_weight": 2.0}, "content_weight", "change strength"),
@@ -169,6 +172,20 @@ UPDATES = {
     "a negative share": (tiny_spec(styles=2), {"style_shares": [1.0, -1.0]}, "style_shares", "at least 0"),
     "a share that is no number": (BALANCED, {"style_shares": [math.nan]}, "style_shares", "finite"),
     "no share above 0": (BALANCED, {"style_shares": [0.0]}, "style_shares", "not all 0"),
+    "a tap that the job has not": (
+        BALANCED,
+        {"content_layers": {"relu1_1": 1.0}},
+        "content_layers.relu1_1",
+        "no target at this tap",
+    ),
+    "no tap at all": (BALANCED, {"style_layers": {"relu77": 1.0}}, "style_layers.relu77", "no target at this tap"),
+    "no layer above 0": (BALANCED, {"style_layers": {LAYER: 0.0}}, "style_layers", "above 0"),
+    "a negative layer": (BALANCED, {"style_layers": {LAYER: -1.0}}, f"style_layers.{LAYER}", "from 0"),
+    "a layer that is no number": (BALANCED, {"style_layers": {LAYER: math.nan}}, f"style_layers.{LAYER}", "from 0"),
+    "content layers of a hole": (HOLE, {"content_layers": {CONTENT_LAYER: 1.0}}, "content_layers", "fills a hole"),
+    "no iterations": (BALANCED, {"iterations": 0}, "iterations", "from 1"),
+    "more iterations than the engine does": (BALANCED, {"iterations": 10_001}, "iterations", "from 1 to 10000"),
+    "more iterations than the server does": (BALANCED, {"iterations": 5001}, "iterations", "max_iterations = 5000"),
     "an unknown priority": (BALANCED, {"priority": 9}, "priority", "9"),
 }
 

@@ -94,6 +94,47 @@ async def test_a_waiting_job_can_be_paused_and_resumed(backbone, commands, spec)
     assert await waiting(backbone) == 1
 
 
+async def test_wishes_add_up_and_those_of_one_kind_replace_each_other(commands, spec):
+    """Maps and lists as a whole: their parts are not merged."""
+    job = await commands.create("request", "tenant", spec, "")
+    asked = [
+        job_pb2.JobUpdate(strength=0.2, style_shares=[1.0, 2.0], content_layers={"relu3_1": 1.0, "relu4_2": 2.0}),
+        job_pb2.JobUpdate(style_shares=[3.0], style_layers={"relu1_1": 1.0}, iterations=7),
+        job_pb2.JobUpdate(strength=0.9, content_layers={"relu4_2": 5.0}),
+        job_pb2.JobUpdate(style_layers={"relu2_1": 4.0}, paused=True),
+    ]
+    versions = [(await commands.update(job.job_id, update)).control_version for update in asked]
+    assert versions == [1, 2, 3, 5]  # a pause has a number of its own
+    assert (await commands.records.get(job.job_id)).control.weights == job_pb2.JobUpdate(
+        strength=0.9,
+        style_shares=[3.0],
+        content_layers={"relu4_2": 5.0},
+        style_layers={"relu2_1": 4.0},
+        iterations=7,
+    )
+
+
+async def test_no_wish_is_lost_when_many_come_at_once(commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    wishes = [{"strength": 0.3}, {"tv_weight": 2.0}, {"iterations": 9}, {"style_shares": [2.0]}]
+    wishes += [{"content_layers": {"relu4_2": 3.0}}, {"style_layers": {"relu1_1": 6.0}}]
+    answers = await asyncio.gather(*(commands.update(job.job_id, job_pb2.JobUpdate(**wish)) for wish in wishes))
+    assert sorted(answer.control_version for answer in answers) == list(range(1, len(wishes) + 1))
+    wanted = job_pb2.JobUpdate()
+    for wish in wishes:
+        wanted.MergeFrom(job_pb2.JobUpdate(**wish))
+    assert (await commands.records.get(job.job_id)).control.weights == wanted
+
+
+async def test_a_wish_that_holds_already_has_no_number_of_its_own(commands, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    assert job.control_version == 0
+    for _ in range(2):
+        job = await commands.update(job.job_id, job_pb2.JobUpdate(strength=0.3, style_layers={"a": 1.0, "b": 2.0}))
+        assert job.control_version == 1
+    assert (await commands.cancel(job.job_id)).control_version == 2
+
+
 async def in_order(backbone) -> list[str]:
     """The ids of all waiting jobs as a model server gets them."""
     rotation = Rotation()

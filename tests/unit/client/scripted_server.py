@@ -51,10 +51,11 @@ def state_event(state: job_pb2.JobState.ValueType, reason: str = "") -> job_pb2.
     return job_pb2.JobEvent(job_state=state, state=job_pb2.StateChange(state=state, reason=reason))
 
 
-def progress_event(iteration: int, iterations: int = 10) -> job_pb2.JobEvent:
+def progress_event(iteration: int, iterations: int = 10, control_version: int = 0) -> job_pb2.JobEvent:
     progress = job_pb2.Progress(
         iteration=iteration,
         iterations=iterations,
+        control_version=control_version,
         scale=1,
         scales=1,
         width=4,
@@ -194,7 +195,12 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
 
     def _job(self) -> job_pb2.Job:
         last = self._history[-1] if self._history else job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_QUEUED)
-        return job_pb2.Job(job_id=JOB_ID, state=last.job_state, last_sequence=len(self._history))
+        return job_pb2.Job(
+            job_id=JOB_ID,
+            state=last.job_state,
+            last_sequence=len(self._history),
+            control_version=len(self.received.get("UpdateJob", ())),
+        )
 
     def WatchJob(self, request: Any, context: grpc.ServicerContext) -> Iterator[js.WatchJobResponse]:  # type: ignore[override]
         fault = self.faults.popleft() if self.faults else None

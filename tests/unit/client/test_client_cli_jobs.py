@@ -27,7 +27,19 @@ def publish_history(server: ScriptedServer) -> None:
     )
 
 
-@pytest.mark.parametrize("command", [["list"], ["get", "x"], ["cancel", "x"], ["delete", "x"], ["watch", "x"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["list"],
+        ["get", "x"],
+        ["cancel", "x"],
+        ["delete", "x"],
+        ["watch", "x"],
+        ["pause", "x"],
+        ["resume", "x"],
+        ["steer", "x", "--strength", "1"],
+    ],
+)
 def test_jobs_need_a_server(nst: Nst, command: list[str]) -> None:
     ended = nst("jobs", *command)
     assert ended.code == 2
@@ -84,6 +96,39 @@ def test_jobs_cancel_and_delete(nst: Nst, server: ScriptedServer) -> None:
     assert ended.lines[0]["state"] == "JOB_STATE_CANCELLED"
     assert nst("jobs", "delete", JOB_ID, "--server", server.address).code == 0
     assert server.received["DeleteJob"][0].job_id == JOB_ID
+
+
+def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    layers = ["--style-layer", "relu1_1=2", "--style-layer", "relu2_1=0.5", "--content-layer", "relu4_2=1"]
+    steered = nst("jobs", "steer", JOB_ID, *layers, "--iterations", 70, "--json", "--server", server.address)
+    assert [job["control_version"] for job in steered.lines] == [1]
+    weights = ["--strength", 0, "--tv-weight", 3, "--style-share", 1, "--style-share", 0]
+    assert nst("jobs", "steer", JOB_ID, *weights, "--server", server.address).code == 0
+    for command in ("pause", "resume"):
+        assert nst("jobs", command, JOB_ID, "--server", server.address).code == 0
+    assert [request.update for request in server.received["UpdateJob"]] == [
+        job_pb2.JobUpdate(style_layers={"relu1_1": 2, "relu2_1": 0.5}, content_layers={"relu4_2": 1}, iterations=70),
+        job_pb2.JobUpdate(strength=0, tv_weight=3, style_shares=[1, 0]),
+        job_pb2.JobUpdate(paused=True),
+        job_pb2.JobUpdate(paused=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give something to change"),
+        (["--style-layer", "relu1_1"], "TAP=WEIGHT"),
+        (["--content-layer", "relu4_2=much"], "content_layers.relu4_2: must be a number"),
+        (["--iterations", 0], "--iterations"),
+    ],
+)
+def test_jobs_steer_says_what_is_wrong(nst: Nst, server: ScriptedServer, arguments: list[object], words: str) -> None:
+    ended = nst("jobs", "steer", "x", *arguments, "--server", server.address)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not server.received
 
 
 def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer, tmp_path: Path) -> None:

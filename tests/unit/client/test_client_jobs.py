@@ -30,6 +30,7 @@ from nst_client import (
     JobFailed,
     JobState,
     NstError,
+    ProgressEvent,
     ResultEvent,
     ServerUnavailable,
     Style,
@@ -211,14 +212,27 @@ async def test_steering_changes_only_what_is_named(server: ScriptedServer) -> No
         job = client.job(JOB_ID)
         await job.steer(strength=0.0, style_shares=[1, 2])
         await job.steer(content_weight=1, style_weight=2, tv_weight=3, priority="interactive")
+        await job.steer(content_layers={"relu4_2": 1}, style_layers={"relu1_1": 2.5}, iterations=70)
         await job.pause()
         await job.resume()
     assert [request.update for request in server.received["UpdateJob"]] == [
         job_pb2.JobUpdate(strength=0.0, style_shares=[1, 2]),
         job_pb2.JobUpdate(content_weight=1, style_weight=2, tv_weight=3, priority=job_pb2.PRIORITY_INTERACTIVE),
+        job_pb2.JobUpdate(content_layers={"relu4_2": 1}, style_layers={"relu1_1": 2.5}, iterations=70),
         job_pb2.JobUpdate(paused=True),
         job_pb2.JobUpdate(paused=False),
     ]
+
+
+async def test_a_change_has_a_number_that_progress_comes_to(server: ScriptedServer) -> None:
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING), progress_event(1), progress_event(2, control_version=1))
+    async with AsyncClient(server.address) as client:
+        job = client.job(JOB_ID)
+        assert [(await job.steer(strength=0.5)).control_version, (await job.pause()).control_version] == [1, 2]
+        assert (await job.status()).control_version == 2
+        server.publish(result_event(b"png"))
+        told = [event.control_version async for event in job if isinstance(event, ProgressEvent)]
+    assert told == [0, 1]
 
 
 async def test_the_result_is_awaited_and_decoded(server: ScriptedServer) -> None:

@@ -141,7 +141,7 @@ class Control(_message.Message):
     """The job is to wait."""
     @_builtins.property
     def weights(self) -> _job_pb2.JobUpdate:
-        """Weights to apply to the running optimisation."""
+        """Weights and iterations that the optimisation is to have: of each kind the latest that was asked for."""
 
     def __init__(
         self,
