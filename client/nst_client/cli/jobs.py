@@ -84,7 +84,7 @@ def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
 @click.option("--style-layer", "style_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}")
 @click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Over all scales: more, or fewer.")
 @_json_option
-def steer(server: Server, job_id: str, as_json: bool, **changes: Any) -> None:
+def steer(server: Server, /, job_id: str, as_json: bool, **changes: Any) -> None:
     """Change weights or iterations of a job that waits or runs. What is not given stays as it is."""
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     if not given:
