@@ -46,7 +46,8 @@ class StylizeOptions:
         content_weight, style_weight: raw loss weights (None means 1), only with `strength=None`.
         tv_weight: weight of the total variation, sum of absolute differences in 0-255 units.
         box_weight: weight of the summed squared excess of pixels outside 0-255.
-        content_layers, style_layers: weights by tap; None takes those of the model's `Network`.
+        content_layers, style_layers: weights by tap; None takes those of the model's `Network`. One of weight 0
+            counts for nothing, but has a target, so that a run can be steered to give it weight.
         style_statistic: what of the features at a style layer is matched: the "gram" matrix; the
             "moments", which are mean and covariance, as normal distributions by their Wasserstein-2
             distance; or the whole distribution, by the "sliced" Wasserstein distance. The last two are

@@ -599,7 +599,8 @@ class LayerWeights(_message.Message):
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Tap name to weight, at least 0. VGG has "conv1_1", "relu4_2", "pool3" and so on; ResNet "relu",
         "maxpool", "layer1.0" to "layer4.2"; DenseNet "relu0", "pool0", "denseblock1", "transition1" to
-        "denseblock4". `GetServerInfo` lists them.
+        "denseblock4". `GetServerInfo` lists them. One of weight 0 counts for nothing; but its target is kept,
+        so that a job that runs can be steered to give it weight.
         """
 
     def __init__(
