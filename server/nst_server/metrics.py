@@ -28,6 +28,8 @@ DEVICE_MEMORY = Gauge("nst_device_memory_bytes", "Memory in use on the device; o
 CHECKPOINT_SECONDS = Histogram("nst_checkpoint_seconds", "Packing and storing one checkpoint.", buckets=STEP_SECONDS)
 WATCHERS = Gauge("nst_watchers", "Open WatchJob and Stylize streams.")
 PREVIEWS_DROPPED = Counter("nst_previews_dropped", "Previews sent without their picture to slow watchers.")
+REMOVED = Counter("nst_removed", "Parts of jobs removed from the store, by what they were.", ["kind"])
+STORE_BYTES = Gauge("nst_store_bytes", "Size of what is stored, by NATS's stream.", ["stream"])
 RPC_STARTED = Counter("grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"])
 RPC_HANDLED = Counter(
     "grpc_server_handled", "RPCs ended, by status.", ["grpc_type", "grpc_service", "grpc_method", "grpc_code"]

@@ -56,7 +56,7 @@ class Watching:
                         yield item and item[0]
                     else:
                         event, stale = item
-                        yield await self._gallery.shown(event, job.spec, stale=stale)
+                        yield await self._gallery.shown(event, job, stale=stale)
             except Draining as error:
                 raise Refusal(
                     code_pb2.UNAVAILABLE,

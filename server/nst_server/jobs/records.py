@@ -1,13 +1,17 @@
 """Job records: one key each, changed by compare-and-set only."""
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
+from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
+
+T = TypeVar("T")
 
 
 class JobNotFound(Exception):
@@ -41,7 +45,9 @@ class Records:
         try:
             await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
         except KeyWrongLastSequenceError as error:
-            raise JobExists(record.job_id) from error
+            # A write whose answer was lost conflicts with itself when it is tried again.
+            if not await self._is_there(record):
+                raise JobExists(record.job_id) from error
 
     async def get(self, job_id: str) -> JobRecord:
         """The record as it stands.
@@ -69,9 +75,23 @@ class Records:
                 continue
             return record
 
-    async def delete(self, job_id: str) -> None:
-        """Removes the record; no error if there is none."""
-        await persistently(lambda: self._bucket.purge(job_id), seconds=self._patience)
+    async def remove(self, job_id: str, check: Callable[[JobRecord], Awaitable[T]]) -> tuple[JobRecord, T]:
+        """Removes the record, just as `check` was given it; the record, and what `check` said of it.
+
+        What `check` raises ends the removal with nothing removed.
+
+        Raises:
+            JobNotFound: there is no record.
+        """
+        while True:
+            record, revision = await self._entry(job_id)
+            checked = await check(record)
+            # Not the bucket's own delete, which leaves a marker for ever. The server compares: what
+            # was written after this revision stays.
+            purge = partial(self._backbone.jetstream.purge_stream, f"KV_{RECORDS}", revision + 1)
+            await persistently(partial(purge, subject=f"$KV.{RECORDS}.{job_id}"), seconds=self._patience)
+            if not await self._is_there(record):
+                return record, checked
 
     async def all(self) -> AsyncIterator[JobRecord]:
         """Every record, in no order."""
@@ -80,6 +100,12 @@ class Records:
                 yield await self.get(key)
             except JobNotFound:
                 continue
+
+    async def _is_there(self, record: JobRecord) -> bool:
+        try:
+            return same_incarnation(await self.get(record.job_id), record)
+        except JobNotFound:
+            return False
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
         try:
