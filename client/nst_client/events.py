@@ -63,18 +63,40 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Partial:
+    """The best picture so far of a job that was out of time.
+
+    Attributes:
+        iterations: done when it was taken.
+        width, height: in pixels.
+        reference: the stored picture, a PNG; `stylize` takes it as content or style.
+        progress: the losses then; None if the server does not know them.
+        run_seconds: computing time of the last attempt.
+    """
+
+    iterations: int
+    width: int
+    height: int
+    reference: ImageRef
+    progress: Progress | None
+    run_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """Why a job failed.
 
     Attributes:
         code: what the status would be if the job were one call.
-        reason: a constant in capitals, for programs.
+        reason: a constant in capitals, for programs; DEADLINE_EXCEEDED when the time limit passed.
         message: for people.
+        partial: the best picture so far of a job that was out of time, if there is one.
     """
 
     code: grpc.StatusCode
     reason: str
     message: str
+    partial: Partial | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +200,7 @@ class JobStatus:
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
         hole: the mask of what alone may change; None if it was not given one.
+        time_limit: how long after its creation it may take, in seconds; None for ever.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -205,6 +228,7 @@ class JobStatus:
     initial: ImageRef | None
     subject: ImageRef | None
     hole: ImageRef | None
+    time_limit: float | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -45,8 +45,8 @@ def is_overdue(record: JobRecord, now: float) -> bool:
 def deadline_error(record: JobRecord, partial: job_pb2.Result | None) -> job_pb2.JobError:
     """What ends a job whose time is up, with its best picture so far."""
     limit = record.spec.time_limit.ToNanoseconds() / 1e9
-    state = f"its picture after {partial.iterations} iterations is kept" if partial else "no picture is there yet"
-    message = f"the time limit of {limit:g} s passed; {state}"
+    state = f"the best picture so far, of iteration {partial.iterations}, is kept" if partial else "there is no picture"
+    message = f"the time limit of {limit:g} s has passed, and {state}"
     return job_pb2.JobError(code=code_pb2.DEADLINE_EXCEEDED, reason=REASON, message=message, partial=partial)
 
 
