@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
 DEADLINE_SECONDS = KEEPER_LOCK_SECONDS / 4
 SWEEP_SECONDS = 60.0
-SILENT_LEASES = 2.0  # how long a model server may take to end a job that is out of time, in leases
+SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
 STREAMS = (EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
 
 

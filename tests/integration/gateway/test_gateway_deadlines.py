@@ -14,6 +14,7 @@ from gateway_support import (
     result_bytes,
     running_gateway,
     running_nats,
+    samples,
     tiny_spec,
     update,
 )
@@ -117,10 +118,23 @@ def test_time_limits_that_no_job_can_have(call, limit):
     )
 
 
+def test_another_gateway_takes_over_from_one_that_was_killed(tmp_path):
+    with (
+        running_nats(tmp_path) as nats_url,
+        running_gateway(tmp_path / "first", nats_url) as first,
+        calls(first.address) as call,
+    ):
+        list(call.watch(call.create(limited_spec(0.1))))  # it keeps the store
+        with running_gateway(tmp_path / "second", nats_url) as second, calls(second.address) as other:
+            first.kill()
+            assert_out_of_time(other, list(other.watch(other.create(limited_spec(0.5)))), 0.5)
+            assert samples(second.metrics_address)["nst_store_bytes"]
+
+
 @pytest.fixture
 def outage(tmp_path: Path) -> Iterator[tuple[Calls, Process]]:
     """Calls to a gateway, and its only model server, which nobody starts again."""
-    environment = {"NST_LEASE_SECONDS": "1"}
+    environment = {"NST_LEASE_SECONDS": "0.5"}
     with (
         running_nats(tmp_path) as nats_url,
         running_gateway(tmp_path, nats_url, **environment) as gateway,
