@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from nats.js.errors import KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
@@ -52,7 +52,8 @@ class Lock:
         write = partial(self._bucket.create, self.KEY, self._holder)
         if revision is not None:
             write = partial(self._bucket.update, self.KEY, self._holder, last=revision)
-        with contextlib.suppress(KeyWrongLastSequenceError):
+        # The library looks for a key that is in the way, and by then it may have run out.
+        with contextlib.suppress(KeyWrongLastSequenceError, KeyNotFoundError):
             self._revision = await persistently(write, seconds=PATIENCE_SECONDS)
         return self._revision is not None
 

@@ -44,7 +44,7 @@ class Records:
         data = record.SerializeToString()
         try:
             await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
-        except KeyWrongLastSequenceError as error:
+        except (KeyWrongLastSequenceError, KeyNotFoundError) as error:  # the latter: removed again while looked at
             # A write whose answer was lost conflicts with itself when it is tried again.
             if not await self._is_there(record):
                 raise JobExists(record.job_id) from error

@@ -11,15 +11,17 @@ from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
+from nst_server.jobs import blobs as blobs_module
 from nst_server.jobs import topology
 from nst_server.jobs.backbone import connect
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, incarnation, pictures_of
-from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobNotFound, PictureStore, PreviewStore
+from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobNotFound, BlobStore, PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.keeper import Keeper, Lock
 from nst_server.jobs.lease import Lease, Leases, Superseded
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.topology import PICTURES
 
 HOUR = 3600.0
 STREAMS = ("NST_TICKETS", "NST_EVENTS", "NST_PICTURES", "NST_PREVIEWS", "NST_CHECKPOINTS", "NST_NOTES", "KV_nst_jobs")
@@ -206,17 +208,21 @@ async def test_a_shared_picture_goes_with_its_last_job(bench):
 
 async def test_a_job_being_made_keeps_a_picture_whose_last_job_goes(bench):
     """The picture is kept before the job's record is there to say so."""
-    await bench.commands.delete(await bench.run("first", b"shared", b"style"))
+    first = await bench.run("first", b"shared", b"style")
     assert await bench.pictures.keep(_digest(b"shared"))
-    await bench.sweep(ahead=UNKEPT_SECONDS - 1)
+    await bench.commands.delete(first)
+    await bench.sweep(ahead=UNKEPT_SECONDS / 2)
     assert await bench.has(b"shared")
+    await bench.sweep(ahead=UNKEPT_SECONDS + 1)  # the job was never made
+    assert not await bench.has(b"shared")
 
 
 async def test_a_picture_that_is_kept_while_it_is_looked_at_stays(bench, monkeypatch):
     await bench.pictures.put(b"upload")
-    blobs = bench.pictures._blobs
+    blobs = BlobStore(bench.backbone, PICTURES, patience=5)
     seen = await blobs.head(_digest(b"upload"))
-    assert await blobs.stamp(_digest(b"upload"), seen)  # as `keep` does with an older one
+    monkeypatch.setattr(blobs_module, "KEPT_SECONDS", 0.0)  # it is older than that
+    assert await bench.pictures.keep(_digest(b"upload"))
     assert not await blobs.remove(_digest(b"upload"), seen)
     assert await bench.pictures.get(_digest(b"upload")) == b"upload"
 
