@@ -199,10 +199,6 @@ class PictureStore:
                 return True
         return False
 
-    async def release(self, digest: str) -> None:
-        """A job that had the picture is gone: unless another has it, it need not be kept as an upload is."""
-        await self._released.put(digest)
-
     async def get(self, digest: str) -> bytes:
         """The picture's bytes.
 

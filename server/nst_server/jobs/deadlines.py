@@ -76,9 +76,10 @@ class LastPictures:
     """The best pictures so far of jobs that nobody works on."""
 
     def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+        self._backbone = backbone
+        self._patience = patience
         self._events = EventLog(backbone, patience=patience)
         self._previews = PreviewStore(backbone, patience=patience)
-        self._pictures = PictureStore(backbone, patience=patience)
 
     async def overdue_error(self, record: JobRecord) -> job_pb2.JobError:
         """As `deadline_error`, with the latest preview kept as the job's picture, if it is still stored."""
@@ -97,11 +98,12 @@ class LastPictures:
             data = await self._previews.get(incarnation(record), preview.reference.sha256)
         except BlobNotFound:
             return None
+        pictures = PictureStore(self._backbone, patience=self._patience)
         return job_pb2.Result(
             iterations=preview.iteration,
             width=preview.width,
             height=preview.height,
-            reference=image_pb2.ImageReference(sha256=await self._pictures.put(data)),
+            reference=image_pb2.ImageReference(sha256=await pictures.put(data)),
             progress=progress,
             run_seconds=record.checkpoint.run_seconds,
         )

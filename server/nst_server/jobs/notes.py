@@ -6,7 +6,7 @@ from nst_server.jobs.backbone import Backbone, persistently, stored_subjects
 from nst_server.jobs.topology import NOTES
 
 DEADLINE = "deadline"  # TIME.JOB: the job's time is up then, in Unix milliseconds
-RELEASED = "released"  # a picture's name: a job that had it is gone
+RELEASED = "released"  # a picture's name: a job that had it is gone, so it need not be kept as an upload is
 
 
 class Notes:

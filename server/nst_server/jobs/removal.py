@@ -6,9 +6,10 @@ from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server import metrics
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, incarnation, pictures_of
-from nst_server.jobs.blobs import CheckpointStore, PictureStore, PreviewStore
+from nst_server.jobs.blobs import CheckpointStore, PreviewStore
 from nst_server.jobs.deadlines import Deadlines, deadline_of
 from nst_server.jobs.events import EventLog, Stored
+from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.records import Records
 
 
@@ -34,7 +35,7 @@ class Remover:
         self._events = EventLog(backbone, patience=patience)
         self._checkpoints = CheckpointStore(backbone, patience=patience)
         self._previews = PreviewStore(backbone, patience=patience)
-        self._pictures = PictureStore(backbone, patience=patience)
+        self._released = Notes(backbone, RELEASED, patience=patience)
         self._deadlines = Deadlines(backbone, patience=patience)
 
     async def remove(self, job_id: str, wanted: Callable[[JobRecord], bool] = lambda record: True) -> None:
@@ -64,7 +65,7 @@ class Remover:
         if deadline := deadline_of(record):
             await self._deadlines.forget(deadline)
         for picture in pictures_of(record):
-            await self._pictures.release(picture)
+            await self._released.put(picture)
 
     async def remove_history(self, job_id: str, last: Stored) -> None:
         """Removes a job's history up to its end."""
