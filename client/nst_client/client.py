@@ -20,7 +20,16 @@ from nst_client.images import ImageInput, ImageRef, to_picture
 from nst_client.info import ServerInfo
 from nst_client.job import AsyncJob
 from nst_client.options import OptionValue, build_options
-from nst_client.spec import Priority, Source, Style, StyleInput, preview_options, priority_number, read_styles
+from nst_client.spec import (
+    Priority,
+    Source,
+    Style,
+    StyleInput,
+    preview_options,
+    priority_number,
+    read_styles,
+    time_limit_message,
+)
 from nst_client.transport import Transport
 
 
@@ -89,6 +98,7 @@ class AsyncClient:
         result_format: Format | None = None,
         preview_format: Format | None = None,
         priority: Priority | None = None,
+        time_limit: float | None = None,
         request_id: str | None = None,
         **options: OptionValue | None,
     ) -> AsyncJob:
@@ -108,6 +118,8 @@ class AsyncClient:
             strength: how much of the style to take, 0 to 1.
             result_format, preview_format: a codec's name, EncodedFormat or TensorFormat.
             priority: "interactive" or "batch".
+            time_limit: seconds after its creation in which the job must end, waiting included; if it has not, it
+                fails with DEADLINE_EXCEEDED, and `JobFailed.picture` is its best picture so far. None for ever.
             request_id: the same one and the same arguments give the same job; None makes one up.
             options: any other field of `StylizeOptions`, by name.
 
@@ -120,6 +132,7 @@ class AsyncClient:
             preview=preview_options(preview_interval, preview_max_size, preview_format),
             result_format=format_message(result_format, "result_format"),
             priority=priority_number(priority),
+            time_limit=time_limit_message(time_limit),
         )
         others = {"initial": initial, "subject": subject, "hole": hole}
         await self._attach(spec, content, read_styles(styles, needed=hole is None), others)
@@ -160,7 +173,7 @@ class AsyncClient:
             request.page_token = page.next_page_token
 
     async def delete_job(self, job_id: str) -> None:
-        """Remove a job that has ended, its history and its result.
+        """Remove a job that has ended, and all that it has; its pictures, unless another job has them, within minutes.
 
         A broken connection is not tried again: the second attempt could not tell whether the first worked.
         """

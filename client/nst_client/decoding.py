@@ -14,6 +14,7 @@ from nst_client.events import (
     Failure,
     JobState,
     JobStatus,
+    Partial,
     PreviewEvent,
     Progress,
     ProgressEvent,
@@ -68,6 +69,7 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         subject=_reference(job.spec.subject.reference) if job.spec.HasField("subject") else None,
         hole=_reference(job.spec.hole.reference) if job.spec.HasField("hole") else None,
         control_version=job.control_version,
+        time_limit=job.spec.time_limit.ToNanoseconds() / 1e9 if job.spec.HasField("time_limit") else None,
     )
 
 
@@ -105,7 +107,23 @@ def _result(result: job_pb2.Result) -> Mapping[str, Any]:
 
 
 def _failure(error: job_pb2.JobError) -> Mapping[str, Any]:
-    return {"code": status_code(error.code), "reason": error.reason, "message": error.message}
+    return {
+        "code": status_code(error.code),
+        "reason": error.reason,
+        "message": error.message,
+        "partial": _partial(error.partial) if error.HasField("partial") else None,
+    }
+
+
+def _partial(result: job_pb2.Result) -> Partial:
+    return Partial(
+        iterations=result.iterations,
+        width=result.width,
+        height=result.height,
+        reference=_reference(result.reference, result),
+        progress=Progress(**_progress(result.progress)) if result.HasField("progress") else None,
+        run_seconds=result.run_seconds,
+    )
 
 
 _EVENTS: Mapping[str, tuple[Callable[..., AnyEvent], Callable[[Any], Mapping[str, Any]]]] = {

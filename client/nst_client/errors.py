@@ -1,10 +1,14 @@
 """What can go wrong, as exceptions. Every one is an `NstError` whose text names the cure."""
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+from PIL.Image import Image as PilImage
+
+from nst_client.images import Picture, Pixels
 
 
 class NstError(Exception):
@@ -60,11 +64,25 @@ class ServerUnavailable(NstError):
 
 
 class JobFailed(NstError):
-    """The job ended with an error."""
+    """The job ended with an error.
 
-    def __init__(self, job_id: str, code: grpc.StatusCode, reason: str, message: str) -> None:
+    Attributes:
+        job_id: the job.
+        partial: of a job that was out of time, the best picture so far as it came, if `AsyncJob.result` raised
+            this; else None.
+    """
+
+    def __init__(
+        self, job_id: str, code: grpc.StatusCode, reason: str, message: str, *, partial: Picture | None = None
+    ) -> None:
         self.job_id = job_id
+        self.partial = partial
         super().__init__(code, f"job {job_id} failed: {message}", reason=reason)
+
+    @cached_property
+    def picture(self) -> PilImage | Pixels | None:
+        """`partial`, decoded: a PIL picture, or an array if a tensor was asked for."""
+        return self.partial.decode() if self.partial else None
 
 
 class JobCancelled(NstError):

@@ -66,18 +66,40 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Partial:
+    """The best picture so far of a job that was out of time.
+
+    Attributes:
+        iterations: done when it was taken.
+        width, height: in pixels.
+        reference: the stored picture, a PNG; `stylize` takes it as content or style.
+        progress: the losses then; None if the server does not know them.
+        run_seconds: computing time of the last attempt.
+    """
+
+    iterations: int
+    width: int
+    height: int
+    reference: ImageRef
+    progress: Progress | None
+    run_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """Why a job failed.
 
     Attributes:
         code: what the status would be if the job were one call.
-        reason: a constant in capitals, for programs.
+        reason: a constant in capitals, for programs; DEADLINE_EXCEEDED when the time limit passed.
         message: for people.
+        partial: the best picture so far of a job that was out of time, if there is one.
     """
 
     code: grpc.StatusCode
     reason: str
     message: str
+    partial: Partial | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +205,7 @@ class JobStatus:
         hole: the mask of what alone may change; None if it was not given one.
         control_version: the number of the latest change that was asked of it, 0 before the first; what
             `steer`, `pause`, `resume` and `cancel` return has that of their own.
+        time_limit: how long after its creation it may take, in seconds; None for ever.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -211,6 +234,7 @@ class JobStatus:
     subject: ImageRef | None
     hole: ImageRef | None
     control_version: int
+    time_limit: float | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import grpc
 from PIL.Image import Image as PilImage
 
-from nst.v1 import job_pb2
+from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, UpdateJobRequest
 from nst_client.decoding import decode_status
-from nst_client.errors import JobCancelled, JobFailed, NstError
-from nst_client.events import AnyEvent, ErrorEvent, JobStatus, ResultEvent, StateEvent, ends_history
+from nst_client.errors import JobCancelled, JobFailed, NotFound, NstError
+from nst_client.events import AnyEvent, ErrorEvent, JobStatus, Partial, ResultEvent, StateEvent, ends_history
 from nst_client.formats import Format, format_message
 from nst_client.images import Picture, Pixels
 from nst_client.spec import Priority, priority_number
@@ -62,7 +62,8 @@ class AsyncJob:
             form: None takes the form that the job was made with.
 
         Raises:
-            JobFailed, JobCancelled: there is no picture.
+            JobFailed, JobCancelled: there is no final picture. The error of a job that was out of time has its
+                best picture so far, in the same form.
         """
         picture = await self.result_picture(form)
         return await asyncio.to_thread(picture.decode)
@@ -70,10 +71,22 @@ class AsyncJob:
     async def result_picture(self, form: Format | None = None) -> Picture:
         """As `result`, but the bytes as they came."""
         message = format_message(form, "form")
-        ending = await self.wait()
+        try:
+            ending = await self.wait()
+        except JobFailed as error:
+            raise await self._with_partial(error, message) from None
         if message is None and ending.picture is not None:
             return ending.picture
         return await download(self._transport, self._id, message)
+
+    async def _with_partial(self, error: JobFailed, form: image_pb2.ImageFormat | None) -> JobFailed:
+        """The error with the best picture so far, where there is one that is still stored."""
+        match self._ending:
+            case ErrorEvent(partial=Partial()) as end:
+                with suppress(NotFound):
+                    picture = await download(self._transport, self._id, form)
+                    return JobFailed(self._id, end.code, end.reason, end.message, partial=picture)
+        return error
 
     async def wait(self) -> ResultEvent:
         """The last event of the job, once it has succeeded.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from google.protobuf.duration_pb2 import Duration
+
 from nst.v1 import job_pb2
 from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef
@@ -13,6 +15,7 @@ from nst_client.options import enum_number, set_scalar
 
 Priority = Literal["interactive", "batch"]
 Source = ImageInput | ImageRef
+_LONGEST_SECONDS = 1e9  # what a server allows is less by far, and the message holds no more than ten times that
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,23 @@ def preview_options(interval: int | None, max_size: int | None, form: Format | N
     for name, value in (("interval", interval), ("max_size", max_size)):
         if value is not None:
             set_scalar(message, name, value, f"preview_{name}")
+    return message
+
+
+def time_limit_message(seconds: float | None) -> Duration | None:
+    """The message for a time limit; None is none.
+
+    Raises:
+        TypeError, ValueError: it is no number above 0.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
+        raise TypeError(f"time_limit: must be a number of seconds, not {type(seconds).__name__}")
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise ValueError(f"time_limit: must be a number of seconds above 0, not {seconds:g}")
+    message = Duration()
+    message.FromNanoseconds(math.ceil(seconds * 1e9))
     return message
 
 

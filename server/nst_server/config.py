@@ -16,7 +16,8 @@ def setting(default: Any, help: str) -> Any:
 class StoreSettings:
     """What the job store may hold, and for how long."""
 
-    retention_hours: float = setting(168.0, "Jobs, histories and pictures are removed after this long.")
+    retention_hours: float = setting(168.0, "A job is removed, with all that it has, this long after it ended.")
+    orphan_hours: float = setting(24.0, "An uploaded picture that no job uses is removed after this long.")
     max_queued_jobs: int = setting(1000, "Jobs waiting or running; more are refused.")
     max_tenant_jobs: int = setting(250, "A tenant's jobs waiting or running, of one priority; more are refused.")
     max_tenant_running_jobs: int = setting(
@@ -43,6 +44,7 @@ class GatewaySettings:
     preview_interval: int = setting(10, "Iterations between previews when the client does not say.")
     max_size: int = setting(2048, "Largest long side of a result, in pixels.")
     max_iterations: int = setting(5000, "Iterations of one job.")
+    max_time_limit_seconds: int = setting(7 * 24 * 3600, "Longest time limit of a job that has one.")
     max_streams: int = setting(1000, "Open calls on one connection.")
     max_tenant_bytes: int = setting(
         4 * GIB, "Pictures and results that a tenant may have stored; each counts in whole chunks of 512 KiB."

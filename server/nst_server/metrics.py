@@ -29,6 +29,8 @@ CHECKPOINT_SECONDS = Histogram("nst_checkpoint_seconds", "Packing and storing on
 REFUSED = Counter("nst_refused", "Calls refused because a limit is reached.", ["limit"])
 WATCHERS = Gauge("nst_watchers", "Open WatchJob and Stylize streams.")
 PREVIEWS_DROPPED = Counter("nst_previews_dropped", "Previews sent without their picture to slow watchers.")
+REMOVED = Counter("nst_removed", "Parts of jobs removed from the store, by what they were.", ["kind"])
+STORE_BYTES = Gauge("nst_store_bytes", "Size of what is stored, by NATS's stream.", ["stream"])
 RPC_STARTED = Counter("grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"])
 RPC_HANDLED = Counter(
     "grpc_server_handled", "RPCs ended, by status.", ["grpc_type", "grpc_service", "grpc_method", "grpc_code"]

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json
-from nst_client.cli.output_file import OutputFile, output_option
+from nst_client.cli.output_file import OutputFile, output_option, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.events import JobState, JobStatus
@@ -127,7 +127,7 @@ def cancel(server: Server, job_id: str, as_json: bool) -> None:
 @server_options
 @_job_argument
 def delete(server: Server, job_id: str) -> None:
-    """Remove a job that has ended, its history and its result."""
+    """Remove a job that has ended, and all that it has."""
     server.ask(lambda client: client.delete_job(job_id))
 
 
@@ -136,8 +136,8 @@ def delete(server: Server, job_id: str) -> None:
 @_job_argument
 @output_option
 def result(server: Server, job_id: str, output: OutputFile) -> None:
-    """Save the final picture of a job, once it has ended."""
-    output.save(server.ask(lambda client: client.job(job_id).result_picture(output.codec)).data)
+    """Save the final picture of a job, once it has ended; of one that was out of time, the best so far."""
+    server.ask(lambda client: save_result(client.job(job_id), output, output.codec))
 
 
 def _row(job: JobStatus) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
+from nst_client.errors import JobFailed
 from nst_client.formats import Codec
+from nst_client.images import Picture
+from nst_client.job import AsyncJob
 
 _CODECS: dict[str, Codec] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -27,6 +30,23 @@ class OutputFile:
             part.replace(self.path)
         finally:
             part.unlink(missing_ok=True)
+
+
+async def save_result(job: AsyncJob, output: OutputFile, form: Codec | None = None) -> Picture:
+    """Save the final picture of a job, once it has ended, and return it.
+
+    Raises:
+        JobFailed, JobCancelled: there is none. The best picture so far, if there is one, is saved.
+    """
+    try:
+        picture = await job.result_picture(form)
+    except JobFailed as error:
+        if error.partial is not None:
+            output.save(error.partial.data)
+            click.echo(f"Out of time: {output.path} is the best picture so far.", err=True)
+        raise
+    output.save(picture.data)
+    return picture
 
 
 class OutputFileType(click.ParamType[OutputFile]):

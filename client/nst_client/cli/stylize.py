@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nst_client.cli.output import Display, JsonLines, ProgressBar
-from nst_client.cli.output_file import OutputFile, output_option
+from nst_client.cli.output_file import OutputFile, output_option, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.events import AnyEvent, PreviewEvent, ResultEvent
@@ -47,6 +47,7 @@ class Work:
     options: dict[str, Any]
     preview_interval: int | None
     previews: Path | None
+    time_limit: float | None
     as_json: bool
 
 
@@ -95,6 +96,12 @@ class Work:
     metavar="N",
     help=f"Iterations between previews; 0: none. {_UNSET}",
 )
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="When so much time has passed, save the best picture so far and exit with 1. Unset: wait for ever.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON, and nothing else.")
 def stylize(
     server: Server,
@@ -114,6 +121,7 @@ def stylize(
     faces: bool,
     previews: Path | None,
     preview_interval: int | None,
+    time_limit: float | None,
     as_json: bool,
 ) -> None:
     """Paint CONTENT, or a hole in it, in the style of the STYLE pictures.
@@ -134,7 +142,9 @@ def stylize(
     where = _parse_masks("--region", regions, len(styles))
     taken = _parse_masks("--source-region", source_regions, len(styles))
     placed = [StyleFiles(file, where.get(index), taken.get(index)) for index, file in enumerate(styles, start=1)]
-    work = Work(content, placed, initial, subject, hole, output, options, preview_interval, previews, as_json)
+    work = Work(
+        content, placed, initial, subject, hole, output, options, preview_interval, previews, time_limit, as_json
+    )
     if previews is not None:
         previews.mkdir(parents=True, exist_ok=True)
     with server.or_private() as chosen:
@@ -187,6 +197,7 @@ async def _stylize(server: Server, work: Work) -> None:
                 hole=hole,
                 preview_interval=work.preview_interval,
                 result_format=work.output.codec,
+                time_limit=work.time_limit,
                 **work.options,
             )
         )
@@ -228,14 +239,13 @@ class Follower:
         wants_pictures = self._work.as_json or self._work.previews is not None
         async for event in job.events(omit_pictures=not wants_pictures):
             if isinstance(event, ResultEvent):
-                picture = await job.result_picture()
-                self._work.output.save(picture.data)
+                picture = await save_result(job, self._work.output)
                 self._show(dataclasses.replace(event, picture=picture))
                 return
             if isinstance(event, PreviewEvent):
                 self._save_preview(event)
             self._show(event)
-        await job.result_picture()  # raises what the history ended with
+        await save_result(job, self._work.output)  # raises what the history ended with
 
     async def cancel(self, job: AsyncJob) -> None:
         """Cancel the job, and show what still comes of it for a short while."""

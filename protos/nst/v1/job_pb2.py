@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from nst.v1 import image_pb2 as nst_dot_v1_dot_image__pb2
 from nst.v1 import options_pb2 as nst_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10nst/v1/job.proto\x12\x06nst.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12nst/v1/image.proto\x1a\x14nst/v1/options.proto\"\xc7\x02\n\x07JobSpec\x12\x1e\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\r.nst.v1.Image\x12\x1d\n\x06styles\x18\x02 \x03(\x0b\x32\r.nst.v1.Style\x12\'\n\x07options\x18\x03 \x01(\x0b\x32\x16.nst.v1.StylizeOptions\x12\'\n\x07preview\x18\x04 \x01(\x0b\x32\x16.nst.v1.PreviewOptions\x12*\n\rresult_format\x18\x05 \x01(\x0b\x32\x13.nst.v1.ImageFormat\x12\"\n\x08priority\x18\x06 \x01(\x0e\x32\x10.nst.v1.Priority\x12\x1e\n\x07initial\x18\x07 \x01(\x0b\x32\r.nst.v1.Image\x12\x1e\n\x07subject\x18\x08 \x01(\x0b\x32\r.nst.v1.Image\x12\x1b\n\x04hole\x18\t \x01(\x0b\x32\r.nst.v1.Image\"\x8a\x01\n\x05Style\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.nst.v1.Image\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x06region\x18\x03 \x01(\x0b\x32\r.nst.v1.Image\x12$\n\rsource_region\x18\x04 \x01(\x0b\x32\r.nst.v1.ImageB\t\n\x07_weight\"}\n\x0ePreviewOptions\x12\x15\n\x08interval\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08max_size\x18\x02 \x01(\rH\x01\x88\x01\x01\x12#\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x13.nst.v1.ImageFormatB\x0b\n\t_intervalB\x0b\n\t_max_size\"\x81\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1f\n\x05state\x18\x03 \x01(\x0e\x32\x10.nst.v1.JobState\x12\x1d\n\x04spec\x18\x04 \x01(\x0b\x32\x0f.nst.v1.JobSpec\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x15\n\rlast_sequence\x18\x08 \x01(\x04\x12\"\n\x08progress\x18\t \x01(\x0b\x32\x10.nst.v1.Progress\x12\x1e\n\x06result\x18\n \x01(\x0b\x32\x0e.nst.v1.Result\x12\x1f\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x10.nst.v1.JobError\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x17\n\x0f\x63ontrol_version\x18\r \x01(\r\"\xf5\x02\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12#\n\tjob_state\x18\x05 \x01(\x0e\x32\x10.nst.v1.JobState\x12$\n\x05state\x18\x06 \x01(\x0b\x32\x13.nst.v1.StateChangeH\x00\x12$\n\x08progress\x18\x07 \x01(\x0b\x32\x10.nst.v1.ProgressH\x00\x12\"\n\x07preview\x18\x08 \x01(\x0b\x32\x0f.nst.v1.PreviewH\x00\x12 \n\x06result\x18\t \x01(\x0b\x32\x0e.nst.v1.ResultH\x00\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x10.nst.v1.JobErrorH\x00\x12)\n\x0flatest_progress\x18\x0b \x01(\x0b\x32\x10.nst.v1.ProgressB\x07\n\x05\x65vent\"V\n\x0bStateChange\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.nst.v1.JobState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0e\x66rom_iteration\x18\x03 \x01(\r\"\xbe\x02\n\x08Progress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x12\n\niterations\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\r\x12\x0e\n\x06scales\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x12\n\ntotal_loss\x18\x07 \x01(\x01\x12,\n\x06losses\x18\x08 \x03(\x0b\x32\x1c.nst.v1.Progress.LossesEntry\x12\x1d\n\x15iterations_per_second\x18\t \x01(\x01\x12\x14\n\x0cseconds_left\x18\n \x01(\x01\x12\x0e\n\x06undone\x18\x0b \x01(\r\x12\x17\n\x0f\x63ontrol_version\x18\x0c \x01(\r\x1a-\n\x0bLossesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x84\x01\n\x07Preview\x12\x11\n\titeration\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12)\n\treference\x18\x04 \x01(\x0b\x32\x16.nst.v1.ImageReference\x12\x1c\n\x05image\x18\x05 \x01(\x0b\x32\r.nst.v1.Image\"\xe6\x01\n\x06Result\x12\x12\n\niterations\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12)\n\treference\x18\x04 \x01(\x0b\x32\x16.nst.v1.ImageReference\x12\x1c\n\x05image\x18\x05 \x01(\x0b\x32\r.nst.v1.Image\x12\"\n\x08progress\x18\x06 \x01(\x0b\x32\x10.nst.v1.Progress\x12\x13\n\x0brun_seconds\x18\x07 \x01(\x01\x12\'\n\x0bstop_reason\x18\x08 \x01(\x0e\x32\x12.nst.v1.StopReason\"9\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x95\x04\n\tJobUpdate\x12\x15\n\x08strength\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ontent_weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cstyle_weight\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\ttv_weight\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0cstyle_shares\x18\x05 \x03(\x01\x12\x13\n\x06paused\x18\x06 \x01(\x08H\x04\x88\x01\x01\x12\"\n\x08priority\x18\x07 \x01(\x0e\x32\x10.nst.v1.Priority\x12<\n\x0e\x63ontent_layers\x18\x08 \x03(\x0b\x32$.nst.v1.JobUpdate.ContentLayersEntry\x12\x38\n\x0cstyle_layers\x18\t \x03(\x0b\x32\".nst.v1.JobUpdate.StyleLayersEntry\x12\x17\n\niterations\x18\n \x01(\rH\x05\x88\x01\x01\x1a\x34\n\x12\x43ontentLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10StyleLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_strengthB\x11\n\x0f_content_weightB\x0f\n\r_style_weightB\x0c\n\n_tv_weightB\t\n\x07_pausedB\r\n\x0b_iterations*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x14\n\x10JOB_STATE_PAUSED\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\x99\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_REASON_ITERATIONS\x10\x01\x12\x1b\n\x17STOP_REASON_IMPROVEMENT\x10\x02\x12\x19\n\x15STOP_REASON_THRESHOLD\x10\x03\x12\x1a\n\x16STOP_REASON_DIVERGENCE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10nst/v1/job.proto\x12\x06nst.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12nst/v1/image.proto\x1a\x14nst/v1/options.proto\"\xf6\x02\n\x07JobSpec\x12\x1e\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\r.nst.v1.Image\x12\x1d\n\x06styles\x18\x02 \x03(\x0b\x32\r.nst.v1.Style\x12\'\n\x07options\x18\x03 \x01(\x0b\x32\x16.nst.v1.StylizeOptions\x12\'\n\x07preview\x18\x04 \x01(\x0b\x32\x16.nst.v1.PreviewOptions\x12*\n\rresult_format\x18\x05 \x01(\x0b\x32\x13.nst.v1.ImageFormat\x12\"\n\x08priority\x18\x06 \x01(\x0e\x32\x10.nst.v1.Priority\x12\x1e\n\x07initial\x18\x07 \x01(\x0b\x32\r.nst.v1.Image\x12\x1e\n\x07subject\x18\x08 \x01(\x0b\x32\r.nst.v1.Image\x12\x1b\n\x04hole\x18\t \x01(\x0b\x32\r.nst.v1.Image\x12-\n\ntime_limit\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8a\x01\n\x05Style\x12\x1c\n\x05image\x18\x01 \x01(\x0b\x32\r.nst.v1.Image\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x06region\x18\x03 \x01(\x0b\x32\r.nst.v1.Image\x12$\n\rsource_region\x18\x04 \x01(\x0b\x32\r.nst.v1.ImageB\t\n\x07_weight\"}\n\x0ePreviewOptions\x12\x15\n\x08interval\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08max_size\x18\x02 \x01(\rH\x01\x88\x01\x01\x12#\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x13.nst.v1.ImageFormatB\x0b\n\t_intervalB\x0b\n\t_max_size\"\x81\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1f\n\x05state\x18\x03 \x01(\x0e\x32\x10.nst.v1.JobState\x12\x1d\n\x04spec\x18\x04 \x01(\x0b\x32\x0f.nst.v1.JobSpec\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x15\n\rlast_sequence\x18\x08 \x01(\x04\x12\"\n\x08progress\x18\t \x01(\x0b\x32\x10.nst.v1.Progress\x12\x1e\n\x06result\x18\n \x01(\x0b\x32\x0e.nst.v1.Result\x12\x1f\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x10.nst.v1.JobError\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x17\n\x0f\x63ontrol_version\x18\r \x01(\r\"\xf5\x02\n\x08JobEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12#\n\tjob_state\x18\x05 \x01(\x0e\x32\x10.nst.v1.JobState\x12$\n\x05state\x18\x06 \x01(\x0b\x32\x13.nst.v1.StateChangeH\x00\x12$\n\x08progress\x18\x07 \x01(\x0b\x32\x10.nst.v1.ProgressH\x00\x12\"\n\x07preview\x18\x08 \x01(\x0b\x32\x0f.nst.v1.PreviewH\x00\x12 \n\x06result\x18\t \x01(\x0b\x32\x0e.nst.v1.ResultH\x00\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x10.nst.v1.JobErrorH\x00\x12)\n\x0flatest_progress\x18\x0b \x01(\x0b\x32\x10.nst.v1.ProgressB\x07\n\x05\x65vent\"V\n\x0bStateChange\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.nst.v1.JobState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0e\x66rom_iteration\x18\x03 \x01(\r\"\xbe\x02\n\x08Progress\x12\x11\n\titeration\x18\x01 \x01(\r\x12\x12\n\niterations\x18\x02 \x01(\r\x12\r\n\x05scale\x18\x03 \x01(\r\x12\x0e\n\x06scales\x18\x04 \x01(\r\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x12\n\ntotal_loss\x18\x07 \x01(\x01\x12,\n\x06losses\x18\x08 \x03(\x0b\x32\x1c.nst.v1.Progress.LossesEntry\x12\x1d\n\x15iterations_per_second\x18\t \x01(\x01\x12\x14\n\x0cseconds_left\x18\n \x01(\x01\x12\x0e\n\x06undone\x18\x0b \x01(\r\x12\x17\n\x0f\x63ontrol_version\x18\x0c \x01(\r\x1a-\n\x0bLossesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x84\x01\n\x07Preview\x12\x11\n\titeration\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12)\n\treference\x18\x04 \x01(\x0b\x32\x16.nst.v1.ImageReference\x12\x1c\n\x05image\x18\x05 \x01(\x0b\x32\r.nst.v1.Image\"\xe6\x01\n\x06Result\x12\x12\n\niterations\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12)\n\treference\x18\x04 \x01(\x0b\x32\x16.nst.v1.ImageReference\x12\x1c\n\x05image\x18\x05 \x01(\x0b\x32\r.nst.v1.Image\x12\"\n\x08progress\x18\x06 \x01(\x0b\x32\x10.nst.v1.Progress\x12\x13\n\x0brun_seconds\x18\x07 \x01(\x01\x12\'\n\x0bstop_reason\x18\x08 \x01(\x0e\x32\x12.nst.v1.StopReason\"Z\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1f\n\x07partial\x18\x04 \x01(\x0b\x32\x0e.nst.v1.Result\"\x95\x04\n\tJobUpdate\x12\x15\n\x08strength\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ontent_weight\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cstyle_weight\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\ttv_weight\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x14\n\x0cstyle_shares\x18\x05 \x03(\x01\x12\x13\n\x06paused\x18\x06 \x01(\x08H\x04\x88\x01\x01\x12\"\n\x08priority\x18\x07 \x01(\x0e\x32\x10.nst.v1.Priority\x12<\n\x0e\x63ontent_layers\x18\x08 \x03(\x0b\x32$.nst.v1.JobUpdate.ContentLayersEntry\x12\x38\n\x0cstyle_layers\x18\t \x03(\x0b\x32\".nst.v1.JobUpdate.StyleLayersEntry\x12\x17\n\niterations\x18\n \x01(\rH\x05\x88\x01\x01\x1a\x34\n\x12\x43ontentLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10StyleLayersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_strengthB\x11\n\x0f_content_weightB\x0f\n\r_style_weightB\x0c\n\n_tv_weightB\t\n\x07_pausedB\r\n\x0b_iterations*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\xb0\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x14\n\x10JOB_STATE_PAUSED\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06*\x99\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOP_REASON_ITERATIONS\x10\x01\x12\x1b\n\x17STOP_REASON_IMPROVEMENT\x10\x02\x12\x19\n\x15STOP_REASON_THRESHOLD\x10\x03\x12\x1a\n\x16STOP_REASON_DIVERGENCE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,38 +41,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBUPDATE_CONTENTLAYERSENTRY']._serialized_options = b'8\001'
   _globals['_JOBUPDATE_STYLELAYERSENTRY']._loaded_options = None
   _globals['_JOBUPDATE_STYLELAYERSENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=2837
-  _globals['_PRIORITY']._serialized_end=2919
-  _globals['_JOBSTATE']._serialized_start=2922
-  _globals['_JOBSTATE']._serialized_end=3098
-  _globals['_STOPREASON']._serialized_start=3101
-  _globals['_STOPREASON']._serialized_end=3254
-  _globals['_JOBSPEC']._serialized_start=104
-  _globals['_JOBSPEC']._serialized_end=431
-  _globals['_STYLE']._serialized_start=434
-  _globals['_STYLE']._serialized_end=572
-  _globals['_PREVIEWOPTIONS']._serialized_start=574
-  _globals['_PREVIEWOPTIONS']._serialized_end=699
-  _globals['_JOB']._serialized_start=702
-  _globals['_JOB']._serialized_end=1087
-  _globals['_JOBEVENT']._serialized_start=1090
-  _globals['_JOBEVENT']._serialized_end=1463
-  _globals['_STATECHANGE']._serialized_start=1465
-  _globals['_STATECHANGE']._serialized_end=1551
-  _globals['_PROGRESS']._serialized_start=1554
-  _globals['_PROGRESS']._serialized_end=1872
-  _globals['_PROGRESS_LOSSESENTRY']._serialized_start=1827
-  _globals['_PROGRESS_LOSSESENTRY']._serialized_end=1872
-  _globals['_PREVIEW']._serialized_start=1875
-  _globals['_PREVIEW']._serialized_end=2007
-  _globals['_RESULT']._serialized_start=2010
-  _globals['_RESULT']._serialized_end=2240
-  _globals['_JOBERROR']._serialized_start=2242
-  _globals['_JOBERROR']._serialized_end=2299
-  _globals['_JOBUPDATE']._serialized_start=2302
-  _globals['_JOBUPDATE']._serialized_end=2835
-  _globals['_JOBUPDATE_CONTENTLAYERSENTRY']._serialized_start=2642
-  _globals['_JOBUPDATE_CONTENTLAYERSENTRY']._serialized_end=2694
-  _globals['_JOBUPDATE_STYLELAYERSENTRY']._serialized_start=2696
-  _globals['_JOBUPDATE_STYLELAYERSENTRY']._serialized_end=2746
+  _globals['_PRIORITY']._serialized_start=2949
+  _globals['_PRIORITY']._serialized_end=3031
+  _globals['_JOBSTATE']._serialized_start=3034
+  _globals['_JOBSTATE']._serialized_end=3210
+  _globals['_STOPREASON']._serialized_start=3213
+  _globals['_STOPREASON']._serialized_end=3366
+  _globals['_JOBSPEC']._serialized_start=136
+  _globals['_JOBSPEC']._serialized_end=510
+  _globals['_STYLE']._serialized_start=513
+  _globals['_STYLE']._serialized_end=651
+  _globals['_PREVIEWOPTIONS']._serialized_start=653
+  _globals['_PREVIEWOPTIONS']._serialized_end=778
+  _globals['_JOB']._serialized_start=781
+  _globals['_JOB']._serialized_end=1166
+  _globals['_JOBEVENT']._serialized_start=1169
+  _globals['_JOBEVENT']._serialized_end=1542
+  _globals['_STATECHANGE']._serialized_start=1544
+  _globals['_STATECHANGE']._serialized_end=1630
+  _globals['_PROGRESS']._serialized_start=1633
+  _globals['_PROGRESS']._serialized_end=1951
+  _globals['_PROGRESS_LOSSESENTRY']._serialized_start=1906
+  _globals['_PROGRESS_LOSSESENTRY']._serialized_end=1951
+  _globals['_PREVIEW']._serialized_start=1954
+  _globals['_PREVIEW']._serialized_end=2086
+  _globals['_RESULT']._serialized_start=2089
+  _globals['_RESULT']._serialized_end=2319
+  _globals['_JOBERROR']._serialized_start=2321
+  _globals['_JOBERROR']._serialized_end=2411
+  _globals['_JOBUPDATE']._serialized_start=2414
+  _globals['_JOBUPDATE']._serialized_end=2947
+  _globals['_JOBUPDATE_CONTENTLAYERSENTRY']._serialized_start=2754
+  _globals['_JOBUPDATE_CONTENTLAYERSENTRY']._serialized_end=2806
+  _globals['_JOBUPDATE_STYLELAYERSENTRY']._serialized_start=2808
+  _globals['_JOBUPDATE_STYLELAYERSENTRY']._serialized_end=2858
 # @@protoc_insertion_point(module_scope)

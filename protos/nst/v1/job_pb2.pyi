@@ -5,6 +5,7 @@ A job, and the ordered history of what happens to it."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -133,6 +134,7 @@ class JobSpec(_message.Message):
     INITIAL_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     HOLE_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_FIELD_NUMBER: _builtins.int
     priority: Global___Priority.ValueType
     """Where in the queue the job goes. Unset means interactive."""
     @_builtins.property
@@ -175,6 +177,13 @@ class JobSpec(_message.Message):
         that all of the picture may change.
         """
 
+    @_builtins.property
+    def time_limit(self) -> _duration_pb2.Duration:
+        """How long after its creation the job may take, by the server's clock, waiting and pauses included.
+        When it has passed, the job ends FAILED with the error DEADLINE_EXCEEDED and the best picture so
+        far. Above 0 and at most the server's limit max_time_limit_seconds. Unset means for ever.
+        """
+
     def __init__(
         self,
         *,
@@ -187,10 +196,11 @@ class JobSpec(_message.Message):
         initial: _image_pb2.Image | None = ...,
         subject: _image_pb2.Image | None = ...,
         hole: _image_pb2.Image | None = ...,
+        time_limit: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "result_format", b"result_format", "subject", b"subject", "time_limit", b"time_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "hole", b"hole", "initial", b"initial", "options", b"options", "preview", b"preview", "priority", b"priority", "result_format", b"result_format", "styles", b"styles", "subject", b"subject", "time_limit", b"time_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -683,22 +693,31 @@ class JobError(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """A google.rpc.Code: what the status would be if the job were one call."""
     reason: _builtins.str
     """A constant in capitals, for programs."""
     message: _builtins.str
     """For people."""
+    @_builtins.property
+    def partial(self) -> Global___Result:
+        """The best picture so far, when the reason is DEADLINE_EXCEEDED and an iteration was done; without
+        the picture itself, which `GetResult` streams. Of a job that nobody worked on when its time was
+        up it is the latest preview, if that is still stored.
+        """
+
     def __init__(
         self,
         *,
         code: _builtins.int = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        partial: Global___Result | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["partial", b"partial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "partial", b"partial", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

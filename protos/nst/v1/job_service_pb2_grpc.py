@@ -109,7 +109,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Removes a job that has ended, its history and its result.
+        """Removes a job that has ended and all that it has: at once its history, previews and
+        checkpoints; within minutes its pictures and its result, unless another job refers to them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class JobServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Cancels a job that waits or runs. Cancelling one that has ended changes nothing."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]
-    """Removes a job that has ended, its history and its result."""
+    """Removes a job that has ended and all that it has: at once its history, previews and
+    checkpoints; within minutes its pictures and its result, unless another job refers to them.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -70,7 +72,9 @@ class JobServiceAsyncStub(JobServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Cancels a job that waits or runs. Cancelling one that has ended changes nothing."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
-    """Removes a job that has ended, its history and its result."""
+    """Removes a job that has ended and all that it has: at once its history, previews and
+    checkpoints; within minutes its pictures and its result, unless another job refers to them.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Follows and steers jobs, from any client and any gateway."""
@@ -125,6 +129,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.DeleteJobResponse, _abc.Awaitable[_job_service_pb2.DeleteJobResponse]]:
-        """Removes a job that has ended, its history and its result."""
+        """Removes a job that has ended and all that it has: at once its history, previews and
+        checkpoints; within minutes its pictures and its result, unless another job refers to them.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -68,7 +68,8 @@ class StyleTransferServiceServicer:
 
     def UploadImage(self, request_iterator, context):
         """Stores a picture and returns its reference. The first message is the header, then chunks in
-        order. The same bytes twice are stored once.
+        order. The same bytes twice are stored once. A picture that no job uses is removed after the
+        server's orphan_hours.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +92,8 @@ class StyleTransferServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetResult(self, request, context):
-        """Streams the final picture of a job that succeeded.
+        """Streams the final picture of a job that succeeded, or the best picture so far of one that was
+        out of time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

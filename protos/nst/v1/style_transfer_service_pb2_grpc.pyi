@@ -35,7 +35,8 @@ class StyleTransferServiceStub:
     def __new__(cls, channel: _aio.Channel) -> StyleTransferServiceAsyncStub: ...
     UploadImage: _grpc.StreamUnaryMultiCallable[_style_transfer_service_pb2.UploadImageRequest, _style_transfer_service_pb2.UploadImageResponse]
     """Stores a picture and returns its reference. The first message is the header, then chunks in
-    order. The same bytes twice are stored once.
+    order. The same bytes twice are stored once. A picture that no job uses is removed after the
+    server's orphan_hours.
     """
     CreateJob: _grpc.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
@@ -46,7 +47,9 @@ class StyleTransferServiceStub:
     cancels the job unless `detach` was set.
     """
     GetResult: _grpc.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]
-    """Streams the final picture of a job that succeeded."""
+    """Streams the final picture of a job that succeeded, or the best picture so far of one that was
+    out of time.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_style_transfer_service_pb2.GetServerInfoRequest, _style_transfer_service_pb2.GetServerInfoResponse]
     """Says what this server is, what it allows and what it assumes."""
 
@@ -57,7 +60,8 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadImage: _aio.StreamUnaryMultiCallable[_style_transfer_service_pb2.UploadImageRequest, _style_transfer_service_pb2.UploadImageResponse]  # type: ignore[assignment]
     """Stores a picture and returns its reference. The first message is the header, then chunks in
-    order. The same bytes twice are stored once.
+    order. The same bytes twice are stored once. A picture that no job uses is removed after the
+    server's orphan_hours.
     """
     CreateJob: _aio.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
@@ -68,7 +72,9 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     cancels the job unless `detach` was set.
     """
     GetResult: _aio.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]  # type: ignore[assignment]
-    """Streams the final picture of a job that succeeded."""
+    """Streams the final picture of a job that succeeded, or the best picture so far of one that was
+    out of time.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_style_transfer_service_pb2.GetServerInfoRequest, _style_transfer_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Says what this server is, what it allows and what it assumes."""
 
@@ -82,7 +88,8 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_style_transfer_service_pb2.UploadImageResponse, _abc.Awaitable[_style_transfer_service_pb2.UploadImageResponse]]:
         """Stores a picture and returns its reference. The first message is the header, then chunks in
-        order. The same bytes twice are stored once.
+        order. The same bytes twice are stored once. A picture that no job uses is removed after the
+        server's orphan_hours.
         """
 
     @_abc_1.abstractmethod
@@ -111,7 +118,9 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _style_transfer_service_pb2.GetResultRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_style_transfer_service_pb2.GetResultResponse], _abc.AsyncIterator[_style_transfer_service_pb2.GetResultResponse]]:
-        """Streams the final picture of a job that succeeded."""
+        """Streams the final picture of a job that succeeded, or the best picture so far of one that was
+        out of time.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

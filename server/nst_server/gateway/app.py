@@ -29,6 +29,7 @@ from nst_server.gateway.watching import Watching
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.queue import TicketQueue
 from nst_server.signals import Stopped, stop_requested, unless
 
@@ -155,7 +156,9 @@ async def serve(
         stack.callback(status.close)
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         with contextlib.suppress(Stopped):
-            await unless(stop, asyncio.gather(gateway.watch_over(), gateway.feeds.check()))
+            await unless(
+                stop, asyncio.gather(gateway.watch_over(), gateway.feeds.check(), Keeper(backbone, store).run())
+            )
         await gateway.drain()
     log.info("gateway stopped")
 

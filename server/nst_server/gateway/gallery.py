@@ -2,16 +2,19 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from nst.v1 import image_pb2, job_pb2
 from nst_server import metrics, pictures
+from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 
 CACHE_BYTES = 64 * 2**20
 EVENT_OVERHEAD_BYTES = 64 * 1024
 
 Key = tuple[str, str, bytes]  # tenant, digest, form
+Read = Callable[[], Awaitable[bytes]]
 
 
 class Gallery:
@@ -31,23 +34,25 @@ class Gallery:
         Raises:
             BlobNotFound: it is not stored any more.
         """
-        return await self._picture(self._results(tenant), tenant, digest, form)
+        return await self._picture(partial(self._results(tenant).get, digest), tenant, digest, form)
 
-    async def _picture(
-        self, store: PictureStore | PreviewStore, tenant: str, digest: str, form: image_pb2.ImageFormat
-    ) -> image_pb2.Image:
+    async def _preview(self, digest: str, job: job_pb2.Job) -> image_pb2.Image:
+        read = partial(self._previews.get, incarnation(job), digest)
+        return await self._picture(read, job.tenant, digest, job.spec.preview.format)
+
+    async def _picture(self, read: Read, tenant: str, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
         key = (tenant, digest, form.SerializeToString(deterministic=True))
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         if key not in self._reading:
             # One reading for all who want the picture now; it goes on if one of them leaves.
-            self._reading[key] = asyncio.create_task(self._read(store, key, form))
+            self._reading[key] = asyncio.create_task(self._read(read, key, form))
         return await asyncio.shield(self._reading[key])
 
-    async def _read(self, store: PictureStore | PreviewStore, key: Key, form: image_pb2.ImageFormat) -> image_pb2.Image:
+    async def _read(self, read: Read, key: Key, form: image_pb2.ImageFormat) -> image_pb2.Image:
         try:
-            image = await asyncio.to_thread(_transcoded, await store.get(key[1]), form)
+            image = await asyncio.to_thread(_transcoded, await read(), form)
             self._remember(key, image)
             return image
         finally:
@@ -61,11 +66,11 @@ class Gallery:
         if stale:
             metrics.PREVIEWS_DROPPED.inc()
             return event
-        preview = kind == "preview"
-        store = self._previews if preview else self._results(job.tenant)
-        form = job.spec.preview.format if preview else job.spec.result_format
         try:
-            image = await self._picture(store, job.tenant, getattr(event, kind).reference.sha256, form)
+            if kind == "result":
+                image = await self.result(job.tenant, event.result.reference.sha256, job.spec.result_format)
+            else:
+                image = await self._preview(event.preview.reference.sha256, job)
         except BlobNotFound:
             return event
         if image.ByteSize() > self._max_picture_bytes:

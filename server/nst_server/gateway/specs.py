@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
@@ -16,12 +17,14 @@ from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.jobs.blobs import PictureStore
+from nst_server.jobs.backbone import BackboneUnavailable
+from nst_server.jobs.blobs import KEPT_SECONDS, PictureStore
 from nst_server.options import options_from_proto, options_to_proto, steering_from_proto
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
 LONGEST_REQUEST_ID = 128
+COMPLETE_SECONDS = KEPT_SECONDS / 2  # the rest is for making the job: until then nothing else holds its pictures
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
 
@@ -64,6 +67,7 @@ class SpecReader:
             preview=self._preview(spec.preview),
             result_format=_form("spec.result_format", spec.result_format),
             priority=_priority(spec.priority),
+            time_limit=self._time_limit(spec),
         )
 
     async def complete(self, tenant: str, spec: job_pb2.JobSpec, attached: Mapping[str, bytes]) -> job_pb2.JobSpec:
@@ -72,8 +76,14 @@ class SpecReader:
         Raises:
             Refusal: a field is wrong or over a limit.
         """
+        try:
+            async with asyncio.timeout(COMPLETE_SECONDS):
+                return await self._complete(spec, Supply(tenant, attached))
+        except TimeoutError as error:
+            raise BackboneUnavailable(f"the pictures were not all stored in {COMPLETE_SECONDS:g} s") from error
+
+    async def _complete(self, spec: job_pb2.JobSpec, supply: Supply) -> job_pb2.JobSpec:
         complete = self.check(spec)
-        supply = Supply(tenant, attached)
         complete.content.CopyFrom(await self._reference("spec.content", spec.content, supply))
         for index, style in enumerate(spec.styles):
             complete.styles.append(await self._style(f"spec.styles[{index}]", style, supply))
@@ -116,6 +126,18 @@ class SpecReader:
         _check_limit("update.iterations", update.iterations, "max_iterations", self._settings.max_iterations)
         if update.priority and update.priority not in job_pb2.Priority.values():
             raise invalid("update.priority", f"{update.priority} is no priority")
+
+    def _time_limit(self, spec: job_pb2.JobSpec) -> Duration | None:
+        if not spec.HasField("time_limit"):
+            return None
+        nanoseconds = spec.time_limit.ToNanoseconds()
+        limit = self._settings.max_time_limit_seconds
+        if not 0 < nanoseconds <= limit * 10**9:
+            text = f"must be above 0 s and at most max_time_limit_seconds = {limit}, not {nanoseconds / 1e9:g} s"
+            raise invalid("spec.time_limit", text)
+        time_limit = Duration()
+        time_limit.FromNanoseconds(nanoseconds)
+        return time_limit
 
     def _check_styles(self, spec: job_pb2.JobSpec) -> None:
         if not spec.styles and not spec.HasField("hole"):

@@ -74,17 +74,18 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
 
     async def GetResult(self, request: pb.GetResultRequest, context: Context) -> AsyncIterator[pb.GetResultResponse]:
         job = await own_job(self._commands, request.job_id, context)
-        if job.state != job_pb2.JOB_STATE_SUCCEEDED:
+        picture = job.error.partial if job.HasField("error") else job.result
+        if not picture.reference.sha256:
             state = job_pb2.JobState.Name(job.state)
             raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
         check_form("format", form)
         try:
-            image = await self._gallery.result(job.tenant, job.result.reference.sha256, form)
+            image = await self._gallery.result(job.tenant, picture.reference.sha256, form)
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
         header, data = await asyncio.to_thread(_streamed, image)
-        result = pb.ResultHeader(image=header, width=job.result.width, height=job.result.height)
+        result = pb.ResultHeader(image=header, width=picture.width, height=picture.height)
         yield pb.GetResultResponse(header=result)
         for offset in range(0, len(data), CHUNK_BYTES):
             chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])

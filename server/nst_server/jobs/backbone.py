@@ -1,13 +1,13 @@
 """The connection to NATS, and the streams and buckets that jobs live in."""
 
 import asyncio
+import json
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -22,7 +22,7 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue
 
 from nst_server.config import StoreSettings
-from nst_server.jobs.topology import PICTURES, RECORDS, SERVERS, configure
+from nst_server.jobs.topology import KEEPER, RECORDS, SERVERS, configure
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ STORE_FULL = (10047, 10077)  # no storage left; a stream at its limit of message
 REQUEST_SECONDS = 5.0
 START_SECONDS = 60.0
 RETRY_PAUSE_SECONDS = 0.2
+PAGE_OVERLAP = 1000
 
 TRANSIENT = (
     nats.errors.TimeoutError,
@@ -64,7 +65,7 @@ class Backbone:
     jetstream: JetStreamContext
     records: KeyValue
     servers: KeyValue
-    retention_seconds: float
+    keeper: KeyValue
 
 
 async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float | None) -> T:
@@ -119,9 +120,34 @@ async def bucket_keys(backbone: Backbone, bucket: str, *, seconds: float | None)
     From the stream's own list of subjects: the library's `keys` takes a bucket for empty when the
     server answers faster than it looks.
     """
-    stream_info = partial(backbone.jetstream.stream_info, f"KV_{bucket}", subjects_filter=">")
-    info = await persistently(stream_info, seconds=seconds)
-    return [subject.removeprefix(f"$KV.{bucket}.") for subject in info.state.subjects or ()]
+    subjects = await stored_subjects(backbone, f"KV_{bucket}", ">", seconds=seconds)
+    return [subject.removeprefix(f"$KV.{bucket}.") for subject in subjects]
+
+
+async def stored_subjects(backbone: Backbone, stream: str, pattern: str, *, seconds: float | None) -> set[str]:
+    """The subjects of a stream's messages that fit the pattern.
+
+    Asked for page by page, which the library's `stream_info` does not.
+    """
+    subjects: set[str] = set()
+    offset = 0
+    while True:
+        request = json.dumps({"subjects_filter": pattern, "offset": offset}).encode()
+        answer = await persistently(partial(_stream_info, backbone.nats, stream, request), seconds=seconds)
+        page = answer["state"].get("subjects") or {}
+        subjects.update(page)
+        if offset + len(page) >= answer.get("total", 0):
+            return subjects
+        # Pages overlap: what is removed between two of them moves the rest up.
+        offset += max(len(page) - PAGE_OVERLAP, 1)
+
+
+async def _stream_info(client: NatsClient, stream: str, request: bytes) -> dict[str, Any]:
+    message = await client.request(f"$JS.API.STREAM.INFO.{stream}", request, timeout=REQUEST_SECONDS)
+    answer: dict[str, Any] = json.loads(message.data)
+    if "error" in answer:
+        APIError.from_error(answer["error"])
+    return answer
 
 
 async def _connected(url: str, name: str) -> NatsClient:
@@ -149,13 +175,12 @@ async def _connected(url: str, name: str) -> NatsClient:
 
 async def _open(client: NatsClient, jetstream: JetStreamContext) -> Backbone:
     try:
-        pictures = await jetstream.stream_info(PICTURES.stream)
         return Backbone(
             nats=client,
             jetstream=jetstream,
             records=await jetstream.key_value(RECORDS),
             servers=await jetstream.key_value(SERVERS),
-            retention_seconds=pictures.config.max_age or math.inf,
+            keeper=await jetstream.key_value(KEEPER),
         )
     except NotFoundError as error:
         raise NoStreamResponseError from error  # not there yet: try again

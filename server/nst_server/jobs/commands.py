@@ -2,18 +2,22 @@
 
 import contextlib
 import hashlib
+import time
 from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
-from nst_server.jobs.backbone import Backbone
-from nst_server.jobs.blobs import CheckpointStore
+from nst_server.jobs.backbone import Backbone, StoreFull
+from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
-from nst_server.jobs.events import EventLog, HistoryMoved, state_event
+from nst_server.jobs.deadlines import Deadlines
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, state_event
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobExists, JobNotFound, Records
+from nst_server.jobs.removal import Remover
+from nst_server.jobs.unheld import UnheldJobs
 
 REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] = (
     "style_shares",
@@ -24,10 +28,6 @@ REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] 
 
 class RequestReused(Exception):
     """The request id was used before, for something else."""
-
-
-class JobNotEnded(Exception):
-    """The job still waits or runs."""
 
 
 class JobEnded(Exception):
@@ -47,7 +47,9 @@ class JobCommands:
         self.records = Records(backbone, patience=patience)
         self.events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
-        self._checkpoints = CheckpointStore(backbone, patience=patience)
+        self._deadlines = Deadlines(backbone, patience=patience)
+        self._unheld = UnheldJobs(backbone, patience=patience)
+        self._remover = Remover(backbone, patience=patience)
 
     async def create(self, request_id: str, tenant: str, spec: job_pb2.JobSpec, traceparent: str) -> job_pb2.Job:
         """Stores and queues a job; the same request again returns the same job.
@@ -62,29 +64,47 @@ class JobCommands:
         """
         job_id = derive_job_id(tenant, request_id)
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
-        if (existing := await self._existing(job_id, digest)) is not None:
-            return existing
-        await self.events.check_room()
-        record = JobRecord(
-            job_id=job_id,
-            request_id=request_id,
-            request_digest=digest,
-            tenant=tenant,
-            spec=spec,
-            create_time=_now(),
-            traceparent=traceparent,
-            ticket=await self._tickets.put(job_id, tenant, spec.priority),
-        )
-        with contextlib.suppress(HistoryMoved):  # an earlier try of this same request got this far
-            await self.events.append(state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server"), None)
-        try:
-            await self.records.create(record)
-        except JobExists:
-            await self._tickets.remove(record.ticket)
-            if (existing := await self._existing(job_id, digest)) is not None:
-                return existing
-        await self._tickets.wake(tenant, spec.priority)
-        return await self.get(job_id)
+        while (existing := await self._existing(job_id, digest)) is None:
+            await self.events.check_room()
+            record = JobRecord(
+                job_id=job_id,
+                request_id=request_id,
+                request_digest=digest,
+                tenant=tenant,
+                spec=spec,
+                create_time=_now(),
+                traceparent=traceparent,
+                ticket=await self._tickets.put(job_id, tenant, spec.priority),
+            )
+            await self._deadlines.note(record)
+            await self._begin_history(record)
+            try:
+                await self.records.create(record)
+            except JobExists:
+                await self._tickets.remove(record.ticket)
+                continue
+            await self._tickets.wake(tenant, spec.priority)
+            return await self.get(job_id)
+        return existing
+
+    async def _begin_history(self, record: JobRecord) -> None:
+        """Appends the first event, once what a removed job of this id may have left is out of its way."""
+        event = state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
+        while True:
+            try:
+                await self.events.append(event, None)
+                return
+            except HistoryMoved as moved:
+                last = moved.last
+            if last is None:
+                continue
+            if not last.final and last.age(time.time()) < ABANDONED_SECONDS / 2:
+                return  # an earlier try of this same request got this far
+            try:
+                await self.records.get(record.job_id)
+                return  # a twin of this request was quicker, and its job has gone on since
+            except JobNotFound:
+                await self.events.delete(record.job_id, last)
 
     async def check_room(self, request_id: str, tenant: str) -> None:
         """Refuses at little cost what `create` would refuse for want of room; see there."""
@@ -108,7 +128,16 @@ class JobCommands:
         Raises:
             JobNotFound: there is no such job.
         """
-        return await self.describe(await self.records.get(job_id))
+        record = await self.records.get(job_id)
+        await self._note_use(record)
+        return await self.describe(record)
+
+    async def _note_use(self, record: JobRecord) -> None:
+        """Keeps a job that has ended from being removed for a while; others are not removed anyway."""
+        if not record.HasField("ending") or time.time() - last_used(record) < USE_NOTE_SECONDS:
+            return
+        with contextlib.suppress(StoreFull):
+            await self.records.update(record.job_id, lambda record: record.last_use_time.GetCurrentTime())
 
     async def describe(self, record: JobRecord) -> job_pb2.Job:
         """A record and the end of its history, as clients see a job."""
@@ -144,8 +173,6 @@ class JobCommands:
         record = await self.records.update(job_id, change)
         await self._write_state(job_id, job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it")
         await nudge(self._backbone, job_id)
-        if not record.lease.held:
-            await self._checkpoints.delete_all(job_id, record.lease.attempt)
         return await self.describe(record)
 
     async def update(self, job_id: str, update: job_pb2.JobUpdate) -> job_pb2.Job:
@@ -222,33 +249,16 @@ class JobCommands:
         return record
 
     async def _write_state(self, job_id: str, state: "job_pb2.JobState.ValueType", reason: str) -> None:
-        """Writes the state of a job that nobody works on; a model server that does will write it itself."""
-        while True:
-            # Read in this order, so that a claim in between makes the append fail.
-            last = await self.events.last(job_id)
-            record = await self.records.get(job_id)
-            if record.lease.held or last is None or last.final or last.event.job_state == state:
-                return
-            with contextlib.suppress(HistoryMoved):
-                await self.events.append(state_event(record, state, reason), last)
-                if state != job_pb2.JOB_STATE_QUEUED:
-                    await self._tickets.remove(record.ticket)
-                return
+        await self._unheld.write(job_id, lambda record: state_event(record, state, reason))
 
     async def delete(self, job_id: str) -> None:
-        """Removes a job that has ended: record, history, checkpoints.
+        """Removes a job that has ended; see `Remover.remove`.
 
         Raises:
             JobNotFound: there is no such job.
             JobNotEnded: it waits or runs.
         """
-        record = await self.records.get(job_id)
-        last = await self.events.last(job_id)
-        if last is not None and not last.final:
-            raise JobNotEnded(job_id)
-        await self._checkpoints.delete_all(job_id, record.lease.attempt)
-        await self.events.delete(job_id)
-        await self.records.delete(job_id)
+        await self._remover.remove(job_id)
 
 
 def derive_job_id(tenant: str, request_id: str) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
 from nats.js.api import Header, RawStreamMsg
@@ -11,12 +12,13 @@ from nats.js.errors import APIError, NotFoundError
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 from nst_server import metrics
-from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently, stored_subjects
 from nst_server.jobs.topology import EVENTS
 
 log = logging.getLogger(__name__)
 
 ROOM_FOR_NEW_JOBS = 0.8
+ABANDONED_SECONDS = 600.0  # a history without a record is that of no job any more; far longer than a job takes to make
 
 FINAL_STATES = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
 
@@ -32,6 +34,10 @@ class Stored:
     def final(self) -> bool:
         """True when no event can follow."""
         return self.event.job_state in FINAL_STATES
+
+    def age(self, now: float) -> float:
+        """Seconds from the event to `now`, in Unix seconds."""
+        return now - self.event.time.ToNanoseconds() / 1e9
 
 
 def state_event(record: JobRecord, state: "job_pb2.JobState.ValueType", reason: str) -> job_pb2.JobEvent:
@@ -67,6 +73,7 @@ class EventLog:
 
     def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
+        self._backbone = backbone
         self._jetstream = backbone.jetstream
         self._patience = patience
 
@@ -132,11 +139,15 @@ class EventLog:
             yield stored
             position = stored.stream_sequence
 
-    async def delete(self, job_id: str) -> None:
-        """Removes a job's whole history."""
-        await persistently(
-            lambda: self._jetstream.purge_stream(EVENTS, subject=subject(job_id)), seconds=self._patience
-        )
+    async def delete(self, job_id: str, last: Stored) -> None:
+        """Removes a history up to its end, but nothing of one that has begun since."""
+        purge = partial(self._jetstream.purge_stream, EVENTS, last.stream_sequence + 1, subject(job_id))
+        await persistently(purge, seconds=self._patience)
+
+    async def job_ids(self) -> set[str]:
+        """The jobs that have a history."""
+        subjects = await stored_subjects(self._backbone, EVENTS, subject("*"), seconds=self._patience)
+        return {stored.removeprefix(subject("")) for stored in subjects}
 
     async def _last_message(self, job_id: str) -> RawStreamMsg | None:
         # Not a direct get: the stream's leader answers, so a replica that lags cannot.

@@ -8,6 +8,7 @@ attempt raises `Superseded` and drops the job without a further word.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
 from google.rpc import code_pb2
@@ -16,7 +17,9 @@ from nats.aio.msg import Msg
 from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
+from nst_server.jobs.deadlines import LastPictures, is_overdue
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.tickets import ticket_age
@@ -42,6 +45,7 @@ class Leases:
         self.records = Records(backbone, patience=None)
         self.events = EventLog(backbone, patience=None)
         self.checkpoints = CheckpointStore(backbone, patience=None)
+        self.last_pictures = LastPictures(backbone, patience=None)
         self.server = server
         self.lease_seconds = lease_seconds
         self._max_lost_attempts = max_lost_attempts
@@ -99,15 +103,20 @@ class Leases:
         if record.control.cancel:
             await lease.cancel()
             return False
+        if is_overdue(record, time.time()):
+            await lease.fail(await self.last_pictures.overdue_error(record))
+            return False
         if record.control.paused:
             await lease.pause_or_hand_back()
             return False
         if record.lease.lost_attempts > self._max_lost_attempts:
-            await lease.end_with_error(
-                code_pb2.ABORTED,
-                "ATTEMPTS_EXHAUSTED",
-                f"{record.lease.lost_attempts} model servers stopped while they worked on this job; the limit is "
-                f"max_lost_attempts = {self._max_lost_attempts}",
+            await lease.fail(
+                job_pb2.JobError(
+                    code=code_pb2.ABORTED,
+                    reason="ATTEMPTS_EXHAUSTED",
+                    message=f"{record.lease.lost_attempts} model servers stopped while they worked on this job; "
+                    f"the limit is max_lost_attempts = {self._max_lost_attempts}",
+                )
             )
             return False
         checkpoint = record.checkpoint
@@ -178,9 +187,12 @@ class Lease:
                 self.last = await self._leases.events.append(event, self.last)
                 return
             except HistoryMoved as moved:
-                self.last = moved.last
                 if moved.last is None:
                     raise Superseded from moved
+                # What moved may be the history of a job made anew under this id. That one's first event
+                # is stored only once our record is gone, so a record that is still ours tells.
+                await self.refresh()
+                self.last = moved.last
 
     async def cancel(self) -> None:
         """Ends the job as its client asked."""
@@ -210,7 +222,7 @@ class Lease:
         Raises:
             Superseded: a later attempt has the job.
         """
-        checkpoint.object = checkpoint_name(self.job_id, self.attempt, self._checkpoints_written)
+        checkpoint.object = checkpoint_name(incarnation(self.record), self.attempt, self._checkpoints_written)
         self._checkpoints_written += 1
         await self._leases.checkpoints.put(checkpoint.object, data)
 
@@ -220,9 +232,8 @@ class Lease:
 
         await self._update(change)
 
-    async def end_with_error(self, code: int, reason: str, message: str) -> None:
+    async def fail(self, error: job_pb2.JobError) -> None:
         """Ends the job as failed."""
-        error = job_pb2.JobError(code=code, reason=reason, message=message)
         await self.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=error))
         await self.close()
 
@@ -259,13 +270,16 @@ class Lease:
 
     async def close(self) -> None:
         """After the last event: removes what the job no longer needs and takes its ticket away."""
+        last = self.last
+        assert last is not None
 
         def change(record: JobRecord) -> None:
             record.lease.held = False
+            record.ending.CopyFrom(ending_of(last.event))
             record.ClearField("checkpoint")
 
         await self._update(change)
-        await self._leases.checkpoints.delete_all(self.job_id, self.attempt)
+        await self._leases.checkpoints.remove_all(incarnation(self.record))
         await self._message.ack()
 
     async def _update(self, change: Callable[[JobRecord], None]) -> None:
@@ -279,5 +293,5 @@ class Lease:
             raise Superseded from error
 
     def _check_fence(self, record: JobRecord) -> None:
-        if record.lease.attempt != self.attempt:
+        if record.lease.attempt != self.attempt or not same_incarnation(record, self.record):
             raise Superseded

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
@@ -14,10 +14,12 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.jobs.backbone import REQUEST_SECONDS, Backbone, persistently
+from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
 
 BATCH = 500
 END_OF_BATCH, NOTHING_THERE = "204", "404"
+T = TypeVar("T")
 
 
 class JobNotFound(Exception):
@@ -50,8 +52,10 @@ class Records:
         data = record.SerializeToString()
         try:
             await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
-        except KeyWrongLastSequenceError as error:
-            raise JobExists(record.job_id) from error
+        except (KeyWrongLastSequenceError, KeyNotFoundError) as error:  # the latter: removed again while looked at
+            # A write whose answer was lost conflicts with itself when it is tried again.
+            if not await self._is_there(record):
+                raise JobExists(record.job_id) from error
 
     async def get(self, job_id: str) -> JobRecord:
         """The record as it stands.
@@ -79,9 +83,23 @@ class Records:
                 continue
             return record
 
-    async def delete(self, job_id: str) -> None:
-        """Removes the record; no error if there is none."""
-        await persistently(lambda: self._bucket.purge(job_id), seconds=self._patience)
+    async def remove(self, job_id: str, check: Callable[[JobRecord], Awaitable[T]]) -> tuple[JobRecord, T]:
+        """Removes the record, just as `check` was given it; the record, and what `check` said of it.
+
+        What `check` raises ends the removal with nothing removed.
+
+        Raises:
+            JobNotFound: there is no record.
+        """
+        while True:
+            record, revision = await self._entry(job_id)
+            checked = await check(record)
+            # Not the bucket's own delete, which leaves a marker for ever. The server compares: what
+            # was written after this revision stays.
+            purge = partial(self._backbone.jetstream.purge_stream, f"KV_{RECORDS}", revision + 1)
+            await persistently(partial(purge, subject=f"$KV.{RECORDS}.{job_id}"), seconds=self._patience)
+            if not await self._is_there(record):
+                return record, checked
 
     async def all(self) -> AsyncIterator[JobRecord]:
         """Every record, in no order."""
@@ -95,6 +113,12 @@ class Records:
                 records[record.job_id] = record
         for record in records.values():
             yield record
+
+    async def _is_there(self, record: JobRecord) -> bool:
+        try:
+            return same_incarnation(await self.get(record.job_id), record)
+        except JobNotFound:
+            return False
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
         try:

@@ -1,7 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, unquote
 
 from nats.js import JetStreamContext, api
@@ -14,6 +13,8 @@ TICKETS = "NST_TICKETS"
 EVENTS = "NST_EVENTS"
 RECORDS = "nst_jobs"
 SERVERS = "nst_model_servers"
+NOTES = "NST_NOTES"
+KEEPER = "nst_keeper"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ TICKET_PREFIX = "nst.ticket"
 LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
 
 ANNOUNCEMENT_SECONDS = 15.0
+KEEPER_LOCK_SECONDS = 4.0
 DUPLICATE_SECONDS = 60.0
 PREVIEW_SECONDS = 24 * 3600.0
 CONSUMERS_PER_PAGE = 256
@@ -78,19 +80,26 @@ def tenant_of(token: str) -> str:
     return unquote(token)
 
 
+def picture_name(tenant: str, digest: str) -> str:
+    """What the tenant's picture is called in the store of pictures."""
+    return f"{tenant_token(tenant)}.{digest}"
+
+
 async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> None:
     """Makes what is missing, and brings what is there to the settings."""
     for stream in (
         await _tickets(jetstream, settings),
         _events(settings),
-        _blobs(PICTURES, settings.max_picture_bytes, _retention(settings), settings),
-        _blobs(CHECKPOINTS, settings.max_checkpoint_bytes, _retention(settings), settings),
+        _notes(settings),
+        _blobs(PICTURES, settings.max_picture_bytes, settings),
+        _blobs(CHECKPOINTS, settings.max_checkpoint_bytes, settings),
         _previews(settings),
     ):
         await _ensure_stream(jetstream, stream)
     await _renew_consumers(jetstream, _rules(settings))
     await _ensure_records(jetstream, settings)
-    await _ensure_servers(jetstream, settings)
+    await _ensure_bucket(jetstream, SERVERS, ANNOUNCEMENT_SECONDS, settings)
+    await _ensure_bucket(jetstream, KEEPER, KEEPER_LOCK_SECONDS, settings)
 
 
 def ticket_consumer(name: str, subject: str, rules: QueueRules) -> api.ConsumerConfig:
@@ -159,7 +168,6 @@ def _events(settings: StoreSettings) -> api.StreamConfig:
         # A full store refuses new events rather than cut a running job's history.
         discard=api.DiscardPolicy.NEW,
         max_bytes=settings.max_event_bytes,
-        max_age=_retention(settings),
         duplicate_window=DUPLICATE_SECONDS,
         allow_direct=True,
         # Watchers listen here: only what was stored is republished, so a fenced write is never seen.
@@ -168,7 +176,19 @@ def _events(settings: StoreSettings) -> api.StreamConfig:
     )
 
 
-def _blobs(blobs: Blobs, max_bytes: int, max_age: float, settings: StoreSettings) -> api.StreamConfig:
+def _notes(settings: StoreSettings) -> api.StreamConfig:
+    return api.StreamConfig(
+        name=NOTES,
+        subjects=["nst.note.>"],
+        storage=api.StorageType.FILE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs_per_subject=1,
+        max_bytes=settings.max_record_bytes,
+        num_replicas=settings.replicas,
+    )
+
+
+def _blobs(blobs: Blobs, max_bytes: int, settings: StoreSettings) -> api.StreamConfig:
     return api.StreamConfig(
         name=blobs.stream,
         subjects=[f"{blobs.prefix}.>"],
@@ -176,15 +196,15 @@ def _blobs(blobs: Blobs, max_bytes: int, max_age: float, settings: StoreSettings
         discard=api.DiscardPolicy.NEW,
         max_msgs_per_subject=1,
         max_bytes=max_bytes,
-        max_age=max_age,
         allow_direct=True,
         num_replicas=settings.replicas,
     )
 
 
 def _previews(settings: StoreSettings) -> api.StreamConfig:
-    age = min(PREVIEW_SECONDS, _retention(settings))
-    return _blobs(PREVIEWS, settings.max_preview_bytes, age, settings).evolve(discard=api.DiscardPolicy.OLD)
+    age = min(PREVIEW_SECONDS, settings.retention_hours * 3600.0)
+    stream = _blobs(PREVIEWS, settings.max_preview_bytes, settings)
+    return stream.evolve(discard=api.DiscardPolicy.OLD, max_age=age)
 
 
 async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) -> None:
@@ -202,26 +222,18 @@ async def _ensure_records(jetstream: JetStreamContext, settings: StoreSettings) 
     except BucketNotFoundError:
         await jetstream.create_key_value(
             bucket=RECORDS,
-            ttl=_retention(settings),
             direct=True,
             replicas=settings.replicas,
             max_bytes=settings.max_record_bytes,
         )
     else:
-        await _change(jetstream, f"KV_{RECORDS}", settings, max_bytes=settings.max_record_bytes)
+        config = (await jetstream.stream_info(f"KV_{RECORDS}")).config
+        limits = {"max_bytes": settings.max_record_bytes, "num_replicas": settings.replicas}
+        await jetstream.update_stream(config.evolve(max_age=0, **limits))
 
 
-async def _ensure_servers(jetstream: JetStreamContext, settings: StoreSettings) -> None:
+async def _ensure_bucket(jetstream: JetStreamContext, bucket: str, ttl: float, settings: StoreSettings) -> None:
     try:
-        await jetstream.key_value(SERVERS)
+        await jetstream.key_value(bucket)
     except BucketNotFoundError:
-        await jetstream.create_key_value(bucket=SERVERS, ttl=ANNOUNCEMENT_SECONDS, replicas=settings.replicas)
-
-
-async def _change(jetstream: JetStreamContext, stream: str, settings: StoreSettings, **limits: Any) -> None:
-    config = (await jetstream.stream_info(stream)).config
-    await jetstream.update_stream(config.evolve(max_age=_retention(settings), num_replicas=settings.replicas, **limits))
-
-
-def _retention(settings: StoreSettings) -> float:
-    return settings.retention_hours * 3600.0
+        await jetstream.create_key_value(bucket=bucket, ttl=ttl, replicas=settings.replicas)

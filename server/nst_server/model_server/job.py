@@ -13,8 +13,10 @@ from nst_engine import Engine, Session, SessionState, Style, checkpoint
 from nst_server import metrics, pictures
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.control import on_nudge
+from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.model_server.failures import describe_failure
 from nst_server.model_server.pace import Pace
@@ -64,6 +66,7 @@ class RunningJob:
         """Works until the job ends or is let go. Never raises but on cancellation."""
         stop_listening = await on_nudge(self._backbone, self.lease.job_id, self._look.set)
         keep_alive = asyncio.create_task(self.lease.keep_alive())
+        alarm = asyncio.create_task(self._look_at_deadline())
         try:
             await self._attempt()
         except _Released:
@@ -74,10 +77,16 @@ class RunningJob:
             await self._failed(error)
         finally:
             keep_alive.cancel()
+            alarm.cancel()
             if self._checkpointing is not None:
                 self._checkpointing.cancel()
             with contextlib.suppress(Exception):
                 await stop_listening()
+
+    async def _look_at_deadline(self) -> None:
+        if deadline := deadline_of(self.lease.record):
+            await asyncio.sleep(deadline.time - time.time())
+            self._look.set()
 
     async def _attempt(self) -> None:
         seat = Seat(await self._maker(), self.lease.record.spec.preview.interval, self._applied_version)
@@ -168,6 +177,8 @@ class RunningJob:
             await self._checkpoint_ended()
             await self.lease.cancel()
             raise _Released
+        if is_overdue(record, time.time()):
+            self._runner.show(seat)
         if control.version > self._applied_version:
             self._runner.steer(seat, steering_from_proto(control.weights), control.version)
             self._applied_version = control.version
@@ -181,6 +192,10 @@ class RunningJob:
         progress.control_version = step.control_version
         if step.report.finished:
             await self._finish(step, progress)
+            return True
+        if step.picture is not None and is_overdue(self.lease.record, time.time()):
+            self._runner.dismiss(seat)
+            await self._expire(step, progress)
             return True
         if step.picture is not None:
             await self._preview(step)
@@ -240,7 +255,8 @@ class RunningJob:
         if spec.max_size:
             picture = await asyncio.to_thread(pictures.shrink, picture, spec.max_size)
         height, width = picture.shape[:2]
-        digest = await self._previews.put(await asyncio.to_thread(pictures.encode_png, picture))
+        data = await asyncio.to_thread(pictures.encode_png, picture)
+        digest = await self._previews.put(incarnation(self.lease.record), data)
         reference = image_pb2.ImageReference(sha256=digest)
         preview = job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
@@ -248,33 +264,41 @@ class RunningJob:
             metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
 
     async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
-        assert step.picture is not None
         assert step.report.stop_reason is not None
-        await self._checkpoint_ended()
-        height, width = step.picture.shape[:2]
-        digest = await self._pictures.put(await asyncio.to_thread(pictures.encode_png, step.picture))
-        reference = image_pb2.ImageReference(sha256=digest)
-        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
-        result = job_pb2.Result(
-            iterations=step.report.iteration,
-            width=width,
-            height=height,
-            reference=reference,
-            progress=progress,
-            run_seconds=self._run_seconds,
-            stop_reason=job_pb2.StopReason.Value(f"STOP_REASON_{step.report.stop_reason.name}"),
-        )
+        result = await self._store_result(step, progress)
+        result.stop_reason = job_pb2.StopReason.Value(f"STOP_REASON_{step.report.stop_reason.name}")
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=result))
         await self.lease.close()
         metrics.JOB_RUN_SECONDS.observe(self._run_seconds)
         log.info("job succeeded", extra={**self.about(), "run_seconds": round(self._run_seconds, 3)})
+
+    async def _expire(self, step: Step, progress: job_pb2.Progress) -> None:
+        """Ends the job out of time, with its picture as it is; what diverged is undone in it already."""
+        result = await self._store_result(step, progress)
+        await self.lease.fail(deadline_error(self.lease.record, result))
+        log.info("job out of time", extra={**self.about(), "iteration": step.report.iteration})
+
+    async def _store_result(self, step: Step, progress: job_pb2.Progress) -> job_pb2.Result:
+        assert step.picture is not None
+        await self._checkpoint_ended()
+        height, width = step.picture.shape[:2]
+        digest = await self._pictures.put(await asyncio.to_thread(pictures.encode_png, step.picture))
+        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
+        return job_pb2.Result(
+            iterations=step.report.iteration,
+            width=width,
+            height=height,
+            reference=image_pb2.ImageReference(sha256=digest),
+            progress=progress,
+            run_seconds=self._run_seconds,
+        )
 
     async def _failed(self, error: Exception) -> None:
         failure = describe_failure(error)
         log.error("job failed", extra=self.about(), exc_info=error)
         await self._checkpoint_ended()
         with contextlib.suppress(Superseded):
-            await self.lease.end_with_error(failure.code, failure.reason, failure.message)
+            await self.lease.fail(job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message))
 
     def age(self) -> float:
         return time.time() - self.lease.record.create_time.ToMicroseconds() / 1e6

@@ -58,6 +58,7 @@ class Seat:
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(UNREAD_STEPS))
     session: Session | None = None
     snapshot_wanted: bool = False
+    picture_wanted: bool = False
 
     async def next(self) -> Step | Failure:
         """The oldest unread step, or what went wrong."""
@@ -147,6 +148,14 @@ class Runner:
 
         self._orders.put(order)
 
+    def show(self, seat: Seat) -> None:
+        """Asks for a picture with the next step."""
+
+        def order() -> None:
+            seat.picture_wanted = True
+
+        self._orders.put(order)
+
     def _run(self) -> None:
         try:
             self._engine = self._make_engine()
@@ -202,9 +211,9 @@ class Runner:
         first_or_due = report.iteration == 1 or (
             seat.preview_interval > 0 and report.iteration % seat.preview_interval == 0
         )
-        shown = report.finished or (seat.preview_interval > 0 and first_or_due)
+        shown = report.finished or seat.picture_wanted or (seat.preview_interval > 0 and first_or_due)
         state = session.state_dict() if seat.snapshot_wanted else None
-        seat.snapshot_wanted = False
+        seat.snapshot_wanted = seat.picture_wanted = False
         return Step(report, seconds, session.image() if shown else None, state, seat.control_version)
 
     def _fail(self, seat: Seat, error: Exception) -> None:

@@ -10,10 +10,11 @@ from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
-from nst_server.jobs.commands import JobCommands, JobEnded, JobNotEnded, RequestReused, derive_job_id
+from nst_server.jobs.commands import JobCommands, JobEnded, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
 from nst_server.jobs.queue import QueueFull
 from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.removal import JobNotEnded
 from nst_server.jobs.tickets import TicketSource
 from nst_server.model_server.app import Rotation
 
@@ -209,10 +210,10 @@ async def test_a_picture_that_lost_a_chunk_is_missing_and_can_be_stored_again(ba
 
 async def test_old_previews_make_room_for_new_ones(backbone):
     previews = PreviewStore(backbone, patience=5)
-    digests = [await previews.put(bytes([number]) * 2**20) for number in range(4)]
-    assert await previews.get(digests[-1]) == bytes([3]) * 2**20
+    digests = [await previews.put("job", bytes([number]) * 2**20) for number in range(4)]
+    assert await previews.get("job", digests[-1]) == bytes([3]) * 2**20
     with pytest.raises(BlobNotFound):
-        await previews.get(digests[0])
+        await previews.get("job", digests[0])
 
 
 async def test_a_cancelled_upload_leaves_nothing_behind_once_it_is_repeated(backbone):

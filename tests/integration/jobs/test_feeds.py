@@ -102,7 +102,7 @@ async def test_a_history_that_is_deleted_ends_its_watches(events, feeds):
     await append(events, None, 300)
     async with aclosing(feeds.watch(JOB, 0)) as watcher:
         await anext(watcher)
-        await events.delete(JOB)
+        await events.delete(JOB, await events.last(JOB))
         with pytest.raises(JobNotFound):
             async for _ in watcher:
                 pass

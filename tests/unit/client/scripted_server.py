@@ -81,6 +81,14 @@ def result_event(
     return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, attempt=1, result=result)
 
 
+def out_of_time_event(iterations: int = 7) -> job_pb2.JobEvent:
+    """The end of a job whose time limit passed, with the picture that GetResult sends."""
+    reference = image_pb2.ImageReference(sha256="c" * 64)
+    partial = job_pb2.Result(iterations=iterations, width=4, height=3, reference=reference, run_seconds=1.5)
+    error = job_pb2.JobError(code=4, reason="DEADLINE_EXCEEDED", message="the time limit passed", partial=partial)
+    return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, attempt=1, error=error)
+
+
 def encoded(data: bytes) -> image_pb2.Image:
     return image_pb2.Image(encoded=image_pb2.EncodedImage(data=data))
 

@@ -13,6 +13,7 @@ from scripted_server import (
     JOB_ID,
     ScriptedServer,
     abort,
+    out_of_time_event,
     preview_event,
     progress_event,
     result_event,
@@ -317,3 +318,27 @@ def test_wrong_usage_exits_with_2(
     assert ended.code == 2
     assert text in " ".join(ended.err.split())
     assert not server.received
+
+
+def test_out_of_time_saves_the_best_picture_and_fails(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.publish(progress_event(7), out_of_time_event(iterations=7))
+    server.result = result_messages(RESULT)
+    out = tmp_path / "out.png"
+    ended = nst("stylize", *pictures, "-o", out, "--json", "--time-limit", 2.5, "--server", server.address)
+    assert ended.code == 1
+    assert out.read_bytes() == RESULT
+    assert f"{out} is the best picture so far" in ended.err
+    assert "the time limit passed" in ended.err
+    assert server.received["CreateJob"][0].spec.time_limit.ToNanoseconds() == 2_500_000_000
+    last = ended.lines[-1]
+    assert (last["event"], last["code"], last["reason"]) == ("error", 4, "DEADLINE_EXCEEDED")
+    assert last["partial"]["iterations"] == 7
+    assert last["partial"]["reference"] == {"sha256": "c" * 64, "width": 4, "height": 3}
+
+
+def test_a_time_limit_must_be_above_zero(nst: Nst, pictures: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = nst("stylize", *pictures, "-o", tmp_path / "out.png", "--time-limit", 0, "--server", "127.0.0.1:1")
+    assert ended.code == 2
+    assert "--time-limit" in ended.err

@@ -15,9 +15,11 @@ from scripted_server import (
     ScriptedServer,
     abort,
     encoded,
+    out_of_time_event,
     preview_event,
     progress_event,
     result_event,
+    result_messages,
     state_event,
 )
 
@@ -38,6 +40,13 @@ from nst_client import (
 )
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
+
+
+def picture_file() -> bytes:
+    """A PNG file, 4 x 3."""
+    png = io.BytesIO()
+    Image.new("RGB", (4, 3), "teal").save(png, "PNG")
+    return png.getvalue()
 
 
 async def created(server: ScriptedServer, *args: Any, **kwargs: Any) -> job_pb2.JobSpec:
@@ -264,6 +273,47 @@ async def test_a_failed_job_raises_why(server: ScriptedServer) -> None:
             await client.job(JOB_ID).result()
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
     assert caught.value.job_id == JOB_ID
+
+
+async def test_a_job_out_of_time_raises_with_its_best_picture(server: ScriptedServer) -> None:
+    server.publish(out_of_time_event(iterations=7))
+    server.result = result_messages(picture_file())
+    async with AsyncClient(server.address) as client:
+        job = client.job(JOB_ID)
+        with pytest.raises(JobFailed, match="the time limit passed") as caught:
+            await job.result()
+        with pytest.raises(JobFailed) as at_hand:
+            await job.wait()
+        with pytest.raises(JobFailed) as asked_for:
+            await job.result("jpeg")
+    error = caught.value
+    assert (error.code, error.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert error.partial is not None
+    assert error.partial.data == picture_file()
+    assert isinstance(error.picture, Image.Image)
+    assert error.picture.size == (4, 3)
+    assert at_hand.value.picture is None, "waiting fetches no picture"
+    assert asked_for.value.picture is not None
+    assert server.received["GetResult"][1].format.encoded.codec == image_pb2.CODEC_JPEG
+
+
+async def test_a_job_out_of_time_whose_picture_is_gone_raises_without(server: ScriptedServer) -> None:
+    server.publish(out_of_time_event())
+    server.breaks["GetResult"].append(abort(grpc.StatusCode.NOT_FOUND, "the result is no longer stored"))
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(JobFailed, match="the time limit passed") as caught:
+            await client.job(JOB_ID).result()
+    assert caught.value.picture is None
+
+
+async def test_a_time_limit_is_sent_as_it_was_given(server: ScriptedServer) -> None:
+    assert not (await created(server, A, B)).HasField("time_limit")
+    assert (await created(server, A, B, time_limit=2.5)).time_limit.ToNanoseconds() == 2_500_000_000
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="time_limit"):
+            await created(server, A, B, time_limit=wrong)
+    with pytest.raises(TypeError, match="time_limit"):
+        await created(server, A, B, time_limit="2")
 
 
 async def test_a_cancelled_job_raises_so(server: ScriptedServer) -> None:

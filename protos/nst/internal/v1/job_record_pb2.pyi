@@ -40,6 +40,8 @@ class JobRecord(_message.Message):
     CONTROL_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     request_id: _builtins.str
@@ -74,6 +76,14 @@ class JobRecord(_message.Message):
     def checkpoint(self) -> Global___Checkpoint:
         """Where the next attempt continues; unset means from the beginning."""
 
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """When a client last asked for the job after it had ended; written every few minutes at most."""
+
+    @_builtins.property
+    def ending(self) -> Global___Ending:
+        """How it ended. Set soon after the last event was appended, which is what ends a job."""
+
     def __init__(
         self,
         *,
@@ -88,14 +98,44 @@ class JobRecord(_message.Message):
         control: Global___Control | None = ...,
         lease: Global___Lease | None = ...,
         checkpoint: Global___Checkpoint | None = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        ending: Global___Ending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "control", b"control", "create_time", b"create_time", "lease", b"lease", "spec", b"spec", "ticket", b"ticket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "control", b"control", "create_time", b"create_time", "ending", b"ending", "last_use_time", b"last_use_time", "lease", b"lease", "spec", b"spec", "ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "control", b"control", "create_time", b"create_time", "job_id", b"job_id", "lease", b"lease", "request_digest", b"request_digest", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant", "ticket", b"ticket", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "control", b"control", "create_time", b"create_time", "ending", b"ending", "job_id", b"job_id", "last_use_time", b"last_use_time", "lease", b"lease", "request_digest", b"request_digest", "request_id", b"request_id", "spec", b"spec", "tenant", b"tenant", "ticket", b"ticket", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
+
+@_typing.final
+class Ending(_message.Message):
+    """How a job ended, as its last event has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    picture: _builtins.str
+    """SHA-256 of the picture that the job ended with; empty if there is none."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """The last event's time."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        picture: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["picture", b"picture", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ending: _TypeAlias = Ending  # noqa: Y015
 
 @_typing.final
 class Ticket(_message.Message):
@@ -171,7 +211,9 @@ class Lease(_message.Message):
     LOST_ATTEMPTS_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
-    """The fencing number: what an attempt with a lower number writes is refused."""
+    """The fencing number: what an attempt with a lower number writes is refused. It starts again with a
+    job that is made anew under the same id; `create_time` tells the two apart.
+    """
     server: _builtins.str
     """The model server."""
     held: _builtins.bool

@@ -1,0 +1,149 @@
+"""The keeper: ends jobs whose deadline passes while nobody works on them, and clears the store.
+
+Every gateway runs one, and one at a time works. Two that do at once, because one lost the lock in the
+middle of a round, do no harm: what is changed or removed is compared first, and can be again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import job_pb2
+from nst_server import metrics
+from nst_server.config import StoreSettings
+from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.deadlines import Deadline, Deadlines, LastPictures, deadline_of, is_overdue
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
+from nst_server.jobs.records import JobNotFound, Records
+from nst_server.jobs.sweep import Sweep
+from nst_server.jobs.topology import CHECKPOINTS, EVENTS, KEEPER_LOCK_SECONDS, PICTURES, PREVIEWS, RECORDS
+from nst_server.jobs.unheld import UnheldJobs
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 5.0
+DEADLINE_SECONDS = KEEPER_LOCK_SECONDS / 4
+SWEEP_SECONDS = 60.0
+SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
+STREAMS = (EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
+
+
+class Lock:
+    """Held by who wrote its key last, until that is as old as `KEEPER_LOCK_SECONDS`: then NATS removes the key."""
+
+    KEY = "lock"
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._bucket: Any = backbone.keeper
+        self._holder = uuid4().hex.encode()
+        self._revision: int | None = None
+
+    async def take(self) -> bool:
+        """Takes the lock, or holds it for longer; False when another has it."""
+        revision, self._revision = self._revision, None
+        write = partial(self._bucket.create, self.KEY, self._holder)
+        if revision is not None:
+            write = partial(self._bucket.update, self.KEY, self._holder, last=revision)
+        # The library looks for a key that is in the way, and by then it may have run out.
+        with contextlib.suppress(KeyWrongLastSequenceError, KeyNotFoundError):
+            self._revision = await persistently(write, seconds=PATIENCE_SECONDS)
+        return self._revision is not None
+
+
+class Keeper:
+    """What one gateway does to keep the store."""
+
+    def __init__(self, backbone: Backbone, settings: StoreSettings, clock: Callable[[], float] = time.time) -> None:
+        """`clock` tells the time, in Unix seconds."""
+        self._backbone = backbone
+        self._settings = settings
+        self._clock = clock
+        self._lock = Lock(backbone)
+        self._holds = False
+        self._records = Records(backbone, patience=PATIENCE_SECONDS)
+        self._events = EventLog(backbone, patience=PATIENCE_SECONDS)
+        self._deadlines = Deadlines(backbone, patience=PATIENCE_SECONDS)
+        self._last_pictures = LastPictures(backbone, patience=PATIENCE_SECONDS)
+        self._unheld = UnheldJobs(backbone, patience=PATIENCE_SECONDS)
+
+    async def run(self) -> None:
+        """Keeps the store, for ever."""
+        await asyncio.gather(
+            _every(DEADLINE_SECONDS, self._watch_deadlines),
+            _every(SWEEP_SECONDS, self._watch_store),
+        )
+
+    async def _watch_deadlines(self) -> None:
+        self._holds = False
+        self._holds = await self._lock.take()
+        if self._holds:
+            await self.end_overdue()
+
+    async def _watch_store(self) -> None:
+        if self._holds:
+            await self.sweep()
+        for stream in STREAMS:
+            info = await self._backbone.jetstream.stream_info(stream)
+            metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
+
+    async def sweep(self) -> None:
+        """Removes what need not be kept any more."""
+        await Sweep(self._backbone, self._settings, self._clock(), patience=PATIENCE_SECONDS).run()
+
+    async def end_overdue(self) -> None:
+        """Ends the jobs that are out of time, but for those whose model server will."""
+        for deadline in await self._deadlines.passed(self._clock()):
+            try:
+                done = await self._is_done(deadline)
+            except JobNotFound:
+                # Until then the job may still be in the making.
+                done = self._clock() - deadline.time > ABANDONED_SECONDS
+            if done:
+                await self._deadlines.forget(deadline)
+
+    async def _is_done(self, deadline: Deadline) -> bool:
+        """Ends the job, if that is the keeper's to do; True when the deadline needs no more looking at."""
+        now = self._clock()
+        record = await self._records.get(deadline.job_id)
+        last = await self._events.last(deadline.job_id)
+        if deadline_of(record) != deadline or last is None or last.final:
+            return True
+        if record.lease.held:
+            if now - deadline.time < SILENT_LEASES * self._settings.lease_seconds:
+                return False
+            record = await self._records.update(record.job_id, lambda record: _take_away(record, now))
+        error = await self._last_pictures.overdue_error(record)
+        await self._unheld.write(
+            record.job_id,
+            lambda record: job_pb2.JobEvent(
+                job_id=record.job_id,
+                attempt=record.lease.attempt,
+                job_state=job_pb2.JOB_STATE_FAILED,
+                error=error,
+            ),
+        )
+        return False  # the next round sees whether it has
+
+
+def _take_away(record: JobRecord, now: float) -> None:
+    """Fences the attempt of a model server that does not answer."""
+    if record.lease.held and is_overdue(record, now):
+        record.lease.attempt += 1
+        record.lease.held = False
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.warning("a round of the keeper failed, and is tried again", exc_info=True)
+        await asyncio.sleep(seconds)

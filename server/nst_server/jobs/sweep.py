@@ -1,0 +1,178 @@
+"""One pass over the store: what has had its time, is in the way, or belongs to nobody is removed."""
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst_server import metrics
+from nst_server.config import StoreSettings
+from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
+from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
+from nst_server.jobs.notes import RELEASED, Notes
+from nst_server.jobs.records import JobNotFound, Records
+from nst_server.jobs.removal import JobInUse, JobNotEnded, Remover
+from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS
+from nst_server.jobs.unheld import UnheldJobs
+
+# Jobs go when a stream is fuller than the one, until it is as empty as the other. Histories make room
+# before new jobs are refused for want of it (`ROOM_FOR_NEW_JOBS`).
+HIGH_WATER = 0.7
+LOW_WATER = 0.5
+
+
+class Sweep:
+    """A pass at one moment.
+
+    What is stored is listed before the records are read, and ages count from before that. So whatever
+    is listed and has no record has lost it, or was written by somebody who is far too late.
+    """
+
+    def __init__(self, backbone: Backbone, settings: StoreSettings, now: float, *, patience: float) -> None:
+        """`now` is the time, in Unix seconds."""
+        self._backbone = backbone
+        self._settings = settings
+        self._now = now
+        self._patience = patience
+        self._records = Records(backbone, patience=patience)
+        self._events = EventLog(backbone, patience=patience)
+        self._released = Notes(backbone, RELEASED, patience=patience)
+        self._pictures, self._previews, self._checkpoints = (
+            BlobStore(backbone, blobs, patience=patience) for blobs in (PICTURES, PREVIEWS, CHECKPOINTS)
+        )
+        self._unheld = UnheldJobs(backbone, patience=patience)
+        self._remover = Remover(backbone, patience=patience)
+        self._jobs: dict[str, JobRecord] = {}
+        self._references: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """The whole pass."""
+        released = await self._released.all()
+        histories = await self._events.job_ids()
+        pictures = await self._pictures.names()
+        previews = await self._previews.names()
+        checkpoints = await self._checkpoints.names()
+        async for record in self._records.all():
+            self._add(record)
+            await asyncio.sleep(0)  # calls come first
+        await self._settle()
+        removable = await asyncio.to_thread(self._removable)
+        await self._remove_old(removable)
+        await self._make_room(removable, pictures)
+        await self._collect_pictures(pictures)
+        for name in released - pictures:
+            await self._released.drop(name)
+        await self._collect_previews(previews)
+        await self._collect_checkpoints(checkpoints)
+        await self._collect_histories(histories)
+
+    def _add(self, record: JobRecord) -> None:
+        self._jobs[record.job_id] = record
+        self._references.update(pictures_of(record))
+
+    def _drop(self, job_id: str) -> list[str]:
+        """Forgets the job; its pictures that no other job has."""
+        pictures = pictures_of(self._jobs.pop(job_id))
+        self._references.subtract(pictures)
+        return [name for name in pictures if not self._references[name]]
+
+    async def _settle(self) -> None:
+        """Finishes the records of jobs that ended, but whose writer stopped right there."""
+        for record in [record for record in self._jobs.values() if not record.HasField("ending")]:
+            last = await self._events.last(record.job_id)
+            if last is not None and last.final:
+                await self._unheld.close(record, last.event)
+                await self._read_again(record.job_id)
+
+    async def _read_again(self, job_id: str) -> None:
+        self._drop(job_id)
+        with contextlib.suppress(JobNotFound):
+            self._add(await self._records.get(job_id))
+
+    def _removable(self) -> deque[JobRecord]:
+        """Jobs that have ended and that nobody reads, least recently used first."""
+        ended = [record for record in self._jobs.values() if record.HasField("ending")]
+        return deque(sorted((record for record in ended if not in_use(record, self._now)), key=last_used))
+
+    async def _remove_old(self, removable: deque[JobRecord]) -> None:
+        oldest = self._now - self._settings.retention_hours * 3600.0
+        for record in [record for record in removable if record.ending.time.ToNanoseconds() / 1e9 < oldest]:
+            removable.remove(record)
+            await self._remove(record)
+
+    async def _remove(self, record: JobRecord) -> list[str]:
+        """Removes the job, if it is as it was read; its pictures that no other job has."""
+        try:
+            await self._remover.remove(record.job_id, lambda latest: latest == record)
+        except (JobInUse, JobNotEnded):
+            await self._read_again(record.job_id)
+            return []
+        except JobNotFound:
+            pass  # its client was quicker
+        return self._drop(record.job_id)
+
+    async def _make_room(self, removable: deque[JobRecord], pictures: set[str]) -> None:
+        limit = self._settings.max_event_bytes
+        if await self._bytes(EVENTS) > HIGH_WATER * limit:
+            while removable and await self._bytes(EVENTS) > LOW_WATER * limit:
+                await self._remove(removable.popleft())
+        limit = self._settings.max_picture_bytes
+        staying = await self._bytes(PICTURES.stream)
+        if staying > HIGH_WATER * limit:
+            staying -= await self._bytes_going(pictures)
+            while removable and staying > LOW_WATER * limit:
+                staying -= await self._size(await self._remove(removable.popleft()))
+
+    async def _bytes(self, stream: str) -> int:
+        info = await persistently(lambda: self._backbone.jetstream.stream_info(stream), seconds=self._patience)
+        return int(info.state.bytes)
+
+    async def _bytes_going(self, pictures: set[str]) -> int:
+        """The size of the pictures that no job has any more, but that are kept a little longer."""
+        return await self._size(name for name in await self._released.all() & pictures if not self._references[name])
+
+    async def _size(self, pictures: Iterable[str]) -> int:
+        heads = [await self._pictures.head(name) for name in pictures]
+        return sum(head.size for head in heads if head is not None)
+
+    async def _collect_pictures(self, pictures: set[str]) -> None:
+        released = await self._released.all()
+        orphan_time = self._now - self._settings.orphan_hours * 3600.0
+        for name in [name for name in pictures if not self._references[name]]:
+            head = await self._pictures.head(name)
+            if head is None:
+                removed = await self._pictures.remove_remains(name, orphan_time)
+            else:
+                time = self._now - UNKEPT_SECONDS if name in released else orphan_time
+                removed = head.time < time and await self._pictures.remove(name, head)
+            if removed:
+                await self._released.drop(name)
+                metrics.REMOVED.labels("picture").inc()
+
+    async def _collect_previews(self, previews: set[str]) -> None:
+        owners = {incarnation(record) for record in self._jobs.values()}
+        for owner in {name.split(".")[0] for name in previews} - owners:
+            await self._remover.remove_previews(owner)
+
+    async def _collect_checkpoints(self, checkpoints: set[str]) -> None:
+        """Removes checkpoints that no attempt will continue from."""
+        live = {incarnation(record): record for record in self._jobs.values() if not record.HasField("ending")}
+        for name in checkpoints:
+            owner, attempt, _ = name.split(".")
+            record = live.get(owner)
+            superseded = record is not None and int(attempt) < record.lease.attempt
+            if record is None or (superseded and name != record.checkpoint.object):
+                await self._remover.remove_checkpoints(name)
+
+    async def _collect_histories(self, histories: set[str]) -> None:
+        for job_id in histories - self._jobs.keys():
+            last = await self._events.last(job_id)
+            if last is None or last.age(self._now) < ABANDONED_SECONDS:
+                continue
+            try:
+                await self._records.get(job_id)
+            except JobNotFound:
+                await self._remover.remove_history(job_id, last)

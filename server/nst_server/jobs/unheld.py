@@ -1,0 +1,59 @@
+"""Jobs that no model server works on: their history is written by who changes them."""
+
+import contextlib
+from collections.abc import Callable
+
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import job_pb2
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
+from nst_server.jobs.blobs import CheckpointStore
+from nst_server.jobs.events import EventLog, HistoryMoved
+from nst_server.jobs.queue import TicketQueue
+from nst_server.jobs.records import JobNotFound, Records
+
+
+class UnheldJobs:
+    """Changes the state of jobs that wait or are paused."""
+
+    def __init__(self, backbone: Backbone, *, patience: float | None) -> None:
+        """`patience` is how long to keep trying while NATS is away, in seconds; None is for ever."""
+        self._records = Records(backbone, patience=patience)
+        self._events = EventLog(backbone, patience=patience)
+        self._tickets = TicketQueue(backbone, patience=patience)
+        self._checkpoints = CheckpointStore(backbone, patience=patience)
+
+    async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent]) -> None:
+        """Appends a change of state, unless a model server works on the job, which will write it itself.
+
+        Nothing is written to a job that has ended or is in that state already.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        while True:
+            # Read in this order, so that a claim in between makes the append fail.
+            last = await self._events.last(job_id)
+            record = await self._records.get(job_id)
+            event = make_event(record)
+            if record.lease.held or last is None or last.final or last.event.job_state == event.job_state:
+                return
+            with contextlib.suppress(HistoryMoved):
+                stored = await self._events.append(event, last)
+                if event.job_state != job_pb2.JOB_STATE_QUEUED:
+                    await self._tickets.remove(record.ticket)
+                if stored.final:
+                    await self.close(record, event)
+                return
+
+    async def close(self, record: JobRecord, event: job_pb2.JobEvent) -> None:
+        """Writes into the record how the job ended, and removes what it no longer needs."""
+
+        def change(latest: JobRecord) -> None:
+            if same_incarnation(latest, record):
+                latest.ending.CopyFrom(ending_of(event))
+                latest.ClearField("checkpoint")
+
+        with contextlib.suppress(JobNotFound):
+            await self._records.update(record.job_id, change)
+        await self._checkpoints.remove_all(incarnation(record))

@@ -1,0 +1,373 @@
+"""The keeper on a real nats-server: it removes all that is to go, and nothing else. Clocks are the tests' own."""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+
+import pytest
+
+from nst.internal.v1.job_record_pb2 import Checkpoint
+from nst.v1 import image_pb2, job_pb2
+from nst_server import metrics
+from nst_server.config import StoreSettings
+from nst_server.jobs import blobs as blobs_module
+from nst_server.jobs import topology
+from nst_server.jobs.backbone import connect
+from nst_server.jobs.belongings import USE_NOTE_SECONDS, incarnation, pictures_of
+from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobNotFound, BlobStore, PictureStore, PreviewStore
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.keeper import Keeper, Lock
+from nst_server.jobs.lease import Lease, Leases, Superseded
+from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.topology import PICTURES, picture_name
+
+HOUR = 3600.0
+STREAMS = ("NST_TICKETS", "NST_EVENTS", "NST_PICTURES", "NST_PREVIEWS", "NST_CHECKPOINTS", "NST_NOTES", "KV_nst_jobs")
+SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
+
+
+@pytest.fixture
+def store_settings() -> StoreSettings:
+    return StoreSettings(max_queued_jobs=50, lease_seconds=1, retention_hours=2, orphan_hours=1)
+
+
+class Bench:
+    """A job store, and everything that fills it or clears it."""
+
+    def __init__(self, backbone, settings: StoreSettings) -> None:
+        self.backbone = backbone
+        self.ahead = 0.0
+        self.commands = JobCommands(backbone, patience=5)
+        self.pictures = PictureStore(backbone, "tenant", patience=5)
+        self.previews = PreviewStore(backbone, patience=5)
+        self.leases = Leases(backbone, "server", settings.lease_seconds, max_lost_attempts=2)
+        self.tickets = TicketSource(backbone)
+        self.keeper = Keeper(backbone, settings, lambda: time.time() + self.ahead)
+
+    async def sweep(self, ahead: float = 0.0) -> None:
+        self.ahead = ahead
+        await self.keeper.sweep()
+
+    async def stored(self) -> dict[str, tuple[int, int]]:
+        """Messages and bytes by stream."""
+        states = {name: (await self.backbone.jetstream.stream_info(name)).state for name in STREAMS}
+        return {name: (state.messages, state.bytes) for name, state in states.items()}
+
+    async def empty(self) -> None:
+        """Waits until an acknowledgement, which is not answered, has emptied the last stream too."""
+        for _ in range(250):
+            if not any(messages for messages, _ in (await self.stored()).values()):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(await self.stored())
+
+    async def spec(self, *pictures: bytes, **fields) -> job_pb2.JobSpec:
+        """A spec with a content and a style that are stored."""
+        digests = [await self.pictures.put(data) for data in pictures]
+        content, style = (image_pb2.Image(reference=image_pb2.ImageReference(sha256=digest)) for digest in digests)
+        priority = job_pb2.PRIORITY_INTERACTIVE
+        return job_pb2.JobSpec(content=content, styles=[job_pb2.Style(image=style)], priority=priority, **fields)
+
+    async def create(self, request_id: str, *pictures: bytes, **fields) -> str:
+        spec = await self.spec(*(pictures or (b"content", b"style")), **fields)
+        return (await self.commands.create(request_id, "tenant", spec, "")).job_id
+
+    async def claim(self) -> Lease:
+        lease = await self.leases.claim(await asyncio.wait_for(self.tickets.next(), 10))
+        assert lease is not None
+        return lease
+
+    async def preview(self, lease: Lease, data: bytes, iteration: int = 1) -> None:
+        reference = image_pb2.ImageReference(sha256=await self.previews.put(incarnation(lease.record), data))
+        preview = job_pb2.Preview(iteration=iteration, width=4, height=3, reference=reference)
+        await lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
+
+    async def succeed(self, lease: Lease, data: bytes) -> None:
+        reference = image_pb2.ImageReference(sha256=await self.pictures.put(data))
+        await lease.append(job_pb2.JobEvent(job_state=SUCCEEDED, result=job_pb2.Result(reference=reference)))
+        await lease.close()
+
+    async def run(self, request_id: str, *pictures: bytes, result: bytes = b"result") -> str:
+        """A job from its creation to its result."""
+        job_id = await self.create(request_id, *pictures)
+        lease = await self.claim()
+        await self.preview(lease, b"preview of " + request_id.encode())
+        await self.succeed(lease, result)
+        return job_id
+
+    async def has(self, data: bytes) -> bool:
+        with contextlib.suppress(BlobNotFound):
+            return await self.pictures.get(_digest(data)) == data
+        return False
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+async def bench(backbone, store_settings) -> Bench:
+    bench = Bench(backbone, store_settings)
+    await bench.tickets.open()
+    return bench
+
+
+async def fill(bench: Bench) -> None:
+    """Jobs of all ends, and what is left of some."""
+    await bench.run("succeeded")
+    await bench.create("failed", b"content", b"another style")
+    lease = await bench.claim()
+    await lease.save_checkpoint(b"state" * 200_000, Checkpoint(iteration=1))
+    await lease.fail(job_pb2.JobError(code=13))
+    await bench.commands.cancel(await bench.create("cancelled"))
+    deleted = await bench.run("deleted", b"only here", b"style", result=b"and here")
+    await bench.commands.delete(deleted)
+    await bench.pictures.put(b"an upload that nobody used" * 50_000)
+    # Its server wrote the end and died before it could tidy up.
+    await bench.create("killed at the end")
+    killed = await bench.claim()
+    await killed.save_checkpoint(b"state", Checkpoint(iteration=1))
+    await killed.append(job_pb2.JobEvent(job_state=FAILED, error=job_pb2.JobError(code=13)))
+    await bench.backbone.jetstream.purge_stream("NST_TICKETS")
+    # Their record is gone: what belonged to it is left behind.
+    orphan = await bench.create("removal cut short", time_limit={"seconds": 5})
+    half_removed = await bench.claim()
+    await half_removed.save_checkpoint(b"state", Checkpoint(iteration=1))
+    await bench.preview(half_removed, b"preview")
+    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.{orphan}")
+    await half_removed._message.ack_sync()
+    # A picture whose upload was cut off, and a ticket whose job never came.
+    await bench.backbone.jetstream.publish(f"nst.picture.{'0' * 64}.0", b"chunk")
+
+
+async def test_the_store_returns_to_its_starting_size(bench):
+    nothing = await bench.stored()
+    assert set(nothing.values()) == {(0, 0)}
+    await fill(bench)
+    assert all(messages for name, (messages, _) in (await bench.stored()).items() if name != "NST_TICKETS")
+    counted = removed()
+    await bench.sweep(ahead=3 * HOUR)
+    await bench.keeper.end_overdue()
+    await bench.empty()
+    assert await bench.stored() == nothing
+    went = {kind: count - counted[kind] for kind, count in removed().items()}
+    assert went == {"job": 4, "history": 5, "preview": 2, "checkpoint": 1, "picture": 8}
+
+
+def removed() -> dict[str, float]:
+    """How many parts have been removed, by kind."""
+    kinds = ("job", "history", "preview", "checkpoint", "picture")
+    return {kind: metrics.REMOVED.labels(kind)._value.get() for kind in kinds}
+
+
+async def test_live_jobs_keep_everything_however_old_they_are(bench):
+    await bench.create("paused", b"content", b"style")
+    paused = await bench.claim()
+    await paused.save_checkpoint(b"old state", Checkpoint(iteration=1))
+    await paused.save_checkpoint(b"state", Checkpoint(iteration=2))
+    await bench.preview(paused, b"preview")
+    await bench.commands.update(paused.job_id, job_pb2.JobUpdate(paused=True))
+    await paused.pause_or_hand_back()
+    await bench.backbone.nats.flush()
+    await fill(bench)
+    waiting = await bench.create("waiting", b"other content", b"style")
+    await bench.sweep(ahead=1000 * HOUR)
+    await bench.keeper.end_overdue()
+    assert {record.job_id async for record in bench.commands.records.all()} == {paused.job_id, waiting}
+    for data in (b"content", b"style", b"other content"):
+        assert await bench.pictures.get(_digest(data)) == data
+    assert await bench.commands.get(waiting)
+    await bench.commands.update(paused.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await bench.claim()).job_id == waiting
+    resumed = await bench.claim()
+    assert await resumed.load_checkpoint() == b"state"
+
+
+async def test_nothing_goes_before_its_time(bench):
+    job_id = await bench.run("request")
+    await bench.pictures.put(b"an upload")
+    before = await bench.stored()
+    await bench.sweep(ahead=0.9 * HOUR)
+    assert await bench.stored() == before
+    await bench.sweep(ahead=1.9 * HOUR)
+    assert await bench.commands.get(job_id)
+    assert not await bench.has(b"an upload")
+
+
+async def test_a_shared_picture_goes_with_its_last_job(bench):
+    first = await bench.run("first", b"shared", b"style", result=b"result")
+    second = await bench.run("second", b"shared", b"style", result=b"result")  # a twin, with the same result
+    for job_id, still_there in ((first, True), (second, False)):
+        await bench.commands.delete(job_id)
+        await bench.sweep(ahead=UNKEPT_SECONDS + 1)
+        for data in (b"shared", b"style", b"result"):
+            assert await bench.has(data) == still_there
+
+
+async def test_a_job_being_made_keeps_a_picture_whose_last_job_goes(bench):
+    """The picture is kept before the job's record is there to say so."""
+    first = await bench.run("first", b"shared", b"style")
+    assert await bench.pictures.keep(_digest(b"shared"))
+    await bench.commands.delete(first)
+    await bench.sweep(ahead=UNKEPT_SECONDS / 2)
+    assert await bench.has(b"shared")
+    await bench.sweep(ahead=UNKEPT_SECONDS + 1)  # the job was never made
+    assert not await bench.has(b"shared")
+
+
+async def test_a_picture_that_is_kept_while_it_is_looked_at_stays(bench, monkeypatch):
+    await bench.pictures.put(b"upload")
+    blobs = BlobStore(bench.backbone, PICTURES, patience=5)
+    seen = await blobs.head(picture_name("tenant", _digest(b"upload")))
+    monkeypatch.setattr(blobs_module, "KEPT_SECONDS", 0.0)  # it is older than that
+    assert await bench.pictures.keep(_digest(b"upload"))
+    assert not await blobs.remove(picture_name("tenant", _digest(b"upload")), seen)
+    assert await bench.pictures.get(_digest(b"upload")) == b"upload"
+
+
+async def test_a_picture_that_is_uploaded_again_is_an_upload_again(bench):
+    await bench.commands.delete(await bench.run("first", b"content", b"style"))
+    await bench.pictures.put(b"content")
+    await bench.sweep(ahead=0.5 * HOUR)
+    assert await bench.has(b"content")
+    assert not await bench.has(b"style")
+
+
+async def test_the_least_recently_used_jobs_make_room(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        await bench.tickets.open()
+        jobs = [await bench.run(str(number), result=bytes([number]) * 10**6) for number in range(8)]
+        bench.ahead = USE_NOTE_SECONDS + 1
+
+        def use(record) -> None:
+            record.last_use_time.FromNanoseconds(int((time.time() + HOUR) * 1e9))
+
+        await bench.commands.records.update(jobs[0], use)  # its client has come back for it
+        await bench.sweep(ahead=10 * HOUR)
+        left = [record.job_id async for record in bench.commands.records.all()]
+        assert set(left) == {jobs[0], *jobs[-3:]}
+        before = await bench.stored()
+        await bench.sweep(ahead=10 * HOUR)
+        assert await bench.stored() == before, "there is room: nothing more goes"
+
+
+async def test_pictures_that_are_about_to_go_count_as_gone(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        await bench.tickets.open()
+        for number in range(8):
+            await bench.run(str(number), result=bytes([number]) * 10**6)
+        for _ in range(3):
+            await bench.sweep(ahead=UNKEPT_SECONDS / 2)
+            assert len([record async for record in bench.commands.records.all()]) == 4
+
+
+async def test_histories_make_room_before_new_jobs_are_refused(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_event_bytes=6000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        for number in range(60):
+            await bench.commands.cancel(await bench.create(str(number)))
+            if number % 5 == 4:
+                await bench.sweep()
+        assert await bench.commands.get(
+            (await bench.commands.create("last", "tenant", await bench.spec(b"c", b"s"), "")).job_id
+        )
+
+
+async def test_a_job_in_use_is_not_removed(bench):
+    job_id = await bench.run("request")
+    five_hours_ago = int((time.time() - 5 * HOUR) * 1e9)
+
+    def end_long_ago(record) -> None:
+        record.create_time.FromNanoseconds(five_hours_ago)
+        record.ending.time.FromNanoseconds(five_hours_ago)
+
+    assert not (await bench.commands.records.update(job_id, end_long_ago)).HasField("last_use_time")
+    await bench.commands.get(job_id)
+    used = await bench.commands.records.get(job_id)
+    assert used.HasField("last_use_time")
+    await bench.commands.get(job_id)
+    assert await bench.commands.records.get(job_id) == used, "noted once"
+    await bench.sweep()
+    assert await bench.commands.get(job_id)
+    await bench.sweep(ahead=HOUR)
+    with pytest.raises(JobNotFound):
+        await bench.commands.get(job_id)
+
+
+async def test_an_attempt_at_a_deleted_job_cannot_write_into_the_new_one(bench):
+    job_id = await bench.create("request")
+    zombie = await bench.claim()
+    await bench.preview(zombie, b"first")
+    # Another attempt ends the job, the client deletes it and makes it again: attempt 1 once more.
+    heir = await bench.claim()
+    await heir.append(job_pb2.JobEvent(job_state=FAILED, error=job_pb2.JobError(code=13)))
+    await heir.close()
+    await bench.commands.delete(job_id)
+    assert await bench.create("request") == job_id
+    lease = await bench.claim()
+    assert lease.attempt == zombie.attempt
+    await lease.save_checkpoint(b"new", Checkpoint(iteration=7))
+
+    progress = job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=job_pb2.Progress(iteration=9))
+    for write in (
+        zombie.append(progress),
+        zombie.save_checkpoint(b"old", Checkpoint(iteration=9)),
+        zombie.fail(job_pb2.JobError(code=13)),
+        zombie.hand_back("late"),
+        zombie.pause_or_hand_back(),
+        zombie.refresh(),
+    ):
+        with pytest.raises(Superseded):
+            await write
+    assert await lease.load_checkpoint() == b"new"
+    assert [stored.event.sequence async for stored in bench.commands.events.read(job_id)] == [1, 2]
+    await bench.sweep()
+    await bench.succeed(lease, b"result")
+
+
+async def test_a_job_made_again_while_the_old_one_is_being_removed_starts_afresh(bench):
+    job_id = await bench.run("request")
+    last = await bench.commands.events.last(job_id)
+    # A removal that got as far as the record.
+    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.{job_id}")
+    assert await bench.create("request") == job_id
+    await bench.commands.events.delete(job_id, last)  # and goes on late
+    assert [stored.event.sequence async for stored in bench.commands.events.read(job_id)] == [1]
+    assert (await bench.claim()).job_id == job_id
+
+
+@pytest.fixture
+def short_lock(monkeypatch) -> None:
+    monkeypatch.setattr(topology, "KEEPER_LOCK_SECONDS", 1.0)
+
+
+async def test_of_many_keepers_one_works_and_another_takes_over(short_lock, backbone):
+    locks = [Lock(backbone) for _ in range(4)]
+    taken = await asyncio.gather(*(lock.take() for lock in locks))
+    assert sum(taken) == 1
+    holder = locks[taken.index(True)]
+    others = [lock for lock in locks if lock is not holder]
+    assert await holder.take()
+    assert not any([await lock.take() for lock in others])
+    # The holder is killed.
+    while not any(taken := await asyncio.gather(*(lock.take() for lock in others))):
+        pass
+    assert sum(taken) == 1
+    assert not await holder.take(), "it comes back, and finds the lock taken"
+
+
+async def test_two_sweeps_at_once_harm_nothing(bench):
+    await fill(bench)
+    live = await bench.create("live", b"content", b"style")
+    await asyncio.gather(*(bench.sweep(ahead=3 * HOUR) for _ in range(3)))
+    record = await bench.commands.records.get(live)
+    for digest in pictures_of(record):
+        assert await bench.pictures.get(digest)
+    assert [record.job_id async for record in bench.commands.records.all()] == [live]
