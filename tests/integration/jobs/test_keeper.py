@@ -75,7 +75,7 @@ class Bench:
         return (await self.commands.create(request_id, "tenant", spec, "")).job_id
 
     async def claim(self) -> Lease:
-        lease = await self.leases.claim(await asyncio.wait_for(self.tickets.next(), 10))
+        lease = await self.leases.claim(await asyncio.wait_for(self.tickets.next(list), 10))
         assert lease is not None
         return lease
 
