@@ -50,24 +50,30 @@ class Pulls:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        closing = asyncio.create_task(self._close())
         try:
-            with suppress(TimeoutError, *TRANSIENT):
-                await self._close()
+            # It goes on when this is cancelled: the library's reader dies of a flush that is cancelled.
+            await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         except asyncio.CancelledError:
             self._messages.extend(self._taken)  # nobody is left to work on it
+            if closing.done():
+                await self._give_back()
             raise
-        finally:
-            while self._messages:
-                with suppress(*TRANSIENT):
-                    await self._messages.popleft().nak()
 
     async def _close(self) -> None:
         assert self._subscription is not None
-        if self._nats.is_connected:
-            # Returns when the server has sent all that it is going to send here.
-            await asyncio.wait_for(self._subscription.drain(), CLOSE_SECONDS)  # type: ignore[no-untyped-call]
-        else:
-            await self._subscription.unsubscribe()
+        with suppress(TimeoutError, *TRANSIENT):
+            if self._nats.is_connected:
+                # Returns when the server has sent all that it is going to send here.
+                await self._subscription.drain()  # type: ignore[no-untyped-call]
+            else:
+                await self._subscription.unsubscribe()
+        await self._give_back()
+
+    async def _give_back(self) -> None:
+        while self._messages:
+            with suppress(*TRANSIENT):
+                await self._messages.popleft().nak()
 
     @property
     def ready(self) -> bool:
