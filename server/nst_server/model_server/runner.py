@@ -188,7 +188,12 @@ class Runner:
     def _iterate(self, seats: Sequence[Seat]) -> list[Step | Failure]:
         """One iteration of a batch."""
         started = time.monotonic()
-        outcomes = self._engine.step([seat.session for seat in seats if seat.session is not None])
+        try:
+            outcomes: Sequence[StepReport | Exception] = self._engine.step(
+                [seat.session for seat in seats if seat.session is not None]
+            )
+        except Exception as error:
+            outcomes = [error] * len(seats)
         seconds = time.monotonic() - started
         metrics.ITERATION_SECONDS.observe(seconds)
         metrics.BATCH_SIZE.observe(len(seats))
