@@ -86,6 +86,10 @@ class ModelServerProcess:
                 # The lease ran out while NATS was away, and this server still works on the job.
                 self._running[job_id].lease.redelivered(message)
                 continue
+            if not self._rank([Flow.of(message.subject)]):
+                # It was asked for before memory became short, or a suspect came.
+                await message.nak()
+                continue
             claimed = asyncio.Event()
             task = asyncio.create_task(self._work(leases, message, claimed))
             self._tasks.add(task)
