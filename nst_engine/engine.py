@@ -125,6 +125,7 @@ class Engine:
         *,
         subject: Picture | None = None,
         hole: Picture | None = None,
+        memory_budget: int | None = None,
     ) -> Session:
         """A new session.
 
@@ -140,6 +141,7 @@ class Engine:
                 what is around it, where `options.init` does not say otherwise, and has no content loss.
                 Where the mask is 0 the result is the content at the working size, bit for bit. Not
                 together with a subject or faces.
+            memory_budget: of this session, in bytes; None is the engine's.
 
         Raises:
             OptionError: a picture, a mask or a share is unusable, or missing, faces are to be found
@@ -148,7 +150,9 @@ class Engine:
             WeightsError: the weights cannot be had.
             RuntimeError: another process of the group could not start.
         """
-        return self._session(content, styles, options, initial=initial, subject=subject, hole=hole)
+        return self._session(
+            content, styles, options, initial=initial, subject=subject, hole=hole, memory_budget=memory_budget
+        )
 
     def resume(
         self,
@@ -158,6 +162,7 @@ class Engine:
         *,
         subject: Picture | None = None,
         hole: Picture | None = None,
+        memory_budget: int | None = None,
     ) -> Session:
         """The session that `Session.state_dict` described, with the pictures and masks it was started with.
 
@@ -168,7 +173,9 @@ class Engine:
             OptionError: the pictures do not fit the state.
             WeightsError: the weights cannot be had.
         """
-        return self._session(content, styles, state.options, subject=subject, hole=hole, state=state)
+        return self._session(
+            content, styles, state.options, subject=subject, hole=hole, state=state, memory_budget=memory_budget
+        )
 
     def step(self, sessions: Sequence[Session]) -> list[StepReport]:
         """One iteration for every session, in order; the reports are in the same order.
@@ -192,6 +199,7 @@ class Engine:
         subject: Picture | None = None,
         hole: Picture | None = None,
         state: SessionState | None = None,
+        memory_budget: int | None = None,
     ) -> Session:
         inputs = {"content": content, "styles": styles, "initial": initial, "subject": subject, "hole": hole}
         with self._processes.in_step({**inputs, "state": state, **self._chosen(options)}):
@@ -217,9 +225,8 @@ class Engine:
                 shares = shares or [1.0]
             material = Material(target, images, masks, protected, opened)
             backbone = self._backbone(options)
-        return Session(
-            backbone, material, shares, options, initial=start, state=state, memory_budget=self.memory_budget
-        )
+        budget = self.memory_budget if memory_budget is None else memory_budget
+        return Session(backbone, material, shares, options, initial=start, state=state, memory_budget=budget)
 
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
         """The options by name, and the precision that is meant on this device."""

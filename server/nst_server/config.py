@@ -1,5 +1,6 @@
 """Every setting of the server, with its default. The command line and NST_* variables come from here."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -67,12 +68,49 @@ class ModelServerSettings:
     memory_budget_bytes: int = setting(
         0, "Memory for the network's maps; larger pictures are worked on in tiles. 0 means a quarter of what is free."
     )
-    max_running_jobs: int = setting(2, "Jobs worked on side by side.")
-    max_lost_attempts: int = setting(5, "A job whose model server dies this often is failed.")
+    memory_limit_bytes: int = setting(
+        0, "Memory for all jobs worked on side by side; more wait. 0 means 70 % of what is free at the start."
+    )
+    max_running_jobs: int = setting(
+        0, "A tenant's jobs worked on side by side, of one priority. 0 means 2 on a CPU and 16 on a GPU."
+    )
+    max_batch: int = setting(
+        0, "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU."
+    )
+    tenant_weights: str = setting(
+        "", "Tenants' shares of the device, such as name=2,other=0.5; 1 for those that are not named."
+    )
+    max_lost_attempts: int = setting(2, "A job whose model server dies this often, without it getting on, is failed.")
+    stall_seconds: float = setting(
+        300.0, "A model server that is at one iteration for this long ends, and leaves its jobs to others."
+    )
     checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
     hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.")
     warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` unless `tenant_weights` can be read."""
+        parse_weights(self.tenant_weights)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Tenants' weights out of "name=2,other=0.5".
+
+    Raises:
+        ValueError: it is not of this form, or a weight is not finite and above 0.
+    """
+    weights = {}
+    for entry in filter(None, text.split(",")):
+        name, _, number = entry.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise ValueError(f"tenant_weights: {entry!r} is not NAME=WEIGHT with a weight above 0")
+        weights[name.strip()] = weight
+    return weights
 
 
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:

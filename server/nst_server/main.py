@@ -55,7 +55,11 @@ def _option(flag: str, variable: str, **attributes: Any) -> Callable[[Command], 
 
 def take(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """Takes a settings object's fields out of the command's arguments."""
-    return kind(**{entry.name: values.pop(entry.name) for entry in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    fields = {entry.name: values.pop(entry.name) for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 _nats = _option("--nats", "NATS", required=True, help="Where NATS is: nats://HOST:PORT.")
@@ -157,6 +161,7 @@ def serve(
     """Runs NATS, a model server and a gateway on this machine, and watches over them."""
     from nst_server.supervisor import Plan, StartError, supervise
 
+    take(ModelServerSettings, {**values})  # the child would refuse it, again and again
     tls = tls_pair(tls_certificate, tls_key)
     if tls is not None:
         values |= {"tls_certificate": tls.certificate.resolve(), "tls_key": tls.key.resolve()}

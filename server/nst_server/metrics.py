@@ -23,6 +23,9 @@ FIRST_PREVIEW_SECONDS = Histogram(
 )
 ITERATION_SECONDS = Histogram("nst_iteration_seconds", "One iteration of one batch.", buckets=STEP_SECONDS)
 BATCH_SIZE = Histogram("nst_batch_size", "Jobs advanced together by one iteration.", buckets=(1, 2, 4, 8, 16, 32))
+DEVICE_SECONDS = Counter(
+    "nst_device_seconds", "Time on the device, by tenant; those beyond the first hundred are 'other'.", ["tenant"]
+)
 ITERATIONS = Counter("nst_engine_iterations", "Iterations, over all jobs.")
 DEVICE_MEMORY = Gauge("nst_device_memory_bytes", "Memory in use on the device; on a CPU, of the process.")
 CHECKPOINT_SECONDS = Histogram("nst_checkpoint_seconds", "Packing and storing one checkpoint.", buckets=STEP_SECONDS)
@@ -41,6 +44,17 @@ RPC_SECONDS = Histogram(
     ["grpc_type", "grpc_service", "grpc_method"],
     buckets=CALL_SECONDS,
 )
+
+
+NAMED_TENANTS = 100
+_named_tenants: set[str] = set()
+
+
+def device_seconds(tenant: str) -> Counter:
+    """The counter of a tenant's time on the device; those beyond the first hundred have one together."""
+    if len(_named_tenants) < NAMED_TENANTS:
+        _named_tenants.add(tenant)
+    return DEVICE_SECONDS.labels(tenant if tenant in _named_tenants else "other")
 
 
 class _Server(ThreadingMixIn, WSGIServer):

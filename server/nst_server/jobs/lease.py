@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 
-from google.rpc import code_pb2
 from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
@@ -22,6 +21,14 @@ from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
 from nst_server.jobs.deadlines import LastPictures, is_overdue
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.records import JobNotFound, Records
+from nst_server.jobs.suspicion import (
+    MustRunAlone,
+    clear,
+    is_quarantined,
+    is_suspected,
+    needs_server_to_itself,
+    quarantine_error,
+)
 from nst_server.jobs.tickets import ticket_age
 
 log = logging.getLogger(__name__)
@@ -50,11 +57,18 @@ class Leases:
         self.lease_seconds = lease_seconds
         self._max_lost_attempts = max_lost_attempts
 
-    async def claim(self, message: Msg) -> "Lease | None":
-        """Claims the job of a ticket; None when there is nothing to work on."""
+    async def claim(self, message: Msg, *, alone: bool = True) -> "Lease | None":
+        """Claims the job of a ticket; None when there is nothing to work on.
+
+        `alone` is whether the server has no other job. If one that runs beside others kills it, all of
+        them have lost an attempt; one that is suspected of it is therefore not to be there then.
+
+        Raises:
+            MustRunAlone: the job is suspected, and there are others. Nothing has changed.
+        """
         job_id = Ticket.FromString(message.data).job_id
         try:
-            record = await self.records.update(job_id, lambda record: self._take(record, message))
+            record = await self.records.update(job_id, lambda record: self._take(record, message, alone=alone))
         except (JobNotFound, _TicketEarly):
             await self._wait_for_record(message)
             return None
@@ -70,7 +84,7 @@ class Leases:
             # The ticket is the later attempt's now, so it is not ours to acknowledge.
             return None
 
-    def _take(self, record: JobRecord, message: Msg) -> None:
+    def _take(self, record: JobRecord, message: Msg, *, alone: bool) -> None:
         """Makes this server the holder, which fences every earlier attempt, even of a job that is not to run."""
         lease, place = record.lease, message.metadata.sequence.stream
         if place > record.ticket.stream_sequence:
@@ -81,6 +95,8 @@ class Leases:
             if message.metadata.num_delivered <= lease.delivery:
                 raise Superseded
             lease.lost_attempts += 1
+        if not alone and needs_server_to_itself(record, self._max_lost_attempts):
+            raise MustRunAlone
         lease.attempt += 1
         lease.server = self.server
         lease.delivery = message.metadata.num_delivered
@@ -96,7 +112,7 @@ class Leases:
     async def _starts(self, lease: "Lease") -> bool:
         """Opens the attempt in the job's history; False when the job is not to run."""
         record = lease.record
-        lease.last = await self.events.last(lease.job_id)
+        await lease.read_history()
         if lease.last is not None and lease.last.final:
             await lease.close()
             return False
@@ -109,16 +125,11 @@ class Leases:
         if record.control.paused:
             await lease.pause_or_hand_back()
             return False
-        if record.lease.lost_attempts > self._max_lost_attempts:
-            await lease.fail(
-                job_pb2.JobError(
-                    code=code_pb2.ABORTED,
-                    reason="ATTEMPTS_EXHAUSTED",
-                    message=f"{record.lease.lost_attempts} model servers stopped while they worked on this job; "
-                    f"the limit is max_lost_attempts = {self._max_lost_attempts}",
-                )
-            )
+        if is_quarantined(record, self._max_lost_attempts):
+            await lease.fail(quarantine_error(record, lease.reached, self._max_lost_attempts))
             return False
+        if record.lease.lost_attempts:
+            await lease.note_reached()
         checkpoint = record.checkpoint
         reason = f"continues from iteration {checkpoint.iteration}" if checkpoint.object else "starts"
         await lease.append_state(job_pb2.JOB_STATE_RUNNING, reason, from_iteration=checkpoint.iteration)
@@ -145,6 +156,35 @@ class Lease:
         self._message = message
         self._checkpoints_written = 0
         self._latest_progress: job_pb2.Progress | None = None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether the job is to have its model server to itself; see `suspicion`."""
+        return is_suspected(self.record)
+
+    @property
+    def reached(self) -> int:
+        """The furthest iteration that any attempt so far is known to have reached."""
+        of_this = self._latest_progress.iteration if self._latest_progress is not None else 0
+        return max(of_this, self.record.checkpoint.iteration, self.record.lease.furthest)
+
+    async def read_history(self) -> None:
+        """Takes up the history where the attempt before has left it."""
+        self.last = await self._leases.events.last(self.job_id)
+        if self.last is None:
+            return
+        for field in ("progress", "latest_progress"):
+            if self.last.event.HasField(field):
+                self._latest_progress = getattr(self.last.event, field)
+
+    async def note_reached(self) -> None:
+        """Keeps how far the attempts that were lost have come."""
+        reached = self.reached
+
+        def change(record: JobRecord) -> None:
+            record.lease.furthest = reached
+
+        await self._update(change)
 
     def redelivered(self, message: Msg) -> None:
         """The queue gave the same job's ticket to this server again: the newer message counts."""
@@ -228,7 +268,7 @@ class Lease:
 
         def change(record: JobRecord) -> None:
             record.checkpoint.CopyFrom(checkpoint)
-            record.lease.lost_attempts = 0  # the job gets on
+            clear(record, checkpoint.iteration)
 
         await self._update(change)
 
@@ -258,14 +298,22 @@ class Lease:
                 await self._leases.events.append(paused, self.last)
         await self._message.ack()
 
-    async def hand_back(self, reason: str) -> None:
-        """Lets the job go for another model server to continue at once."""
+    async def hand_back(self, reason: str, *, alone: bool = False) -> None:
+        """Lets the job go for another model server to continue at once; `alone` if it ran out of memory."""
+        reached = self.reached
 
         def change(record: JobRecord) -> None:
             record.lease.held = False
+            if alone:
+                record.lease.alone = True
+                record.lease.furthest = reached
 
         await self._update(change)
         await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
+        await self._message.nak()
+
+    async def abandon(self) -> None:
+        """Leaves the job to another model server, as a loss."""
         await self._message.nak()
 
     async def close(self) -> None:

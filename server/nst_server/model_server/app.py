@@ -4,50 +4,34 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from uuid import uuid4
 
-import psutil
-import torch
 from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import Announcement, Ticket
 from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
-from nst_server.config import ModelServerSettings
+from nst_server.config import ModelServerSettings, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.lease import Lease, Leases
+from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
-from nst_server.jobs.topology import LANES
+from nst_server.model_server import memory
+from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.runner import Runner
+from nst_server.model_server.scheduler import Flows
 from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
-
-
-class Rotation:
-    """Interactive tickets first; of the tenants in a lane the one that was served longest ago."""
-
-    def __init__(self) -> None:
-        self._served: dict[Flow, int] = {}
-        self._turn = 0
-
-    def rank(self, flows: Sequence[Flow]) -> list[Flow]:
-        """The flows in the order in which to serve them."""
-        self._served = {flow: self._served.get(flow, 0) for flow in flows}
-        lanes = list(LANES.values())
-        return sorted(flows, key=lambda flow: (lanes.index(flow.lane), self._served[flow], flow.tenant))
-
-    def served(self, flow: Flow) -> None:
-        """Puts a flow last."""
-        self._turn += 1
-        self._served[flow] = self._turn
+SHUTTING_DOWN = "the model server is shutting down"
 
 
 class ModelServerProcess:
@@ -60,29 +44,33 @@ class ModelServerProcess:
         self._settings = settings
         self._runner = runner
         self._tickets = TicketSource(backbone)
-        self._rotation = Rotation()
-        self._running: dict[str, RunningJob | None] = {}  # None while a job is being claimed
+        self._flows = Flows(parse_weights(settings.tenant_weights))
+        self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self.ready = False
-        self._slots = asyncio.Semaphore(settings.max_running_jobs)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then hands back what it holds."""
+        """Works until `stop` is set, then hands back what it holds.
+
+        Raises:
+            DeviceLost: the device has become unusable; what could be handed back is.
+        """
         await self._tickets.open()
         leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
         self.ready = True
         log.info("model server ready", extra={"server": self.name, "device": self._engine.device_name})
         with suppress(Stopped):
-            await unless(stop, asyncio.gather(self._pull(leases), self._announce()))
+            await unless(stop, asyncio.gather(self._pull(leases), self._announce(), self._watch(stop)))
         self.ready = False
         await self._drain()
+        if self._runner.device_lost.is_set():
+            raise DeviceLost
 
     async def _drain(self) -> None:
         self._draining = True
         for job in self._running.values():
-            if job is not None:
-                job.drain()
+            job.drain(SHUTTING_DOWN)
         if self._tasks:
             # While NATS is away nothing can be handed back; the leases then run out.
             await asyncio.wait(self._tasks, timeout=self._settings.hand_back_seconds)
@@ -92,42 +80,99 @@ class ModelServerProcess:
 
     async def _pull(self, leases: Leases) -> None:
         while True:
-            await self._slots.acquire()
-            message = await self._tickets.next(self._rotation.rank)
-            self._rotation.served(Flow.of(message.subject))
+            message = await self._tickets.next(self._rank)
             job_id = Ticket.FromString(message.data).job_id
             if job_id in self._running:
                 # The lease ran out while NATS was away, and this server still works on the job.
-                if (job := self._running[job_id]) is not None:
-                    job.lease.redelivered(message)
-                self._slots.release()
+                self._running[job_id].lease.redelivered(message)
                 continue
-            self._running[job_id] = None
-            task = asyncio.create_task(self._work(leases, job_id, message))
+            if not self._rank([Flow.of(message.subject)]):
+                # It was asked for before memory became short, or a suspect came.
+                await message.nak()
+                continue
+            claimed = asyncio.Event()
+            task = asyncio.create_task(self._work(leases, message, claimed))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._slots.release())
+            await claimed.wait()
 
-    async def _work(self, leases: Leases, job_id: str, message: Msg) -> None:
+    def _rank(self, flows: Sequence[Flow]) -> list[Flow]:
+        """The flows whose tickets are wanted now, the least served first."""
+        running = self._running.values()
+        if self._runner.short_of_memory or any(job.lease.suspected for job in running):
+            return []
+        taken = Counter(job.flow for job in running)
+        limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
+        free = [flow for flow in flows if taken[flow] < limit]
+        return sorted(free, key=lambda flow: (self._flows.position(flow), taken[flow]))
+
+    async def _work(self, leases: Leases, message: Msg, claimed: asyncio.Event) -> None:
+        """From a ticket to the end of the attempt."""
+        flow = Flow.of(message.subject)
+        self._flows.advance([flow])
         try:
-            lease = await leases.claim(message)
+            lease = await self._claim(leases, message)
             if lease is not None:
-                await self._run_job(lease)
+                charge = partial(self._flows.charge, flow)
+                job = RunningJob(lease, flow, self._backbone, self._runner, self._settings, charge)
+                self._running[lease.job_id] = job
+                claimed.set()
+                await self._run_job(job)
         except Exception:
             log.exception("job left to another attempt")
         finally:
-            del self._running[job_id]
+            claimed.set()
+            self._tickets.nudge()
 
-    async def _run_job(self, lease: Lease) -> None:
-        job = RunningJob(lease, self._backbone, self._runner, self._settings)
-        self._running[lease.job_id] = job
+    async def _claim(self, leases: Leases, message: Msg) -> Lease | None:
+        """The lease of the ticket's job; if need be, after all others have been handed back to the queue."""
+        try:
+            return await leases.claim(message, alone=not self._running)
+        except MustRunAlone:
+            for job in self._running.values():
+                job.drain("makes way for a job that has to run alone")
+        waiting = asyncio.create_task(self._keep(message))
+        try:
+            await asyncio.wait(self._tasks - {asyncio.current_task()})
+        finally:
+            waiting.cancel()
         if self._draining:
-            job.drain()
-        with tracing.span("attempt", lease.record.traceparent, job_id=lease.job_id, attempt=lease.attempt):
-            if lease.attempt == 1:
-                metrics.JOB_QUEUE_SECONDS.observe(job.age())
-            log.info("job starts", extra=job.about())
-            await job.run()
+            await message.nak()
+            return None
+        return await leases.claim(message)
+
+    async def _keep(self, message: Msg) -> None:
+        """Extends the ticket's lease until cancelled."""
+        while True:
+            with suppress(*TRANSIENT):
+                await message.in_progress()
+            await asyncio.sleep(self._tickets.lease_seconds / 4)
+
+    async def _run_job(self, job: RunningJob) -> None:
+        lease = job.lease
+        if self._draining:
+            job.drain(SHUTTING_DOWN)
+        try:
+            with tracing.span("attempt", lease.record.traceparent, job_id=lease.job_id, attempt=lease.attempt):
+                if lease.attempt == 1:
+                    metrics.JOB_QUEUE_SECONDS.observe(job.age())
+                log.info("job starts", extra=job.about())
+                await job.run()
+        finally:
+            del self._running[lease.job_id]
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """Stops the process when its device is lost, and ends it when its thread hangs, which nothing else can."""
+        limit = self._settings.stall_seconds
+        lost = self._runner.device_lost
+        while not lost.is_set():
+            if self._runner.turn_seconds > limit:
+                log.critical("an iteration takes longer than stall_seconds, ending", extra={"stall_seconds": limit})
+                os._exit(os.EX_SOFTWARE)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lost.wait(), min(1.0, limit / 4))
+        log.critical("the device is lost, ending")
+        stop.set()
 
     async def _announce(self) -> None:
         while True:
@@ -135,15 +180,8 @@ class ModelServerProcess:
             announcement = Announcement(server=server, models=self._engine.available_models())
             with suppress(*TRANSIENT):
                 await self._backbone.servers.put(self.name, announcement.SerializeToString())
-            metrics.DEVICE_MEMORY.set(device_memory(self._engine.device))
+            metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))
             await asyncio.sleep(ANNOUNCE_SECONDS)
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes in use on the device; on a CPU, by this process."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return psutil.Process().memory_info().rss
 
 
 async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:
@@ -155,7 +193,7 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
         port = metrics.StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
         stack.callback(port.close)
         with suppress(Stopped):
-            runner = Runner(partial(warm_engine, settings))
+            runner = Runner(partial(warm_engine, settings), settings)
             engine = await unless(stop, runner.start())
             backbone = await unless(stop, stack.enter_async_context(connect(nats_url, "model-server", None)))
             process = ModelServerProcess(backbone, runner, engine, settings)

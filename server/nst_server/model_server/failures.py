@@ -1,4 +1,4 @@
-"""What a client is told when a job fails: a google.rpc code, a constant, a sentence."""
+"""What went wrong with a job, and what its client is told: a google.rpc code, a constant, a sentence."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,13 @@ from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.blobs import BlobNotFound
 from nst_server.pictures import PictureError
 
+CPU_OUT_OF_MEMORY = "can't allocate memory"  # of torch's allocator, in a RuntimeError
+CUDA_ERROR = "CUDA error"
+
+
+class DeviceLost(Exception):
+    """Another job's failure has left the device unusable for this process."""
+
 
 @dataclass(frozen=True)
 class FailureText:
@@ -19,6 +26,20 @@ class FailureText:
     code: int
     reason: str
     message: str
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device or the machine had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and CPU_OUT_OF_MEMORY in str(error)
+    )
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Whether the error stays with the process: whatever it asks of the device next fails too."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and CUDA_ERROR in str(error))
 
 
 def describe_failure(error: Exception) -> FailureText:
@@ -37,8 +58,10 @@ def describe_failure(error: Exception) -> FailureText:
         )
     if isinstance(error, StoreFull):
         return FailureText(code_pb2.RESOURCE_EXHAUSTED, "STORE_FULL", f"the job store is full: {error}")
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return FailureText(
-            code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "the device has too little memory: ask for a smaller size"
+            code_pb2.RESOURCE_EXHAUSTED,
+            "OUT_OF_MEMORY",
+            "the device has too little memory, even for this job alone and in smaller tiles: ask for a smaller size",
         )
     return FailureText(code_pb2.INTERNAL, "ENGINE_FAILED", f"the engine failed: {type(error).__name__}: {error}")

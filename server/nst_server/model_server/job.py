@@ -18,14 +18,17 @@ from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.control import on_nudge
 from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
-from nst_server.model_server.failures import describe_failure
+from nst_server.jobs.tickets import Flow
+from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
 from nst_server.model_server.pace import Pace
-from nst_server.model_server.runner import Failure, Runner, Seat, Step
+from nst_server.model_server.runner import Runner
+from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
 from nst_server.options import options_from_proto, steering_from_proto
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+RETRY_BUDGET_SHARE = 4  # what ran out of memory is tried again with a quarter of it for the maps
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
 
 T = TypeVar("T")
@@ -36,10 +39,20 @@ class _Released(Exception):
 
 
 class RunningJob:
-    """Runs one leased job and writes its history."""
+    """Runs one leased job and writes its history; `charge` is called with the device seconds of each step."""
 
-    def __init__(self, lease: Lease, backbone: Backbone, runner: Runner, settings: ModelServerSettings) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        flow: Flow,
+        backbone: Backbone,
+        runner: Runner,
+        settings: ModelServerSettings,
+        charge: Callable[[float], None],
+    ) -> None:
         self.lease = lease
+        self.flow = flow
+        self._charge = charge
         self._backbone = backbone
         self._runner = runner
         self._settings = settings
@@ -47,7 +60,8 @@ class RunningJob:
         self._previews = PreviewStore(backbone, patience=None)
         self._look = asyncio.Event()
         self._look.set()
-        self._draining = False
+        self._leaves_for: str | None = None
+        self._cleared = not lease.suspected
         self._looked_at = 0.0
         self._applied_version = lease.record.checkpoint.control_version
         self._told_version = 0
@@ -57,9 +71,9 @@ class RunningJob:
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
 
-    def drain(self) -> None:
+    def drain(self, reason: str) -> None:
         """Checkpoints and hands the job back at the next iteration."""
-        self._draining = True
+        self._leaves_for = reason
         self._look.set()
 
     async def run(self) -> None:
@@ -89,7 +103,8 @@ class RunningJob:
             self._look.set()
 
     async def _attempt(self) -> None:
-        seat = Seat(await self._maker(), self.lease.record.spec.preview.interval, self._applied_version)
+        make = await self._maker()
+        seat = Seat(self.flow, make, self.lease.record.spec.preview.interval, self._applied_version)
         self._runner.admit(seat)
         try:
             await self._follow(seat, Pace())
@@ -113,11 +128,15 @@ class RunningJob:
         changes = steering_from_proto(control.weights) if control.version > self._applied_version else {}
         self._applied_version = control.version
 
+        tiled = self.lease.record.lease.alone
+
         def make(engine: Engine) -> Session:
+            masks = {"subject": subject, "hole": hole}
+            budget = engine.memory_budget // RETRY_BUDGET_SHARE if tiled else None
             if state is None:
-                session = engine.start(content, styles, options, initial, subject=subject, hole=hole)
+                session = engine.start(content, styles, options, initial, **masks, memory_budget=budget)
             else:
-                session = engine.resume(state, content, styles, subject=subject, hole=hole)
+                session = engine.resume(state, content, styles, **masks, memory_budget=budget)
             session.update(**changes)
             return session
 
@@ -162,7 +181,11 @@ class RunningJob:
                 item = unread.result()
                 if isinstance(item, Failure):
                     raise item.error
-                if await self._handle(seat, item, pace):
+                if isinstance(item, Unchanged):
+                    if is_overdue(self.lease.record, time.time()):
+                        self._leaves_for = "its time is up"  # who claims it next ends it
+                    await self._leave_if_wanted(seat)
+                elif await self._handle(seat, item, pace):
                     return
                 unread = asyncio.ensure_future(seat.next())
         finally:
@@ -182,11 +205,12 @@ class RunningJob:
         if control.version > self._applied_version:
             self._runner.steer(seat, steering_from_proto(control.weights), control.version)
             self._applied_version = control.version
-        if control.paused or self._draining:
+        if control.paused or self._leaves_for is not None:
             self._runner.snapshot(seat)
 
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""
+        self._charge(step.device_seconds)
         self._run_seconds += step.seconds
         progress = pace.progress(step.report, step.seconds)
         progress.control_version = step.control_version
@@ -207,22 +231,32 @@ class RunningJob:
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
             await self._keep(seat, step, step.state)
-        elif self._checkpointing is None and now - self._checkpoint_at >= self._checkpoint_pause:
+        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration, now):
             self._checkpoint_at = now
             self._runner.snapshot(seat)
         return False
+
+    def _checkpoint_due(self, iteration: int, now: float) -> bool:
+        """Whether it is time for a checkpoint; at once when one clears the job of suspicion."""
+        clears = not self._cleared and iteration >= self.lease.record.lease.furthest
+        self._cleared |= clears
+        return clears or now - self._checkpoint_at >= self._checkpoint_pause
 
     async def _keep(self, seat: Seat, step: Step, state: SessionState) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""
         await self._checkpoint_ended()
         self._checkpointing = asyncio.create_task(self._save(step, state))
         self._checkpointing.add_done_callback(self._checkpoint_done)
-        if not (self._draining or self.lease.record.control.paused):
+        await self._leave_if_wanted(seat)
+
+    async def _leave_if_wanted(self, seat: Seat) -> None:
+        """Lets the job go, if its client or this server wants that, now that its state is in store."""
+        if self._leaves_for is None and not self.lease.record.control.paused:
             return
         self._runner.dismiss(seat)
         await self._checkpoint_ended()
-        if self._draining:
-            await self.lease.hand_back("the model server is shutting down")
+        if self._leaves_for is not None:
+            await self.lease.hand_back(self._leaves_for)
         else:
             await self.lease.pause_or_hand_back()
         raise _Released
@@ -298,7 +332,15 @@ class RunningJob:
         log.error("job failed", extra=self.about(), exc_info=error)
         await self._checkpoint_ended()
         with contextlib.suppress(Superseded):
-            await self.lease.fail(job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message))
+            if is_device_failure(error):
+                await self.lease.abandon()
+            elif isinstance(error, DeviceLost):
+                await self.lease.hand_back("the model server has lost its device")
+            elif is_out_of_memory(error) and not self.lease.record.lease.alone:
+                await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
+            else:
+                told = job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message)
+                await self.lease.fail(told)
 
     def age(self) -> float:
         return time.time() - self.lease.record.create_time.ToMicroseconds() / 1e6

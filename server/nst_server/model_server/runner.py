@@ -1,70 +1,27 @@
-"""The compute thread: owns the device and turns every admitted session one iteration at a time."""
+"""The compute thread: owns the device, and turns the jobs that the scheduler chooses one iteration at a time."""
 
 import asyncio
 import concurrent.futures
-import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nst_engine import Engine, Session, SessionState, StepReport
+from nst_engine import Engine, StepReport
 from nst_server import metrics
+from nst_server.config import ModelServerSettings, parse_weights
+from nst_server.model_server import memory
+from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
+from nst_server.model_server.scheduler import Scheduler
+from nst_server.model_server.seats import Failure, Seat, Seats, Step, Unchanged
 
-log = logging.getLogger(__name__)
-
-UNREAD_STEPS = 16
 BLOCKED_POLL_SECONDS = 0.02
 # Memory that jobs have freed is kept for the next one so long: to have it anew from the system takes
 # 130,000 page faults in a job of 512 px, and 4 per cent of its time.
 IDLE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one iteration of a job left: always a report, at times a picture or a state to keep."""
-
-    report: StepReport
-    seconds: float
-    picture: NDArray[np.uint8] | None
-    state: SessionState | None
-    control_version: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The job's session could not be made or stepped."""
-
-    error: Exception
-
-
-@dataclass(eq=False)
-class Seat:
-    """A job's place on the device, shared by the compute thread and the job's task.
-
-    The thread stops turning a job whose task has `UNREAD_STEPS` steps unread. `make` is let go once it
-    has made the session: it holds the pictures as they came, and the checkpoint.
-    """
-
-    make: Callable[[Engine], Session] | None
-    preview_interval: int
-    control_version: int
-    outbox: asyncio.Queue[Step | Failure] = field(default_factory=asyncio.Queue)
-    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(UNREAD_STEPS))
-    session: Session | None = None
-    snapshot_wanted: bool = False
-    picture_wanted: bool = False
-
-    async def next(self) -> Step | Failure:
-        """The oldest unread step, or what went wrong."""
-        item = await self.outbox.get()
-        self.room.release()
-        return item
 
 
 class Runner:
@@ -75,15 +32,20 @@ class Runner:
     spinning, and every iteration takes longer.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], settings: ModelServerSettings) -> None:
         self._make_engine = make_engine
+        self._settings = settings
         self._engine: Engine
+        self._seats: Seats
+        self._scheduler: Scheduler[Seat]
         self._loop = asyncio.get_running_loop()
         self._started: concurrent.futures.Future[Engine] = concurrent.futures.Future()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._seats: list[Seat] = []
+        self._turn_started: float | None = None
         self._stopped = False
+        self._lost = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self.device_lost = asyncio.Event()
 
     async def start(self) -> Engine:
         """Starts the thread; the engine it has made, or what was raised on the way to it."""
@@ -100,76 +62,90 @@ class Runner:
         self._orders.put(order)
         await asyncio.to_thread(self._thread.join)
 
+    @property
+    def turn_seconds(self) -> float:
+        """For how long the thread has been at the turn in hand."""
+        started = self._turn_started
+        return 0.0 if started is None else time.monotonic() - started
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether there is no memory for another session."""
+        return self._seats.short
+
     def admit(self, seat: Seat) -> None:
         """Makes the seat's session and turns it until it finishes, fails or is dismissed."""
 
         def order() -> None:
-            make, seat.make = seat.make, None
-            assert make is not None
-            try:
-                seat.session = make(self._engine)
-            except Exception as error:
-                self._post(seat, Failure(error))
-                return
-            self._seats.append(seat)
+            if self._lost:
+                seat.post(Failure(DeviceLost()), self._loop)
+            else:
+                self._seats.add(seat)
 
         self._orders.put(order)
 
     def dismiss(self, seat: Seat) -> None:
         """Stops turning the seat's session and lets its memory go."""
-
-        def order() -> None:
-            if seat in self._seats:
-                self._seats.remove(seat)
-            seat.session = None
-
-        self._orders.put(order)
+        self._orders.put(lambda: self._remove(seat))
 
     def steer(self, seat: Seat, weights: dict[str, Any], control_version: int) -> None:
         """Applies weights (the arguments of `Session.update`) before the next iteration."""
 
         def order() -> None:
             if seat.session is None:
+                seat.when_made = order
                 return
             try:
                 seat.session.update(**weights)
             except Exception as error:
-                self._fail(seat, error)
+                self._fail([(seat, error)])
                 return
             seat.control_version = control_version
 
         self._orders.put(order)
 
     def snapshot(self, seat: Seat) -> None:
-        """Asks for a state with the next step."""
+        """Asks for a state: with the next step, or for word at once that there is none to be had."""
 
         def order() -> None:
-            seat.snapshot_wanted = True
+            if seat.admitted:
+                seat.snapshot_wanted = True
+            else:
+                seat.post(Unchanged(), self._loop)
 
         self._orders.put(order)
 
     def show(self, seat: Seat) -> None:
-        """Asks for a picture with the next step."""
+        """Asks for a picture: with the next step, or for word at once that there is none to be had."""
 
         def order() -> None:
-            seat.picture_wanted = True
+            if seat.admitted:
+                seat.picture_wanted = True
+            else:
+                seat.post(Unchanged(), self._loop)
 
         self._orders.put(order)
 
     def _run(self) -> None:
         try:
-            self._engine = self._make_engine()
+            self._set_up()
         except Exception as error:
             self._started.set_exception(error)
             return
         self._started.set_result(self._engine)
         while not self._stopped:
-            turnable = [seat for seat in self._seats if seat.room.acquire(blocking=False)]
-            self._obey(wait=not turnable)
-            for seat in turnable:
-                if seat.session is None or seat not in self._seats:
-                    continue
-                self._turn(seat)
+            self._obey(wait=not self._seats.ready())
+            if not self._stopped and (ready := self._seats.ready()):
+                self._turn(ready)
+
+    def _set_up(self) -> None:
+        self._engine = engine = self._make_engine()
+        settings = self._settings
+        limit = settings.memory_limit_bytes or memory.default_limit(engine.device)
+        self._seats = Seats(limit, memory.Meter(engine, limit))
+        self._scheduler = Scheduler(
+            parse_weights(settings.tenant_weights), settings.max_batch or memory.default_batch(engine.device)
+        )
 
     def _obey(self, *, wait: bool) -> None:
         """Carries out the orders that have come in; with nothing to turn, waits for one."""
@@ -190,37 +166,103 @@ class Runner:
             self._engine.release_memory()
             return self._orders.get()
 
-    def _turn(self, seat: Seat) -> None:
-        session = seat.session
-        assert session is not None
+    def _turn(self, ready: Sequence[Seat]) -> None:
+        """The scheduler chooses, the engine computes, the jobs are billed and told."""
+        self._turn_started = started = time.monotonic()
+        seats = self._scheduler.choose(ready)
+        if seats[0].session is None:
+            items: Sequence[Step | Failure | None] = [self._make(seats[0])]
+        else:
+            items = self._iterate(seats)
+        self._bill(seats, time.monotonic() - started)
+        for seat, item in zip(seats, items, strict=True):
+            if isinstance(item, Step):
+                if item.report.finished:
+                    self._remove(seat)
+                seat.post(item, self._loop)
+        self._fail([(seat, item.error) for seat, item in zip(seats, items, strict=True) if isinstance(item, Failure)])
+        self._turn_started = None
+
+    def _make(self, seat: Seat) -> Failure | None:
+        """The first turn of a job: its session."""
+        make, seat.make = seat.make, None
+        assert make is not None
+        try:
+            seat.take(make(self._engine))
+        except Exception as error:
+            return Failure(error)
+        self._seats.review()
+        if seat.when_made is not None:
+            self._orders.put(seat.when_made)
+        return None
+
+    def _iterate(self, seats: Sequence[Seat]) -> list[Step | Failure]:
+        """One iteration of a batch."""
         started = time.monotonic()
         try:
-            report = self._engine.step([session])[0]
-            step = self._step(seat, session, report, time.monotonic() - started)
+            outcomes: Sequence[StepReport | Exception] = self._engine.step(
+                [seat.session for seat in seats if seat.session is not None]
+            )
         except Exception as error:
-            self._fail(seat, error)
-            return
-        metrics.ITERATION_SECONDS.observe(step.seconds)
-        metrics.ITERATIONS.inc()
-        metrics.BATCH_SIZE.observe(1)
-        if report.finished:
-            self._seats.remove(seat)
-        self._post(seat, step)
+            outcomes = [error] * len(seats)
+        seconds = time.monotonic() - started
+        metrics.ITERATION_SECONDS.observe(seconds)
+        metrics.BATCH_SIZE.observe(len(seats))
+        metrics.ITERATIONS.inc(len(seats))
+        return [
+            self._told(seat, outcome, seconds, seconds / len(seats))
+            for seat, outcome in zip(seats, outcomes, strict=True)
+        ]
 
-    def _step(self, seat: Seat, session: Session, report: StepReport, seconds: float) -> Step:
-        first_or_due = report.iteration == 1 or (
-            seat.preview_interval > 0 and report.iteration % seat.preview_interval == 0
-        )
-        shown = report.finished or seat.picture_wanted or (seat.preview_interval > 0 and first_or_due)
-        state = session.state_dict() if seat.snapshot_wanted else None
+    def _told(self, seat: Seat, outcome: StepReport | Exception, seconds: float, share: float) -> Step | Failure:
+        if isinstance(outcome, Exception):
+            return Failure(outcome)
+        session = seat.session
+        assert session is not None
+        every = seat.preview_interval
+        due = every > 0 and (outcome.iteration == 1 or outcome.iteration % every == 0)
+        try:
+            state = session.state_dict() if seat.snapshot_wanted else None
+            picture = session.image() if due or outcome.finished or seat.picture_wanted else None
+        except Exception as error:
+            return Failure(error)
         seat.snapshot_wanted = seat.picture_wanted = False
-        return Step(report, seconds, session.image() if shown else None, state, seat.control_version)
+        return Step(outcome, seconds, share, picture, state, seat.control_version)
 
-    def _fail(self, seat: Seat, error: Exception) -> None:
-        if seat in self._seats:
-            self._seats.remove(seat)
-        seat.session = None
-        self._post(seat, Failure(error))
+    def _bill(self, seats: Sequence[Seat], seconds: float) -> None:
+        self._scheduler.charge(seats, seconds)
+        for seat in seats:
+            metrics.device_seconds(seat.flow.tenant).inc(seconds / len(seats))
 
-    def _post(self, seat: Seat, item: Step | Failure) -> None:
-        self._loop.call_soon_threadsafe(seat.outbox.put_nowait, item)
+    def _fail(self, failed: Sequence[tuple[Seat, Exception]]) -> None:
+        """Lets failed jobs go, and all the others too if the device failed with them."""
+        self._lost |= any(is_device_failure(error) for _, error in failed)
+        for seat, error in failed:
+            release_frames(error)
+            self._remove(seat)
+            seat.post(Failure(error), self._loop)
+        if any(is_out_of_memory(error) for _, error in failed):
+            self._engine.release_memory()
+        if self._lost:
+            for seat in list(self._seats):
+                self._remove(seat)
+                seat.post(Failure(DeviceLost()), self._loop)
+            self._loop.call_soon_threadsafe(self.device_lost.set)
+
+    def _remove(self, seat: Seat) -> None:
+        self._seats.remove(seat)
+        self._scheduler.forget(seat)
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Empties the finished frames that an error keeps, its callers' among them: they hold the session's memory."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            frame: FrameType | None = trace.tb_frame
+            while frame is not None:
+                with suppress(RuntimeError):  # it is not finished
+                    frame.clear()
+                frame = frame.f_back
+            trace = trace.tb_next
+        error = error.__context__

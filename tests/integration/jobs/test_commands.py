@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from functools import partial
 
 import pytest
 
@@ -16,7 +17,7 @@ from nst_server.jobs.queue import QueueFull
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
 from nst_server.jobs.tickets import TicketSource
-from nst_server.model_server.app import Rotation
+from nst_server.model_server.scheduler import Flows
 
 
 @pytest.fixture
@@ -138,12 +139,12 @@ async def test_a_wish_that_holds_already_has_no_number_of_its_own(commands, spec
 
 async def in_order(backbone) -> list[str]:
     """The ids of all waiting jobs as a model server gets them."""
-    rotation = Rotation()
+    flows = Flows({})
     tickets = TicketSource(backbone)
     await tickets.open()
     order = []
     while await waiting(backbone):
-        message = await asyncio.wait_for(tickets.next(rotation.rank), 10)
+        message = await asyncio.wait_for(tickets.next(partial(sorted, key=flows.position)), 10)
         order.append(str(Ticket.FromString(message.data).job_id))
         await message.ack_sync()
     return order

@@ -1,6 +1,10 @@
-"""Settings of the model server reach its engine."""
+"""Settings of the model server are checked, and reach its engine."""
 
-from nst_server.config import ModelServerSettings
+import pytest
+from click.testing import CliRunner
+
+from nst_server.config import ModelServerSettings, parse_weights
+from nst_server.main import main
 from nst_server.model_server.app import warm_engine
 
 
@@ -8,3 +12,22 @@ def test_the_memory_budget_is_the_engines():
     settings = ModelServerSettings(device="cpu", warm_models="", memory_budget_bytes=3 * 2**28)
     assert warm_engine(settings).memory_budget == 3 * 2**28
     assert warm_engine(ModelServerSettings(device="cpu", warm_models="")).memory_budget >= 2**28
+
+
+def test_weights_are_read():
+    assert parse_weights("") == {}
+    assert parse_weights("a=2,b.c=0.5,d=e=1") == {"a": 2.0, "b.c": 0.5, "d=e": 1.0}
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "=1", "a=0", "a=-1", "a=nan", "a=inf", "a=1,b"])
+def test_weights_that_are_none_are_refused_by_name(text):
+    with pytest.raises(ValueError, match="tenant_weights"):
+        parse_weights(text)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["model-server", "--nats", "nats://127.0.0.1:1"]])
+def test_a_command_with_weights_that_are_none_does_not_start(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(main, [*command, "--tenant-weights", "a"])
+    assert ended.exit_code == 2
+    assert "tenant_weights: 'a'" in ended.output

@@ -210,6 +210,8 @@ class Lease(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     LOST_ATTEMPTS_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
+    FURTHEST_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The fencing number: what an attempt with a lower number writes is refused. It starts again with a
     job that is made anew under the same id; `create_time` tells the two apart.
@@ -219,10 +221,18 @@ class Lease(_message.Message):
     held: _builtins.bool
     """True from the claim until the attempt hands the job back or ends it."""
     lost_attempts: _builtins.int
-    """How many attempts ended without a word since the last checkpoint."""
+    """How many attempts ended without a word since a checkpoint was last stored beyond `furthest`."""
     delivery: _builtins.int
     """How often the queue had delivered the ticket when this attempt took it. A delivery that is not
     later was overtaken while it lay in its receiver's memory.
+    """
+    furthest: _builtins.int
+    """The furthest iteration that any attempt had reached that was lost or ran out of memory. The job
+    is suspected until a later attempt has stored a checkpoint beyond it.
+    """
+    alone: _builtins.bool
+    """True while the job is suspected because it ran out of memory: it is to have a model server to
+    itself, and to be worked on in smaller tiles.
     """
     def __init__(
         self,
@@ -232,10 +242,12 @@ class Lease(_message.Message):
         held: _builtins.bool = ...,
         lost_attempts: _builtins.int = ...,
         delivery: _builtins.int = ...,
+        furthest: _builtins.int = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "delivery", b"delivery", "held", b"held", "lost_attempts", b"lost_attempts", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "delivery", b"delivery", "furthest", b"furthest", "held", b"held", "lost_attempts", b"lost_attempts", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,54 @@
+"""What a device has room for: how much memory jobs may take, how much they do, and how many go well together."""
+
+import psutil
+import torch
+
+from nst_engine import Engine, hardware
+
+FREE_SHARE = 0.7
+JOBS_ON_CPU = 2
+JOBS_ON_GPU = 16
+BATCH_ON_CPU = 1
+BATCH_ON_GPU = 16
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use on the device; on a CPU, by this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def default_limit(device: torch.device) -> int:
+    """Bytes that jobs may take, of those that are free now."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else hardware.free_memory()
+    return int(FREE_SHARE * free)
+
+
+def default_jobs(device: torch.device) -> int:
+    """Jobs of one flow worked on side by side."""
+    return JOBS_ON_CPU if device.type == "cpu" else JOBS_ON_GPU
+
+
+def default_batch(device: torch.device) -> int:
+    """Jobs that are turned together: a CPU is as fast with one at a time."""
+    return BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_GPU
+
+
+class Meter:
+    """Measures the bytes that an engine has taken since this was made."""
+
+    def __init__(self, engine: Engine, limit: int) -> None:
+        """Above `limit` bytes, what the engine keeps of ended sessions is given back before it is counted."""
+        self._engine = engine
+        self._limit = limit
+        self._before = in_use(engine.device)
+
+    def __call__(self) -> int:
+        """Bytes."""
+        if self._taken() >= self._limit:
+            self._engine.release_memory()
+        return self._taken()
+
+    def _taken(self) -> int:
+        return in_use(self._engine.device) - self._before

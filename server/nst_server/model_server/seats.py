@@ -1,0 +1,163 @@
+"""The jobs on a device, in the order in which they came, and who of them may compute."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_engine import Engine, Session, SessionState, StepReport
+from nst_server.jobs.tickets import Flow
+
+UNREAD_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration of a job left: always a report, at times a picture or a state to keep.
+
+    `seconds` is how long the iteration took, `device_seconds` the job's part of it where it shared a batch.
+    """
+
+    report: StepReport
+    seconds: float
+    device_seconds: float
+    picture: NDArray[np.uint8] | None
+    state: SessionState | None
+    control_version: int
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A state or a picture was asked for, and there is none later than what the job came with."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The job's session could not be made or stepped."""
+
+    error: Exception
+
+
+Item = Step | Unchanged | Failure
+
+
+@dataclass(eq=False)
+class Seat:
+    """A job's place on the device, shared by the compute thread and the job's task.
+
+    The thread does not turn a job whose task has `UNREAD_STEPS` items unread. `make` is let go once it
+    has made the session: it holds the pictures as they came, and the checkpoint. `when_made` is then
+    carried out in the thread.
+    """
+
+    flow: Flow
+    make: Callable[[Engine], Session] | None
+    preview_interval: int
+    control_version: int
+    session: Session | None = None
+    working_bytes: int = 0
+    when_made: Callable[[], None] | None = None
+    admitted: bool = False
+    snapshot_wanted: bool = False
+    picture_wanted: bool = False
+    _outbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+    _posted: int = 0
+    _read: int = 0
+
+    def take(self, session: Session) -> None:
+        """Has the session that has been made for it."""
+        self.session = session
+        self.working_bytes = getattr(session, "working_bytes", session.nbytes)
+
+    @property
+    def batch_key(self) -> Hashable | None:
+        """Of the session; making one is not shared."""
+        return getattr(self.session, "batch_key", None)
+
+    @property
+    def full(self) -> bool:
+        """Whether too much is unread."""
+        return self._posted - self._read >= UNREAD_STEPS
+
+    def post(self, item: Item, loop: asyncio.AbstractEventLoop) -> None:
+        """Leaves something for the task; called by the thread."""
+        self._posted += 1
+        loop.call_soon_threadsafe(self._outbox.put_nowait, item)
+
+    async def next(self) -> Item:
+        """The oldest unread item; called by the task."""
+        item = await self._outbox.get()
+        self._read += 1
+        return item
+
+
+class Seats:
+    """Lets sessions compute as long as all that do fit into memory together.
+
+    One that is too large for now waits at the door. Newer ones may pass it while it still fits beside
+    all that have: so it waits for those that were there before it, and for nobody else. One that is
+    alone always fits: the engine has refused what never would.
+
+    Args:
+        memory_limit: bytes that sessions may take together.
+        memory_used: measures the bytes that they do take.
+    """
+
+    def __init__(self, memory_limit: int, memory_used: Callable[[], int]) -> None:
+        self._memory_limit = memory_limit
+        self._memory_used = memory_used
+        self._seats: list[Seat] = []
+        self.short = False  # whether there is no memory for another session, however small; any thread may look
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(self._seats)
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def add(self, seat: Seat) -> None:
+        """One that has come, whose session is still to be made."""
+        self._seats.append(seat)
+
+    def remove(self, seat: Seat) -> None:
+        """Drops a seat with its session; no error if it is gone."""
+        seat.session, seat.make = None, None
+        if seat in self._seats:
+            self._seats.remove(seat)
+        self.review()
+
+    def review(self) -> None:
+        """Lets in who fits by now; to be called when a session has been made."""
+        for place, seat in enumerate(self._seats):
+            if seat.session is not None and not seat.admitted:
+                seat.admitted = self._fit([*self._inside(), seat]) and all(
+                    self._fit([older, *self._inside(after=place), seat]) for place, older in self._waiting(place)
+                )
+        made = sum(_bytes_of(seat) for seat in self._seats)
+        self.short = made > 0 and max(made, self._memory_used()) >= self._memory_limit
+
+    def ready(self) -> list[Seat]:
+        """Those that can be turned now."""
+        return [
+            seat
+            for seat in self._seats
+            if not seat.full and (seat.admitted if seat.session is not None else not self.short)
+        ]
+
+    def _inside(self, after: int = -1) -> list[Seat]:
+        return [seat for seat in self._seats[after + 1 :] if seat.admitted]
+
+    def _waiting(self, before: int) -> list[tuple[int, Seat]]:
+        older = enumerate(self._seats[:before])
+        return [(place, seat) for place, seat in older if seat.session is not None and not seat.admitted]
+
+    def _fit(self, seats: Sequence[Seat]) -> bool:
+        return len(seats) == 1 or sum(seat.working_bytes for seat in seats) <= self._memory_limit
+
+
+def _bytes_of(seat: Seat) -> int:
+    if seat.session is None:
+        return 0
+    return seat.working_bytes if seat.admitted else seat.session.nbytes

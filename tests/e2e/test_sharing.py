@@ -1,0 +1,41 @@
+"""Two tenants on one real server."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from nst_calls import metric
+from nst_client import Client, ProgressEvent
+from nst_processes import running_server
+
+LONG = {"size": 48, "iterations": 4000, "scales": 1}
+SHORT = {"size": 96, "iterations": 40, "scales": 1}
+
+
+def seconds(address: str) -> dict[str, float]:
+    """What each tenant has had of the device."""
+    return {tenant: metric(address, "nst_device_seconds_total", tenant=tenant) for tenant in ("many", "one")}
+
+
+def test_a_tenant_with_one_job_gets_half_of_the_device_beside_one_with_six(
+    tmp_path: Path, content_path: Path, style_path: Path
+) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server(tmp_path / "data", NST_MAX_RUNNING_JOBS="6"))
+        many = stack.enter_context(Client(server.address, tenant="many"))
+        one = stack.enter_context(Client(server.address, tenant="one"))
+        jobs = [many.stylize(content_path, style_path, **LONG) for _ in range(6)]
+        for job in jobs:
+            next(event for event in job if isinstance(event, ProgressEvent))
+        counted = server.status["model_metrics_address"]
+        events = iter(one.stylize(content_path, style_path, **SHORT))
+        next(event for event in events if isinstance(event, ProgressEvent))
+        before = seconds(counted)
+        for _ in events:
+            continue
+        after = seconds(counted)
+        for job in jobs:
+            job.cancel()
+    had = {tenant: after[tenant] - before[tenant] for tenant in after}
+    assert had["one"] / sum(had.values()) == pytest.approx(0.5, abs=0.1)

@@ -1,0 +1,222 @@
+"""The compute thread, with an engine whose sessions do as a test says."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from nst_engine import StepReport
+from nst_server.config import ModelServerSettings
+from nst_server.jobs.tickets import Flow
+from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
+from nst_server.model_server.runner import Runner
+from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
+
+SETTINGS = ModelServerSettings(max_batch=4, memory_limit_bytes=2**40)
+OUT_OF_CUDA_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+LOST_DEVICE = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@dataclass(eq=False)
+class Session:
+    """Takes iterations until it is told to fail."""
+
+    batch_key: str | None = None
+    error: Exception | None = None
+    working_bytes: int = 1
+    nbytes: int = 1
+    iteration: int = 0
+    given: list[dict[str, float]] = field(default_factory=list)
+
+    def update(self, **weights: float) -> None:
+        self.given.append(weights)
+
+    def state_dict(self) -> int:
+        return self.iteration
+
+    def image(self) -> np.ndarray:
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def advance(self) -> StepReport | Exception:
+        if self.error is not None:
+            held = self  # as a traceback's frames hold what they worked on
+            try:
+                raise held.error
+            except Exception as error:
+                return error
+        self.iteration += 1
+        return StepReport(self.iteration, 10**6, 1, 1, 8, 8, 1.0, {}, 0, (), None)
+
+
+class Engine:
+    """Notes who was stepped together."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.steps: list[list[Session]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def step(self, sessions: list[Session]) -> list[StepReport | Exception]:
+        self.gate.wait(30)
+        self.steps.append(list(sessions))
+        return [session.advance() for session in sessions]
+
+    def release_memory(self) -> None:
+        return
+
+
+class Place:
+    """A runner, and a way to put sessions on it."""
+
+    def __init__(self, engine: Engine, runner: Runner) -> None:
+        self.engine = engine
+        self.runner = runner
+
+    def admit(self, session: Session | Exception, tenant: str = "a") -> Seat:
+        seat = Seat(Flow("interactive", tenant), lambda engine: made(session), 0, 0)
+        self.runner.admit(seat)
+        return seat
+
+
+def made(session: Session | Exception) -> Session:
+    if isinstance(session, Exception):
+        raise session
+    return session
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    engine = Engine()
+    runner = Runner(lambda: engine, SETTINGS)
+    await runner.start()
+    yield Place(engine, runner)
+    engine.gate.set()
+    await runner.stop()
+
+
+async def first(seat: Seat, fits: Callable[[object], bool]) -> object:
+    """The first thing told of a job that fits; earlier ones are dropped."""
+    async with asyncio.timeout(30):
+        while not fits(item := await seat.next()):
+            continue
+        return item
+
+
+async def steps(seat: Seat, count: int) -> list[Step]:
+    return [await asyncio.wait_for(seat.next(), 30) for _ in range(count)]
+
+
+def is_failure(item: object) -> bool:
+    return isinstance(item, Failure)
+
+
+async def test_jobs_of_one_shape_are_stepped_together_and_share_the_time(place):
+    sessions, single = [Session("8 px") for _ in range(3)], Session()
+    *seats, other = [place.admit(session) for session in (*sessions, single)]
+    step = await first(seats[0], lambda step: step.device_seconds < 0.4 * step.seconds)
+    assert step.device_seconds == pytest.approx(step.seconds / 3)
+    await steps(other, 12)
+    batches = [set(batch) for batch in place.engine.steps]
+    assert set(sessions) in batches
+    assert all(batch == {single} for batch in batches if single in batch)
+
+
+async def test_one_that_fails_does_not_take_the_others_of_its_batch_along(place):
+    place.engine.gate.clear()
+    good, bad = place.admit(Session("8 px")), place.admit(Session("8 px", OUT_OF_CUDA_MEMORY))
+    place.engine.gate.set()
+    failure = await first(bad, is_failure)
+    assert is_out_of_memory(failure.error)
+    await steps(good, 30)
+
+
+@pytest.mark.parametrize("error", [OUT_OF_CUDA_MEMORY, MemoryError()])
+async def test_one_that_cannot_be_made_fails_alone(place, error):
+    good, bad = place.admit(Session()), place.admit(error)
+    assert is_out_of_memory((await first(bad, is_failure)).error)
+    await steps(good, 30)
+
+
+async def test_a_dismissed_job_stops_at_once_and_frees_its_memory(place):
+    session = Session()
+    gone = weakref.ref(session)
+    seat, other = place.admit(session), place.admit(Session())
+    await steps(seat, 2)
+    place.runner.dismiss(seat)
+    done = session.iteration + 1  # one may have been under way
+    await steps(other, 40)
+    assert session.iteration <= done
+    place.engine.steps.clear()
+    del session
+    await steps(other, 1)
+    gc.collect()
+    assert gone() is None
+
+
+async def test_a_failure_does_not_hold_on_to_the_session(place):
+    session = Session(error=RuntimeError("odd"))
+    gone = weakref.ref(session)
+    seat = place.admit(session)
+    failure = await first(seat, is_failure)
+    place.engine.steps.clear()
+    seat.make = None
+    del session, seat
+    gc.collect()
+    assert failure.error.__traceback__ is not None
+    assert gone() is None
+
+
+async def test_a_lost_device_is_told_to_all(place):
+    place.engine.gate.clear()
+    bystander = place.admit(Session())
+    culprit = place.admit(Session(error=LOST_DEVICE))
+    place.engine.gate.set()
+    assert is_device_failure((await first(culprit, is_failure)).error)
+    assert isinstance((await first(bystander, is_failure)).error, DeviceLost)
+    await asyncio.wait_for(place.runner.device_lost.wait(), 30)
+    late = place.admit(Session())
+    assert isinstance((await first(late, is_failure)).error, DeviceLost)
+
+
+async def test_memory_that_has_run_out_is_no_lost_device(place):
+    assert not is_device_failure(OUT_OF_CUDA_MEMORY)
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
+
+
+async def test_a_job_at_the_door_has_no_state_to_keep(place):
+    sizes = 2**39, 2**40
+    inside, waiting = [place.admit(Session(working_bytes=size)) for size in sizes]
+    await steps(inside, 3)
+    place.runner.snapshot(waiting)
+    assert isinstance(await asyncio.wait_for(waiting.next(), 30), Unchanged)
+    place.runner.dismiss(inside)
+    assert (await steps(waiting, 1))[0].report.iteration == 1
+
+
+async def test_weights_that_come_before_the_session_is_made_are_applied_to_it(place):
+    session = Session()
+    seat = Seat(Flow("interactive", "a"), lambda engine: session, 0, 0)
+    place.runner.admit(seat)
+    place.runner.steer(seat, {"strength": 0.25}, 7)
+    step = await first(seat, lambda item: item.control_version == 7)
+    assert step.report.iteration >= 1
+    assert session.given == [{"strength": 0.25}]
+
+
+async def test_it_is_told_for_how_long_a_turn_takes(place):
+    seat = place.admit(Session())
+    await steps(seat, 1)
+    place.engine.gate.clear()
+    await asyncio.sleep(0.4)
+    assert place.runner.turn_seconds > 0.2
+    place.engine.gate.set()
+    await steps(seat, 20)
+    assert place.runner.turn_seconds < 0.2

@@ -1,0 +1,98 @@
+"""Who may compute, by the memory that they take."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from nst_server.jobs.tickets import Flow
+from nst_server.model_server.seats import Seat, Seats
+
+LIMIT = 100
+
+
+@dataclass
+class Sized:
+    """A session as far as memory goes."""
+
+    working_bytes: int
+    nbytes: int = 1
+    batch_key: None = None
+
+
+class Place:
+    """Seats, and what is measured there."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.seats = Seats(LIMIT, lambda: self.used)
+
+    def come(self, working_bytes: int) -> Seat:
+        """A job comes, and its session is made."""
+        seat = self.unmade()
+        seat.take(Sized(working_bytes))
+        self.seats.review()
+        return seat
+
+    def unmade(self) -> Seat:
+        seat = Seat(Flow("interactive", "a"), None, 0, 0)
+        self.seats.add(seat)
+        return seat
+
+    def inside(self) -> list[Seat]:
+        return [seat for seat in self.seats if seat.admitted]
+
+
+@pytest.fixture
+def place() -> Place:
+    return Place()
+
+
+async def test_those_that_fit_together_are_let_in(place):
+    seats = [place.come(40) for _ in range(3)]
+    assert place.inside() == seats[:2]
+    place.seats.remove(seats[0])
+    assert place.inside() == seats[1:]
+
+
+async def test_one_that_is_alone_is_let_in_whatever_is_estimated(place):
+    huge = place.come(1000)
+    assert place.inside() == [huge]
+    assert place.come(1) not in place.inside()
+
+
+async def test_a_large_one_waits_for_those_before_it_and_small_ones_pass_it(place):
+    first, second = place.come(60), place.come(60)
+    small = [place.come(20) for _ in range(2)]
+    assert place.inside() == [first, *small]
+    assert place.come(30) not in place.inside(), "it would keep the second waiting"
+    place.seats.remove(first)
+    assert second in place.inside()
+
+
+async def test_nobody_is_starved_by_small_ones(place):
+    place.come(60)
+    large = place.come(90)
+    for _ in range(50):
+        place.come(10)
+    place.seats.remove(next(iter(place.seats)))
+    assert large in place.inside()
+
+
+async def test_measured_memory_counts_where_it_is_more_than_estimated(place):
+    place.come(10)
+    assert not place.seats.short
+    place.used = LIMIT
+    newcomer = place.unmade()
+    place.seats.review()
+    assert place.seats.short
+    assert newcomer not in place.seats.ready()
+    place.used = 10
+    place.seats.review()
+    assert newcomer in place.seats.ready()
+
+
+async def test_an_empty_device_is_never_short(place):
+    place.used = 10 * LIMIT
+    newcomer = place.unmade()
+    place.seats.review()
+    assert place.seats.ready() == [newcomer]
