@@ -186,7 +186,9 @@ class Runner:
         assert session is not None
         started = time.monotonic()
         try:
-            report = self._engine.step([session])[0]
+            (report,) = self._engine.step([session])
+            if isinstance(report, Exception):
+                raise report
             step = self._step(seat, session, report, time.monotonic() - started)
         except Exception as error:
             self._fail(seat, error)
