@@ -11,6 +11,8 @@ from nst_engine import Engine, Session, Style
 from nst_engine.options import StylizeOptions
 
 SIZES = (64, 128, 256)
+# Room for the maps of all.
+MEMORY_BUDGET = 2**33
 JOBS = {"cpu": (2, 4, 8), "cuda": (4, 8, 16)}
 TARGETS = {("cpu", 8): "ratio at least 1", ("cuda", 16): "ratio at least 4 at 128 px"}
 
@@ -20,7 +22,7 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
     report = Report("batching", "Jobs of one size together and one after another, seconds for all", facts)
     rounds = 2 if quick else 10
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        engine = Engine(device, batch_limit=max(JOBS[device]))
+        engine = Engine(device, memory_budget=MEMORY_BUDGET)
         for size in SIZES[:1] if quick else SIZES:
             for count in JOBS[device][:1] if quick else JOBS[device]:
                 _compare(report, engine, size, count, rounds)

@@ -1,5 +1,6 @@
 """Iterations of several sessions side by side, their pictures evaluated together."""
 
+import logging
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ def batches(keys: Sequence[BatchKey | None], memory_budget: int, limit: int | No
     return found
 
 
+log = logging.getLogger(__name__)
+
 # One iteration of a session: it asks for evaluations and is sent them.
 Iteration = Generator[Request, Evaluation, StepReport]
 Outcome = StepReport | Exception
@@ -92,8 +95,9 @@ def _evaluated(requests: Sequence[Request]) -> list[Evaluation | Exception]:
     if len(requests) > 1:
         try:
             return [*_evaluated_together(requests)]
-        except Exception:  # Whose fault it is, and whether there is memory for one at a time, shows below.
-            torch.accelerator.empty_cache() if torch.accelerator.is_available() else None
+        except Exception:
+            # Whose fault it is, and whether there is memory for one at a time, shows below.
+            log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
     return [_evaluated_alone(request) for request in requests]
 
 

@@ -15,6 +15,11 @@ from nst_engine.statistics import make_statistic
 META = torch.device("meta")
 # The parameters and their gradient, those of the best state, and a proposal with what leads to it.
 COPIES = 8
+# Peak of the resident memory that an evaluation takes, in multiples of the maps that it keeps: there are gradients on
+# the way back, scratch space of the convolutions, and holes in the heap. Measured on a CPU, in both precisions.
+EVALUATION = 2.5
+# Bytes that comparing sorted projections takes for each of them: orders and levels are 64-bit.
+SORTING = 32
 
 
 def working_bytes(
@@ -36,13 +41,16 @@ def working_bytes(
     held = material.nbytes + COPIES * parameters.nbytes + optimizer.nbytes + parametrization.nbytes
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]
     per_pixel = backbone.bytes_per_pixel(taps_in_use(options), options.pooling)
-    maps = min(int(max(pixels) * per_pixel), memory_budget)
-    painted = BYTES_PER_PIXEL * pixels[0] if options.parametrization == "network" else 0
-    return held + maps + painted + _target_bytes(backbone, pixels[0], pixels[1:], options)
+    evaluating = EVALUATION * min(max(pixels) * per_pixel, memory_budget)
+    painting = BYTES_PER_PIXEL * pixels[0] if options.parametrization == "network" else 0
+    return held + int(evaluating + painting + _target_bytes(backbone, pixels[0], pixels[1:], options))
 
 
-def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: StylizeOptions) -> int:
-    """What is kept of a content and styles of so many pixels, each statistic once more for what it is blended to."""
+def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: StylizeOptions) -> float:
+    """What is kept of a content and styles of so many pixels, and what it takes to compare with them.
+
+    Each statistic is there once more, for what it is blended to.
+    """
     network = backbone.network
     numbers = {tap: network.channels(tap) / network.stride(tap) ** 2 for tap in network.taps}
     content_taps, style_taps = (
@@ -55,4 +63,5 @@ def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: 
             total += (len(styles) + 1) * network.channels(tap) ** 2 * torch.float32.itemsize
         else:
             total += numbers[tap] * (sum(styles) + max(styles)) * torch.float32.itemsize
-    return int(total)
+            total += numbers[tap] * content * SORTING
+    return total

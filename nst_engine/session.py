@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ from nst_engine.report import StepReport
 from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_total
 from nst_engine.stopping import StopReason, StopRule
 from nst_engine.style_cache import StyleCache
-from nst_engine.tiled import in_tiles
+from nst_engine.tiled import TiledObjective, in_tiles
 
 
 class Session:
-    """One stylisation in progress. Made by `Engine.start` or `Engine.resume`, advanced by `Engine.step`.
+    """One stylisation in progress. Made by `Engine.start` or `Engine.resume`.
+
+    It is advanced by `Engine.step`, together with others, or alone by `advance`.
 
     Args:
         backbone: the feature network.
@@ -107,7 +110,7 @@ class Session:
         # The parameters and their gradient, and those of the best state.
         return 4 * self._parameters.nbytes + sum(part.nbytes for part in parts if part is not None)
 
-    @property
+    @cached_property
     def working_bytes(self) -> int:
         """An estimate of the most memory that it takes while it is stepped, at any scale, in bytes.
 
@@ -125,7 +128,11 @@ class Session:
             return None
         scale = self._next_scale
         size = scale.height, scale.width
-        if in_tiles(self._backbone, size, self._options, self._memory_budget):
+        if scale is self._scale:
+            tiled = isinstance(self._objective, TiledObjective)
+        else:
+            tiled = in_tiles(self._backbone, size, self._options, self._memory_budget)
+        if tiled:
             return None
         return BatchKey(self._backbone, tuple(taps_in_use(self._options)), self._options.pooling, *size)
 

@@ -316,4 +316,4 @@ def test_what_a_session_takes_is_about_what_it_says(photo: Pixels, texture: Pixe
     completed = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     for case, (estimate, peak) in json.loads(completed.stdout).items():
-        assert 0.5 < peak / estimate < 2, case
+        assert 0.5 < peak / estimate < 2, (case, peak, estimate)
