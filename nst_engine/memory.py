@@ -8,7 +8,7 @@ from nst_engine.material import Material
 from nst_engine.optimizers import make_optimizer
 from nst_engine.options import StylizeOptions
 from nst_engine.parametrization import make_parametrization
-from nst_engine.schedule import Scale, taps_in_use
+from nst_engine.schedule import Scale, named_taps
 from nst_engine.statistics import make_statistic
 
 # Tensors there have a size and take no memory.
@@ -40,7 +40,7 @@ def working_bytes(
     optimizer = make_optimizer(options, parameters.shape, META, memory_budget)
     held = material.nbytes + COPIES * parameters.nbytes + optimizer.nbytes + parametrization.nbytes
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]
-    per_pixel = backbone.bytes_per_pixel(taps_in_use(options), options.pooling)
+    per_pixel = backbone.bytes_per_pixel(named_taps(options), options.pooling)
     evaluating = EVALUATION * min(max(pixels) * per_pixel, memory_budget)
     painting = BYTES_PER_PIXEL * pixels[0] if options.parametrization == "network" else 0
     return held + int(evaluating + painting + _target_bytes(backbone, pixels[0], pixels[1:], options))
