@@ -66,7 +66,7 @@ def _cost(size: int, memory_budget: int, iterations: int = 2) -> Cost:
     session = engine.start(_square(CONTENT, size), styles, options)
     start = time.perf_counter()
     while not session.finished:
-        engine.step([session])
+        session.advance()
     seconds = (time.perf_counter() - start) / iterations
     session.image()
     return Cost(_status_bytes("VmHWM") - idle, seconds)

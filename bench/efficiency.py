@@ -43,11 +43,11 @@ def _rates(engine: Engine, options: StylizeOptions, rounds: int) -> list[tuple[f
     content, style = PAIRS[0].load(SIZE)
     session = engine.start(content, [Style(style)], options)
     for _ in range(3):
-        engine.step([session])
+        session.advance()
     operations = network_operations(options, *content.shape[:2])
     return [
         (
-            operations / _seconds(lambda: engine.step([session])),
+            operations / _seconds(session.advance),
             max(_product_rate(shape, engine.device) for shape in PRODUCTS),
         )
         for _ in range(rounds)

@@ -8,6 +8,7 @@ import signal
 import time
 from functools import partial
 
+import batching
 import big_pictures
 import checkpoints
 import default_job
@@ -36,6 +37,7 @@ SECTIONS = {
     "time-to-loss-512": partial(time_to_loss.measure, size=512),
     "efficiency": efficiency.measure,
     "looks": looks.measure,
+    "batching": batching.measure,
     "big-pictures": big_pictures.measure,
     "distributed": distributed.measure,
 }

@@ -73,7 +73,7 @@ def stylize(arguments: argparse.Namespace, device: str, threads: int, group: dis
     options = StylizeOptions(size=arguments.size, iterations=arguments.iterations)
     session = engine.start(picture(arguments.content), [Style(picture(arguments.style))], options)
     while not session.finished:
-        (report,) = engine.step([session])
+        report = session.advance()
         if first:
             print(f"{report.iteration} of {report.iterations}: loss {report.total_loss:.6g}", flush=True)
     if first:

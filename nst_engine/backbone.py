@@ -27,8 +27,11 @@ class Trunk(Protocol):
     ) -> tuple[Tile, ...]:
         """See `Backbone.tiles`."""
 
+    def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
+        """See `Backbone.bytes_per_pixel`."""
+
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
-        """The maps at `taps`, none of them twice, of a prepared picture: normalised, padded, channels-last."""
+        """The maps at `taps`, none of them twice, of prepared pictures: normalised, padded, channels-last."""
 
 
 class Backbone:
@@ -79,28 +82,32 @@ class Backbone:
         """
         return self._trunk.tiles(height, width, taps, pooling, memory_budget, self.processes.size)
 
-    def features(self, image: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
-        """The maps at `taps`, computed no deeper than the deepest of them.
+    def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
+        """Bytes kept for each pixel of a picture, from the forward pass for the backward pass."""
+        return self._trunk.bytes_per_pixel(taps, pooling)
+
+    def features(self, images: Tensor, taps: Iterable[str], pooling: str = "max") -> dict[str, Tensor]:
+        """The maps at `taps`, computed no deeper than the deepest of them; those of a picture depend on no other.
 
         Args:
-            image: (1, 3, H, W) float32 RGB, 0-255.
+            images: (N, 3, H, W) float32 RGB, 0-255.
             taps: names from `network.taps`.
             pooling: "max" or "average".
 
         Returns:
-            Tap name to (1, C, h, w), channels-last: in the trunk's dtype, or float32 where maps are smoothed.
+            Tap name to (N, C, h, w), channels-last: in the trunk's dtype, or float32 where maps are smoothed.
         """
-        return self._trunk.maps(self._prepare(image), set(taps), pooling)
+        return self._trunk.maps(self._prepare(images), set(taps), pooling)
 
-    def _prepare(self, image: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor) -> Tensor:
         """The normalised network input with the first convolution's padding already on it.
 
         Replicated edges look like more of the same picture; zeros look like a frame of the network's
         mean colour, which the optimisation answers with artefacts along the border.
         """
         if self.network.channel_order == "BGR":
-            image = image.flip(1)
-        normalised = F.pad((image - self._mean) / self._std, (self.network.padding,) * 4, mode=self._edge)
+            images = images.flip(1)
+        normalised = F.pad((images - self._mean) / self._std, (self.network.padding,) * 4, mode=self._edge)
         return normalised.to(self.dtype, memory_format=torch.channels_last)
 
 

@@ -39,7 +39,7 @@ class Convolution:
         return sum(tensor.nbytes for tensor in (self._weight, self._bias, *(self._packed or ())))
 
     def __call__(self, hidden: Tensor, *, relu: bool) -> Tensor:
-        """The map (1, O, h, w) of (1, I, h, w), channels-last in and out."""
+        """The maps (N, O, h, w) of (N, I, h, w), channels-last in and out."""
         if self._packed is not None:
             mapped: Tensor = _Packed.apply(hidden, *self._packed, self._bias, self._padding, relu)  # type: ignore[no-untyped-call]
             return mapped

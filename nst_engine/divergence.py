@@ -1,6 +1,6 @@
 """Noticing that a run diverges, and going back to its last good state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -76,10 +76,14 @@ class Guard:
         self.best = start
         return start
 
-    def advance(self, optimizer: Optimizer, evaluate: Callable[[Tensor], Point], point: Point) -> Point:
-        """Where one iteration leads from `point`: to the optimiser's proposal, or back to the best state."""
+    def propose(self, optimizer: Optimizer, point: Point) -> Tensor:
+        """The optimiser's proposal at `point`: the parameters of a candidate."""
+        evaluation = point.evaluation
+        return optimizer.propose(point.parameters, evaluation.total, evaluation.gradient, self.step)
+
+    def judge(self, optimizer: Optimizer, point: Point, candidate: Point) -> Point:
+        """Where the iteration from `point` leads: to the candidate that was proposed, or back to the best state."""
         parameters, evaluation = point.parameters, point.evaluation
-        candidate = evaluate(optimizer.propose(parameters, evaluation.total, evaluation.gradient, self.step))
         best = point if self.best is None else self.best
         if _diverges(candidate.evaluation, best.evaluation):
             self._shrink()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nst_engine import hardware, pictures, weights
+from nst_engine import batching, hardware, pictures, weights
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
 from nst_engine.distributed import Processes
@@ -22,11 +22,14 @@ from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.report import StepReport
 from nst_engine.session import Session
+from nst_engine.style_cache import StyleCache
 
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
 
 WARM_UP_SIZE = 64
+# What is measured of a dozen styles by moments, at any size, takes a tenth of it.
+STYLE_CACHE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,13 @@ class Engine:
             picture, to the last bit. The smallest budget of any counts for all. When one of them raises
             or dies in the middle, the others' call raises torch's error at the timeout of the group at the
             latest, which must be longer than an iteration. None is this process alone.
+        batch_limit: how many sessions `step` evaluates together, at most; their maps fit into the memory
+            budget in any case. None is no other limit.
+        style_cache_bytes: for what was measured of style pictures, kept for the next session with the same
+            one; the least recently used makes room. 0 keeps nothing.
 
     Raises:
-        ValueError: there is no such device here, or the budget is not above 0.
+        ValueError: there is no such device here, the budget or the limit is not above 0, or the cache is below 0.
     """
 
     def __init__(
@@ -82,11 +89,17 @@ class Engine:
         cache_dir: Path | None = None,
         memory_budget: int | None = None,
         process_group: "ProcessGroup | None" = None,
+        batch_limit: int | None = None,
+        style_cache_bytes: int = STYLE_CACHE_BYTES,
     ) -> None:
         if memory_budget is not None and memory_budget <= 0:
             raise ValueError(
                 f"memory_budget: must be above 0 bytes, not {memory_budget}; None takes a share of what is free"
             )
+        if batch_limit is not None and batch_limit <= 0:
+            raise ValueError(f"batch_limit: must be above 0, not {batch_limit}; None leaves it to the memory budget")
+        if style_cache_bytes < 0:
+            raise ValueError(f"style_cache_bytes: must be at least 0, not {style_cache_bytes}; 0 keeps nothing")
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = hardware.resolve_device(device)
@@ -94,6 +107,8 @@ class Engine:
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
         self._backbones: dict[tuple[str, torch.dtype, str], Backbone] = {}
+        self._batch_limit = batch_limit
+        self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
         self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
 
@@ -114,7 +129,7 @@ class Engine:
         """
         picture = np.zeros((WARM_UP_SIZE, WARM_UP_SIZE, 3), np.uint8)
         options = StylizeOptions(model=model, size=WARM_UP_SIZE, iterations=1, scales=1)
-        self.step([self.start(picture, [Style(picture)], options)])
+        self.start(picture, [Style(picture)], options).advance()
 
     def start(
         self,
@@ -177,13 +192,31 @@ class Engine:
             content, styles, state.options, subject=subject, hole=hole, state=state, memory_budget=memory_budget
         )
 
-    def step(self, sessions: Sequence[Session]) -> list[StepReport]:
-        """One iteration for every session, in order; the reports are in the same order.
+    def step(self, sessions: Sequence[Session]) -> list[StepReport | Exception]:
+        """One iteration for every session, those of equal `Session.batch_key` together.
+
+        A batch is one pass through the network and one back, and one transfer from the device; optimiser,
+        losses, masks and guard are each session's own. The others take turns: those with a key of their own,
+        and those with none, which are worked on in tiles.
+
+        Returns:
+            For each session, in order, its report; or what it raised, which leaves the others as they are. One
+            that has raised is of no further use. With a process group all take turns, and the first error is
+            raised, since the other processes wait for this one.
 
         Raises:
-            RuntimeError: a session is finished.
+            ValueError: a session is given twice.
         """
-        return [session.advance() for session in sessions]
+        if len({id(session) for session in sessions}) < len(sessions):
+            raise ValueError("sessions: one of them is given twice, and can only be stepped once at a time")
+        if self._processes.size > 1:
+            return [session.advance() for session in sessions]
+        outcomes: dict[int, StepReport | Exception] = {}
+        keys = [session.batch_key for session in sessions]
+        for batch in batching.batches(keys, self.memory_budget, self._batch_limit):
+            found = batching.advance([sessions[index].iterate() for index in batch])
+            outcomes |= zip(batch, found, strict=True)
+        return [outcomes[index] for index in range(len(sessions))]
 
     def release_memory(self) -> None:
         """Returns the memory of sessions that are gone to the system."""
@@ -225,8 +258,16 @@ class Engine:
                 shares = shares or [1.0]
             material = Material(target, images, masks, protected, opened)
             backbone = self._backbone(options)
-        budget = self.memory_budget if memory_budget is None else memory_budget
-        return Session(backbone, material, shares, options, initial=start, state=state, memory_budget=budget)
+        return Session(
+            backbone,
+            material,
+            shares,
+            options,
+            initial=start,
+            state=state,
+            memory_budget=self.memory_budget if memory_budget is None else memory_budget,
+            cache=self._style_cache,
+        )
 
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
         """The options by name, and the precision that is meant on this device."""
@@ -289,5 +330,4 @@ def stylize(
     engine = engine or Engine()
     session = engine.start(content, styles, options or StylizeOptions(), initial, subject=subject, hole=hole)
     while not session.finished:
-        (report,) = engine.step([session])
-        yield report, session.image()
+        yield session.advance(), session.image()

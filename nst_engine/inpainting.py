@@ -9,8 +9,7 @@ from torch import Tensor
 
 from nst_engine import pictures
 from nst_engine.masks import StyleMasks, area_resized
-from nst_engine.objective import Evaluation, Objective
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import OptionError
 from nst_engine.patches import fill_from_patches
 
 
@@ -40,7 +39,7 @@ class Hole:
         return Hole(area_resized(self.mask, content), content)
 
     def composite(self, image: Tensor) -> Tensor:
-        """The image in the hole and the content elsewhere, (1, 3, H, W)."""
+        """The image in the hole and the content elsewhere, (1, 3, H, W), differentiable in the image."""
         return torch.lerp(self.content, image, self.mask)
 
     def open(
@@ -88,32 +87,6 @@ class Hole:
         if not inside.any():
             raise OptionError(name, "has no part in the hole: nothing else can change")
         return inside
-
-
-@dataclass(frozen=True)
-class Filling:
-    """An objective of the picture, seen through a hole: of the image that fills it."""
-
-    objective: Objective
-    hole: Hole
-
-    @property
-    def nbytes(self) -> int:
-        """See `Objective`."""
-        return self.objective.nbytes + self.hole.nbytes
-
-    def steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
-        """See `Objective`."""
-        self.objective.steer(options, shares)
-
-    def composite(self, image: Tensor) -> Tensor:
-        """The picture that `image` (1, 3, H, W) stands for."""
-        return self.hole.composite(image)
-
-    def evaluate(self, image: Tensor) -> Evaluation:
-        """The losses of the composite, and their gradient in the image."""
-        evaluation = self.objective.evaluate(self.hole.composite(image))
-        return replace(evaluation, gradient=evaluation.gradient * self.hole.mask)
 
 
 def _pull_push(image: Tensor, known: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
-from nst_engine.inpainting import Filling, Hole
+from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized, position_weights
 from nst_engine.networks import NETWORKS
 from nst_engine.objective import Objective
 from nst_engine.options import StylizeOptions
 from nst_engine.schedule import Scale, named_taps
 from nst_engine.start import first_image
+from nst_engine.style_cache import StyleCache
 from nst_engine.tiled import TiledObjective, check_memory, in_tiles
 
 
@@ -55,12 +56,13 @@ class Material:
         options: StylizeOptions,
         shares: Sequence[float],
         memory_budget: int,
-    ) -> Objective | Filling:
-        """What is minimised at the scale."""
+        cache: StyleCache,
+    ) -> Objective:
+        """What is minimised at the scale, of the picture as it is seen through the hole if there is one."""
         content = self.content_at(scale)
         subject = None if self.subject is None else area_resized(self.subject, content)
         kind = TiledObjective if in_tiles(backbone, (scale.height, scale.width), options, memory_budget) else Objective
-        objective = kind(
+        return kind(
             backbone,
             content,
             self._styles_at(scale, options),
@@ -69,8 +71,12 @@ class Material:
             self.masks,
             subject,
             memory_budget=memory_budget,
+            cache=cache,
         )
-        return objective if self.hole is None else Filling(objective, self.hole.resized((scale.height, scale.width)))
+
+    def hole_at(self, scale: Scale) -> Hole | None:
+        """The hole at the scale."""
+        return None if self.hole is None else self.hole.resized((scale.height, scale.width))
 
     def check_memory(self, backbone: Backbone, scale: Scale, options: StylizeOptions, memory_budget: int) -> None:
         """Makes sure that all of the scale can be worked on, if need be in tiles.
@@ -81,7 +87,7 @@ class Material:
         check_memory(
             backbone,
             (scale.height, scale.width),
-            [_size_at(scale, style, options) for style in self.styles],
+            self.style_sizes(scale, options),
             options,
             self.masks,
             self.subject,
@@ -93,9 +99,16 @@ class Material:
         """The content at the scale, (1, 3, h, w)."""
         return pictures.resize(self.content, (scale.height, scale.width))
 
+    def style_sizes(self, scale: Scale, options: StylizeOptions) -> list[tuple[int, int]]:
+        """Height and width of each style at the scale."""
+        minimum = NETWORKS[options.model].minimum_side(named_taps(options))
+        shapes = [style.shape for style in self.styles]
+        return [pictures.fitted_size(shape[2], shape[3], scale.long_side, minimum) for shape in shapes]
+
     def _styles_at(self, scale: Scale, options: StylizeOptions) -> list[Tensor]:
         """The styles at their sizes for the scale, in the colours to be taken from them."""
-        styles = [pictures.resize(style, _size_at(scale, style, options)) for style in self.styles]
+        sizes = self.style_sizes(scale, options)
+        styles = [pictures.resize(style, size) for style, size in zip(self.styles, sizes, strict=True)]
         if options.color != "match":
             return styles
         content = self.content_at(scale)
@@ -107,8 +120,3 @@ class Material:
             )
             for style, masks in zip(styles, self.masks, strict=True)
         ]
-
-
-def _size_at(scale: Scale, style: Tensor, options: StylizeOptions) -> tuple[int, int]:
-    minimum = NETWORKS[options.model].minimum_side(named_taps(options))
-    return pictures.fitted_size(style.shape[2], style.shape[3], scale.long_side, minimum)

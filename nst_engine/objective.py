@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from nst_engine import losses, mosaic
 from nst_engine.backbone import Backbone
+from nst_engine.distributed import digest
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
 from nst_engine.protection import Protection
 from nst_engine.schedule import named_taps, taps_in_use
-from nst_engine.statistics import make_statistic
+from nst_engine.statistics import make_statistic, statistic_key
+from nst_engine.style_cache import StyleCache
 from nst_engine.style_loss import StyleLoss
 from nst_engine.tiling import Tile
 
@@ -58,6 +61,7 @@ class Objective:
         masks: one per style; None is everywhere for all.
         subject: (1, 1, H, W), 0-1: what `options.protection` protects; None is nothing.
         memory_budget: bytes for the maps of one style picture; those of a larger one are computed in tiles.
+        cache: where the measured styles are kept for others; None keeps nothing.
 
     Raises:
         OptionError: not even the smallest tile fits.
@@ -74,6 +78,7 @@ class Objective:
         subject: Tensor | None = None,
         *,
         memory_budget: int = sys.maxsize,
+        cache: StyleCache | None = None,
     ) -> None:
         self._backbone = backbone
         self._pooling = options.pooling
@@ -82,11 +87,11 @@ class Objective:
         masks = masks or [StyleMasks()] * len(styles)
         self._memory_budget = memory_budget
         self._tiles = self._tiles_of(content)
-        self._style_loss = StyleLoss(make_statistic(options), self._by_tap(options.style_layers), masks)
+        self.style_loss = StyleLoss(make_statistic(options), self._by_tap(options.style_layers), masks)
         with torch.no_grad():
             self._content_maps = self._content_targets(content)
             for style, one in zip(styles, masks, strict=True):
-                self._style_loss.add(self._measured(style, one.source_region))
+                self.style_loss.add(self._cached(style, one.source_region, options, cache or StyleCache(0)))
         self._style_level = STYLE_LEVELS[options.chosen_statistic]
         self._content = content
         self._position_weights: dict[str, Tensor] = {}
@@ -111,8 +116,8 @@ class Objective:
             self._steered = steered
             self._taps_in_use = taps_in_use(options)
             self._content_weights = self._by_tap(options.content_layers)
-            self._style_loss.reweigh(self._by_tap(options.style_layers))
-            self._style_loss.blend(shares)
+            self.style_loss.reweigh(self._by_tap(options.style_layers))
+            self.style_loss.blend(shares)
             self._balance = (1.0, 1.0) if options.strength is None else self._measure_balance()
             self._detail_share = 0.0 if self._protection is None else self._measure_detail_share(options.protection)
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
@@ -129,35 +134,43 @@ class Objective:
         """Bytes held by the targets."""
         held = [self._content, *self._content_maps.values()]
         held += self._position_weights.values()
-        own = sum(tensor.nbytes for tensor in held) + self._style_loss.nbytes
+        own = sum(tensor.nbytes for tensor in held) + self.style_loss.nbytes
         return own + (self._protection.nbytes if self._protection else 0)
-
-    def composite(self, image: Tensor) -> Tensor:
-        """The picture that `image` (1, 3, H, W) stands for: itself."""
-        return image
 
     def evaluate(self, image: Tensor) -> Evaluation:
         """The losses at `image` (1, 3, H, W), and the gradient of their sum."""
         image = image.detach().requires_grad_(True)
-        content, style = self._feature_losses(image)
+        (evaluation,) = evaluations([image], [self.terms(image, self.features(image))])
+        return evaluation
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps that count, by tap, of (N, 3, H, W) images."""
+        return self._backbone.features(images, self._taps_in_use, self._pooling)
+
+    def terms(
+        self, image: Tensor, maps: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The weighted losses of `image` (1, 3, H, W), scalars that are differentiable in it.
+
+        Args:
+            image: what is evaluated.
+            maps: its maps by tap.
+            known: by name, what is known already of "style", "tv" and "box", unweighted.
+        """
+        known = known or {}
+        content = self._content_loss(maps, self._position_weights)
+        style = known["style"] if "style" in known else self.style_loss(maps, image)
+        tv = known["tv"] if "tv" in known else losses.total_variation(image)
+        box = known["box"] if "box" in known else losses.box_penalty(image)
         terms = {
             "content": content * self._content_weight,
             "style": style * self._style_weight,
-            "tv": losses.total_variation(image) * self._tv_weight,
-            "box": losses.box_penalty(image) * self._box_weight,
+            "tv": tv * self._tv_weight,
+            "box": box * self._box_weight,
         }
         if self._protection is not None:
             terms["detail"] = self._protection.detail_loss(image) * (self._content_weight * self._detail_share)
-        total = torch.stack(tuple(terms.values())).sum()
-        (gradient,) = torch.autograd.grad(total, image)
-        # In one transfer, as each waits for the device.
-        *values, summed, slope = torch.stack((*terms.values(), total, losses.square_sum(gradient))).tolist()
-        return Evaluation(dict(zip(terms, values, strict=True)), summed, gradient, math.isfinite(summed + slope))
-
-    def _feature_losses(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The unweighted content and style losses."""
-        maps = self._features(image)
-        return self._content_loss(maps, self._position_weights), self._style_loss(maps, image)
+        return terms
 
     def _content_loss(self, maps: Mapping[str, Tensor], position_weights: Mapping[str, Tensor]) -> Tensor:
         """The unweighted content loss; at the taps in `position_weights`, positions count by these."""
@@ -175,20 +188,20 @@ class Objective:
         as if nothing were protected.
         """
         content, style = self._gradient_sizes(self._reference_image())
-        style_level = self._style_level * self._style_loss.coverage**0.5
+        style_level = self._style_level * self.style_loss.coverage**0.5
         return _ratio(CONTENT_LEVEL, content), _ratio(style_level, style)
 
     def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
         """Root mean squares of the gradients of the unweighted content and style losses; nothing is protected."""
-        maps = self._features(image)
-        content, style = self._content_loss(maps, {}), self._style_loss(maps, image)
+        maps = self.features(image)
+        content, style = self._content_loss(maps, {}), self.style_loss(maps, image)
         return _gradient_size(content, image), _gradient_size(style, image)
 
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = self._reference_image()
-        content = self._content_loss(self._features(image), {})
+        content = self._content_loss(self.features(image), {})
         level = everywhere.detail_level * _gradient_size(content, image)
         return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
 
@@ -200,10 +213,6 @@ class Objective:
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
         """The weights in the order of the network."""
         return {tap: layers[tap] for tap in self._taps if tap in layers}
-
-    def _features(self, image: Tensor) -> dict[str, Tensor]:
-        """The maps that count."""
-        return self._backbone.features(image, self._taps_in_use, self._pooling)
 
     def _target_features(self, picture: Tensor) -> dict[str, Tensor]:
         """The maps that count or may come to."""
@@ -217,20 +226,44 @@ class Objective:
         maps = self._target_features(content)
         return {tap: maps[tap] for tap in self._content_weights}
 
-    def _measured(self, style: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        """The style statistic of a part of a picture, or of all of it, by tap."""
+    def _cached(self, style: Tensor, mask: Tensor | None, options: StylizeOptions, cache: StyleCache) -> dict[str, Any]:
+        """What `_measured` gives, which is the same wherever the key is."""
         tiles = self._tiles_of(style)
-        taps = self._style_loss.taps
+        if self._backbone.processes.size > 1:  # they measure together, and not all might have it
+            return self._measured(style, mask, tiles)
+        taps = tuple(self._taps), tuple(self.style_loss.taps)
+        key = self._backbone, taps, self._pooling, tiles, statistic_key(options), digest(style), digest(mask)
+        return cache.get(key, lambda: self._measured(style, mask, tiles))
+
+    def _measured(self, style: Tensor, mask: Tensor | None, tiles: Sequence[Tile]) -> dict[str, Any]:
+        """The style statistic of a part of a picture, or of all of it, by tap."""
+        taps = self.style_loss.taps
         if len(tiles) > 1:
             return self._mean_statistics(self._target_features, style, tiles, taps)
-        return self._style_loss.measure(self._target_features(style), taps, mask)
+        return self.style_loss.measure(self._target_features(style), taps, mask)
 
     def _mean_statistics(
         self, features: mosaic.Features, picture: Tensor, tiles: Sequence[Tile], taps: Collection[str]
     ) -> dict[str, Any]:
         strides = {tap: self._backbone.network.stride(tap) for tap in taps}
         processes = self._backbone.processes
-        return mosaic.mean_statistics(features, picture, tiles, strides, self._style_loss.statistic, processes)
+        return mosaic.mean_statistics(features, picture, tiles, strides, self.style_loss.statistic, processes)
+
+
+def evaluations(images: Sequence[Tensor], terms: Sequence[Mapping[str, Tensor]]) -> list[Evaluation]:
+    """What the weighted losses come to at images (1, 3, H, W), each with its own, and their gradients."""
+    totals = [torch.stack(tuple(each.values())).sum() for each in terms]
+    gradients = torch.autograd.grad(totals, images)
+    slopes = map(losses.square_sum, gradients)
+    scalars = [[*each.values(), total, slope] for each, total, slope in zip(terms, totals, slopes, strict=True)]
+    # In one transfer, as each waits for the device.
+    numbers = iter(torch.stack([scalar for each in scalars for scalar in each]).tolist())
+    found = []
+    for each, gradient in zip(terms, gradients, strict=True):
+        values = dict(zip(each, islice(numbers, len(each)), strict=True))
+        total, slope = next(numbers), next(numbers)
+        found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
+    return found
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from nst_engine import losses
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
-from nst_engine.inpainting import Filling
-from nst_engine.objective import Evaluation, Objective
+from nst_engine.objective import Evaluation
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import MIB
@@ -28,9 +27,6 @@ class Parametrization(Protocol):
 
     def image(self, parameters: Tensor) -> Tensor:
         """The picture, differentiable in the parameters."""
-
-    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
-        """The losses at the picture, and the gradient of their sum in the parameters."""
 
     def tensors(self, parameters: Tensor) -> dict[str, Tensor]:
         """The parameters, and all else that `load` needs."""
@@ -58,10 +54,6 @@ class Pixels:
     def image(self, parameters: Tensor) -> Tensor:
         """See `Parametrization`."""
         return parameters
-
-    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
-        """See `Parametrization`."""
-        return objective.evaluate(parameters)
 
     def tensors(self, parameters: Tensor) -> dict[str, Tensor]:
         """See `Parametrization`."""
@@ -105,10 +97,6 @@ class Fourier:
         """See `Parametrization`."""
         return hartley(parameters * self._weights) + MID_GREY
 
-    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
-        """See `Parametrization`."""
-        return _pulled_back(self, objective, parameters)
-
     def tensors(self, parameters: Tensor) -> dict[str, Tensor]:
         """See `Parametrization`."""
         return {"spectrum": parameters}
@@ -143,10 +131,6 @@ class Network:
     def image(self, parameters: Tensor) -> Tensor:
         """See `Parametrization`."""
         return self._start + self._network(self._start, parameters)
-
-    def evaluate(self, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
-        """See `Parametrization`."""
-        return _pulled_back(self, objective, parameters)
 
     def tensors(self, parameters: Tensor) -> dict[str, Tensor]:
         """See `Parametrization`."""
@@ -191,11 +175,10 @@ def hartley(image: Tensor) -> Tensor:
     return spectrum.real - spectrum.imag
 
 
-def _pulled_back(parametrization: Parametrization, objective: Objective | Filling, parameters: Tensor) -> Evaluation:
-    """The evaluation at the picture, its gradient pulled back to the parameters by the chain rule."""
-    parameters = parameters.detach().requires_grad_(True)
-    image = parametrization.image(parameters)
-    evaluation = objective.evaluate(image)
+def pulled_back(evaluation: Evaluation, image: Tensor, parameters: Tensor) -> Evaluation:
+    """The evaluation at an image that was made of parameters, its gradient pulled back to them by the chain rule."""
+    if image is parameters:
+        return evaluation
     (gradient,) = torch.autograd.grad(image, parameters, evaluation.gradient)
     finite = evaluation.finite and math.isfinite(losses.square_sum(gradient).item())
     return Evaluation(evaluation.losses, evaluation.total, gradient, finite)

@@ -3,30 +3,37 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nst_engine import colors, pictures
+from nst_engine import batching, colors, pictures
 from nst_engine.backbone import Backbone
+from nst_engine.batching import BatchKey, Iteration, Request
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard, Point
-from nst_engine.inpainting import Filling
+from nst_engine.inpainting import Hole
 from nst_engine.material import Material
+from nst_engine.memory import working_bytes
 from nst_engine.objective import Evaluation, Objective
 from nst_engine.optimizers import Optimizer, make_optimizer
 from nst_engine.options import OptionError, StylizeOptions, steered
-from nst_engine.parametrization import Parametrization, check_parametrization, make_parametrization
+from nst_engine.parametrization import Parametrization, check_parametrization, make_parametrization, pulled_back
 from nst_engine.report import StepReport
-from nst_engine.schedule import Scale, cut, plan, with_total
+from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_total
 from nst_engine.stopping import StopReason, StopRule
+from nst_engine.style_cache import StyleCache
+from nst_engine.tiled import TiledObjective, in_tiles
 
 
 class Session:
-    """One stylisation in progress. Made by `Engine.start` or `Engine.resume`, advanced by `Engine.step`.
+    """One stylisation in progress. Made by `Engine.start` or `Engine.resume`.
+
+    It is advanced by `Engine.step`, together with others, or alone by `advance`.
 
     Args:
         backbone: the feature network.
@@ -36,6 +43,7 @@ class Session:
         initial: (1, 3, H, W), 0-255, the picture to start from; for `init` "image" alone.
         state: where to continue; its options and shares are those given.
         memory_budget: bytes for the maps of one evaluation, and again for the history of L-BFGS.
+        cache: where measured styles are kept for other sessions; None keeps nothing.
 
     Raises:
         OptionError: the styles or their shares are unusable, the content is too thin for `size`, the
@@ -53,12 +61,14 @@ class Session:
         initial: Tensor | None = None,
         state: SessionState | None = None,
         memory_budget: int = sys.maxsize,
+        cache: StyleCache | None = None,
     ) -> None:
         self._backbone = backbone
         self._material = material
         self._shares = _checked_shares(shares, len(material.styles))
         self._options = options
         self._memory_budget = memory_budget
+        self._cache = cache or StyleCache(0)
         height, width = material.content.shape[2:]
         self._scales = plan(height, width, options, None if state is None else state.scale_ends)
         self._check_memory()
@@ -68,7 +78,8 @@ class Session:
         self._scale: Scale
         self._parametrization: Parametrization
         self._parameters: Tensor
-        self._objective: Objective | Filling
+        self._objective: Objective
+        self._hole: Hole | None
         self._optimizer: Optimizer
         self._stop_rule: StopRule
         if state is None:
@@ -95,19 +106,45 @@ class Session:
     @property
     def nbytes(self) -> int:
         """An estimate of the memory held between steps, in bytes, without the shared network."""
-        parts = (self._material, self._parametrization, self._optimizer, self._objective)
+        parts = (self._material, self._parametrization, self._optimizer, self._objective, self._hole)
         # The parameters and their gradient, and those of the best state.
-        return 4 * self._parameters.nbytes + sum(part.nbytes for part in parts)
+        return 4 * self._parameters.nbytes + sum(part.nbytes for part in parts if part is not None)
+
+    @cached_property
+    def working_bytes(self) -> int:
+        """An estimate of the most memory that it takes while it is stepped, at any scale, in bytes.
+
+        Without the shared network and without the sessions that it is stepped with.
+        """
+        return working_bytes(self._backbone, self._material, self._scales[-1], self._options, self._memory_budget)
+
+    @property
+    def batch_key(self) -> BatchKey | None:
+        """What the next iteration has in common with those it can be evaluated together with: equal keys, one batch.
+
+        None where it takes its turn alone: it is finished, or worked on in tiles or by several processes.
+        """
+        if self.finished:
+            return None
+        scale = self._next_scale
+        size = scale.height, scale.width
+        if scale is self._scale:
+            tiled = isinstance(self._objective, TiledObjective)
+        else:
+            tiled = in_tiles(self._backbone, size, self._options, self._memory_budget)
+        if tiled:
+            return None
+        return BatchKey(self._backbone, tuple(taps_in_use(self._options)), self._options.pooling, *size)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
         image = self._image
         if self._options.color == "keep_luminance":
             image = colors.with_chroma_of(self._material.content_at(self._scale), image)
-        return pictures.to_picture(self._objective.composite(image))
+        return pictures.to_picture(self._composite(image))
 
     def advance(self) -> StepReport:
-        """Runs one iteration.
+        """Runs one iteration of this session alone.
 
         A proposal that diverges is undone: the image is the best so far of its scale again, and the
         next step is smaller.
@@ -116,18 +153,26 @@ class Session:
             OptionError: the losses overflow where a scale or a steered run starts.
             RuntimeError: the session is finished.
         """
+        (outcome,) = batching.advance([self.iterate()])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def iterate(self) -> Iteration:
+        """The iteration of `advance`, which asks for each picture to be evaluated and is sent its evaluation."""
         if self.finished:
             raise RuntimeError("the session is finished: start another one")
-        if self._iteration == self._scale.last:
-            following = next(scale for scale in self._scales if scale.last > self._iteration)
+        scale = self._next_scale
+        if scale is not self._scale:
             del self._objective, self._optimizer  # their memory is wanted for those of the next scale
-            self._enter(following, pictures.resize(self._image, (following.height, following.width)))
+            self._enter(scale, pictures.resize(self._image, (scale.height, scale.width)))
         if self._evaluation is None:
-            before = self._guard.begin(self._point(self._parameters))
+            before = self._guard.begin((yield from self._evaluated(self._parameters)))
         else:
             before = Point(self._parameters, self._evaluation)
         undone = self._guard.undone
-        after = self._guard.advance(self._optimizer, self._point, before)
+        candidate = yield from self._evaluated(self._guard.propose(self._optimizer, before))
+        after = self._guard.judge(self._optimizer, before, candidate)
         self._parameters, self._evaluation = after.parameters, after.evaluation
         self._iteration += 1
         # What was undone says nothing about how the loss moves.
@@ -224,8 +269,9 @@ class Session:
         """Gives `scale` its targets and an optimiser without memory."""
         self._scale = scale
         (self._parameters,) = self._backbone.processes.agreed([self._parameters])
+        self._hole = self._material.hole_at(scale)
         self._objective = self._material.objective(
-            self._backbone, scale, self._options, self._shares, self._memory_budget
+            self._backbone, scale, self._options, self._shares, self._memory_budget, self._cache
         )
         self._optimizer = make_optimizer(
             self._options, self._parameters.shape, self._backbone.device, self._memory_budget
@@ -276,13 +322,28 @@ class Session:
         """The picture now, (1, 3, H, W)."""
         return self._parametrization.image(self._parameters)
 
+    def _composite(self, image: Tensor) -> Tensor:
+        """The picture that an image stands for: seen through the hole, if there is one."""
+        return image if self._hole is None else self._hole.composite(image)
+
     @property
     def _at_last_scale(self) -> bool:
         return self._scale.number == len(self._scales)
 
-    def _point(self, parameters: Tensor) -> Point:
+    @property
+    def _next_scale(self) -> Scale:
+        """That of the next iteration; there is one."""
+        if self._iteration < self._scale.last:
+            return self._scale
+        return next(scale for scale in self._scales if scale.last > self._iteration)
+
+    def _evaluated(self, parameters: Tensor) -> Generator[Request, Evaluation, Point]:
+        """The losses at the picture of the parameters, and the gradient of their sum in these."""
         (agreed,) = self._backbone.processes.agreed([parameters])
-        return Point(agreed, self._parametrization.evaluate(self._objective, agreed))
+        variable = agreed.detach().requires_grad_(True)
+        image = self._composite(self._parametrization.image(variable))
+        evaluation = yield Request(self._objective, image)
+        return Point(agreed, pulled_back(evaluation, image, variable))
 
     def _stop(self, reason: StopReason | None) -> StopReason | None:
         """Ends the scale if there is a reason to; why the run has ended, if it has."""

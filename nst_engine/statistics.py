@@ -5,8 +5,8 @@ they are. Several styles are pooled: what is aimed at is the statistic of the po
 together, where each style counts by its share and not by its size.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +51,18 @@ class Statistic(Protocol[Measured, Target]):
         ...
 
 
+@runtime_checkable
+class Stackable(Protocol):
+    """A statistic whose distances of several maps are one operation each, whatever their number."""
+
+    def distances(self, features: Tensor, targets: Sequence[Any]) -> Tensor:
+        """The distance of each map of (N, C, H, W) to the target of its own, (N,).
+
+        Raises:
+            torch.linalg.LinAlgError: features have overflowed in one of them or more.
+        """
+
+
 class GramMatrix(NamedTuple):
     """The uncentred second moment of the features, over the channels: (C, C)."""
 
@@ -77,6 +89,12 @@ class Gram:
     def distance(self, measured: GramMatrix, target: GramMatrix) -> Tensor:
         return losses.mean_squared_error(measured.matrix, target.matrix)
 
+    def distances(self, features: Tensor, targets: Sequence[GramMatrix]) -> Tensor:
+        """See `Stackable`."""
+        stacked = torch.stack([target.matrix for target in targets])
+        found: Tensor = torch.vmap(losses.mean_squared_error)(losses.gram_matrices(features), stacked)
+        return found
+
 
 def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:
     """The statistic that `options.style_statistic` asks for."""
@@ -85,3 +103,9 @@ def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:
     if options.chosen_statistic == "sliced":
         return Sliced(options.seed)
     return Gram()
+
+
+def statistic_key(options: StylizeOptions) -> Hashable:
+    """What two options must have in common for `make_statistic` to give them the same."""
+    chosen = options.chosen_statistic
+    return chosen, options.seed if chosen == "sliced" else None

@@ -1,13 +1,14 @@
 """The style side of the objective: what is kept of the styles, and the loss against it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nst_engine.masks import Region, StyleMasks, distinct_regions, position_weights
-from nst_engine.statistics import Statistic
+from nst_engine.statistics import Stackable, Statistic
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ class StyleLoss:
             if any(shares[index] for index in region.styles)
         ]
 
+    @property
+    def stack_key(self) -> Hashable | None:
+        """Losses of equal keys go together into `stacked`; None goes into none."""
+        if len(self._aims) != 1 or self._aims[0].region.mask is not None or not isinstance(self.statistic, Stackable):
+            return None
+        return type(self.statistic), tuple(self.taps_in_use)
+
     def __call__(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
         """The loss of an image with these maps by tap."""
         taps = self.taps_in_use
@@ -106,3 +114,21 @@ class StyleLoss:
             tap: self.statistic.blend([self._measured[index][tap] for index in region.styles], parts)
             for tap in self._weights
         }
+
+
+def stacked(losses: Sequence[StyleLoss], maps: Mapping[str, Tensor]) -> Tensor:
+    """The losses (N,) of images with maps (N, C, h, w) by tap; they have one `stack_key`, which is not None.
+
+    What is launched is a fraction of what they take one by one; the rounding is another.
+    """
+    first = losses[0]
+    statistic = first.statistic
+    assert isinstance(statistic, Stackable)
+    weights = torch.tensor(
+        [[loss._weights[tap] for tap in first.taps_in_use] for loss in losses], device=next(iter(maps.values())).device
+    )
+    total = weights.new_zeros(len(losses))
+    for tap, weight in zip(first.taps_in_use, weights.T, strict=True):
+        distances = statistic.distances(maps[tap], [loss._aims[0].targets[tap] for loss in losses])
+        total = total + weight * distances
+    return total

@@ -139,7 +139,7 @@ class TiledObjective(Objective):
 
     def _forward(self, image: Tensor, tile: Tile) -> Forward:
         part = computed(image, tile).detach().requires_grad_(True)
-        return part, self._features(part)
+        return part, self.features(part)
 
     def _style_slopes(
         self, image: Tensor, weight: float, only: Forward | None = None
@@ -148,10 +148,10 @@ class TiledObjective(Objective):
 
         `only` has the maps of this process's one tile, if they are there already.
         """
-        loss = self._style_loss
+        loss = self.style_loss
         if not loss.taps_in_use:
             return 0.0, {}
-        features = self._features if only is None else lambda _: only[1]
+        features = self.features if only is None else lambda _: only[1]
         measured = self._mean_statistics(features, image, self._tiles, loss.taps_in_use)
         parts = list(chain(*measured.values()))
         for tensor in parts:
@@ -207,7 +207,7 @@ class TiledObjective(Objective):
     def _style_pull(self, own: Tensor, slopes: Slopes, share: float) -> Tensor:
         """The gradient of the style loss at positions that are this share of all."""
         own = own.detach().requires_grad_(True)
-        measured = self._style_loss.statistic.measure(own)
+        measured = self.style_loss.statistic.measure(own)
         (pull,) = torch.autograd.grad(tuple(measured), own, [slope * share for slope in slopes])
         return pull
 

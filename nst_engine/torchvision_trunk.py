@@ -61,7 +61,7 @@ class TorchvisionTrunk:
             raise OptionError(
                 "model", f"{self._network.name} cannot work in tiles for {processes} processes: take a VGG"
             )
-        needed = height * width * self._kept_bytes_per_pixel(frozenset(taps), pooling)
+        needed = height * width * self.bytes_per_pixel(taps, pooling)
         if needed > memory_budget:
             raise OptionError(
                 "size",
@@ -80,12 +80,15 @@ class TorchvisionTrunk:
             for path in paths:
                 hidden = _apply(self._module.get_submodule(path), hidden, pooling)
             if tap in taps:
-                maps[tap] = smoothed(hidden)
+                # Each picture by itself: the softmax is over all of a map.
+                maps[tap] = (
+                    smoothed(hidden) if len(hidden) == 1 else torch.cat([*map(smoothed, torch.split(hidden, 1))])
+                )
         return maps
 
-    def _kept_bytes_per_pixel(self, taps: frozenset[str], pooling: str) -> float:
+    def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
         """Bytes kept per pixel of the picture, from the forward pass for the backward pass; measured once."""
-        key = taps, pooling
+        key = frozenset(taps), pooling
         if key not in self._bytes_per_pixel:
             weights = {tensor.untyped_storage().data_ptr() for tensor in self._module.state_dict().values()}
             kept: dict[int, int] = {}

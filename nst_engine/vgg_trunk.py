@@ -43,6 +43,10 @@ class VggTrunk:
         itemsize = self._dtype.itemsize
         return tiling.tiles(self._network, taps, pooling, itemsize, height, width, memory_budget, processes)
 
+    def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
+        """See `tiling.map_bytes_per_pixel`."""
+        return tiling.map_bytes_per_pixel(self._network, taps, pooling, self._dtype.itemsize)
+
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
         """The maps at `taps`, in the trunk's dtype."""
         maps: dict[str, Tensor] = {}

@@ -90,37 +90,66 @@ class MeanCovariance:
         )
 
     def distance(self, measured: Moments, target: GaussianTarget) -> Tensor:
-        covariance = measured.second - torch.outer(measured.mean, measured.mean)
-        deviations = target.variances.sqrt()
-        block = target.directions.T @ covariance @ target.directions + torch.diag(target.noise.expand_as(deviations))
-        inner: Tensor = deviations[:, None] * block * deviations
         try:
-            roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
+            return _distance(measured, target)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # The features have overflowed: a proposal to be dropped.
-            return inner.sum() * math.inf
-        own = covariance.trace() + target.noise * len(deviations)
-        between_means = (measured.mean - target.mean).square().sum()
-        distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()
-        return distance / target.power
+            return measured.second.sum() * math.inf
+
+    def distances(self, features: Tensor, targets: Sequence[GaussianTarget]) -> Tensor:
+        """See `statistics.Stackable`."""
+        measured = Moments(*_Moments.apply(losses.rows_of_each(features), None))  # type: ignore[no-untyped-call]
+        found: Tensor = torch.vmap(_distance)(measured, _stacked(targets))
+        return found
+
+
+def _distance(measured: Moments, target: GaussianTarget) -> Tensor:
+    covariance = measured.second - torch.outer(measured.mean, measured.mean)
+    deviations = target.variances.sqrt()
+    block = target.directions.T @ covariance @ target.directions + torch.diag(target.noise.expand_as(deviations))
+    inner: Tensor = deviations[:, None] * block * deviations
+    roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
+    own = covariance.trace() + target.noise * len(deviations)
+    between_means = (measured.mean - target.mean).square().sum()
+    distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()
+    return distance / target.power
+
+
+def _stacked(targets: Sequence[GaussianTarget]) -> GaussianTarget:
+    """Targets with a first dimension, and as many directions as the one that has the most.
+
+    A direction of zeros in which nothing but the noise varies changes no distance: what it adds to the
+    variances of both sides is what its root takes off.
+    """
+    most = max(len(target.variances) for target in targets)
+    noises = torch.stack([target.noise for target in targets])
+    variances = noises[:, None].repeat(1, most)
+    directions = noises.new_zeros(len(targets), len(targets[0].mean), most)
+    for index, target in enumerate(targets):
+        variances[index, : len(target.variances)] = target.variances
+        directions[index, :, : len(target.variances)] = target.directions
+    means, powers = (torch.stack([getattr(target, name) for target in targets]) for name in ("mean", "power"))
+    return GaussianTarget(means, directions, variances, noises, powers)
 
 
 class _Moments(torch.autograd.Function):
-    """Mean of w^1/2 x and of x x^T over the rows x of (N, C), in float32; the backward is one operation.
+    """Mean of w^1/2 x and of x x^T over the rows x of (..., N, C), in float32; the backward is one operation.
 
-    `roots` are w^1/2, (N,), or None for 1: the weights are in the rows already, once under a root.
+    `roots` are w^1/2, (N,), for rows (N, C), or None for 1: the weights are in the rows already, once under a root.
     """
 
     @staticmethod
     def forward(context: Any, rows: Tensor, roots: Tensor | None) -> tuple[Tensor, Tensor]:
         context.save_for_backward(rows, roots)
         total = losses.sum_of_rows(rows) if roots is None else roots @ rows
-        return total / len(rows), losses.sum_of_outer_products(rows) / len(rows)
+        return total / rows.shape[-2], losses.sum_of_outer_products(rows) / rows.shape[-2]
 
     @staticmethod
     def backward(context: Any, mean: Tensor, second: Tensor) -> tuple[Tensor, None]:
         rows, roots = context.saved_tensors
-        pull, shift = (second + second.T) / len(rows), mean / len(rows)
+        pull, shift = (second + second.mT) / rows.shape[-2], mean / rows.shape[-2]
+        if rows.dim() == 3:
+            return torch.baddbmm(shift.to(rows.dtype)[:, None], rows, pull.to(rows.dtype)), None
         if roots is not None:
             shift = torch.outer(roots, shift)
         return torch.addmm(shift.to(rows.dtype), rows, pull.to(rows.dtype)), None

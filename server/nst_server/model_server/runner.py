@@ -200,9 +200,7 @@ class Runner:
         """One iteration of a batch."""
         started = time.monotonic()
         try:
-            outcomes: Sequence[StepReport | Exception] = self._engine.step(
-                [seat.session for seat in seats if seat.session is not None]
-            )
+            outcomes = self._engine.step([seat.session for seat in seats if seat.session is not None])
         except Exception as error:
             outcomes = [error] * len(seats)
         seconds = time.monotonic() - started

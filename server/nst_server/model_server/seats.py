@@ -69,12 +69,12 @@ class Seat:
     def take(self, session: Session) -> None:
         """Has the session that has been made for it."""
         self.session = session
-        self.working_bytes = getattr(session, "working_bytes", session.nbytes)
+        self.working_bytes = session.working_bytes
 
     @property
     def batch_key(self) -> Hashable | None:
         """Of the session; making one is not shared."""
-        return getattr(self.session, "batch_key", None)
+        return None if self.session is None else self.session.batch_key
 
     @property
     def full(self) -> bool:

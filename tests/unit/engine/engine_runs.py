@@ -26,11 +26,19 @@ def quick(**changes: Any) -> StylizeOptions:
     )
 
 
+def step(engine: Engine, session: Session) -> StepReport:
+    """One iteration; raises what it ended in."""
+    (outcome,) = engine.step([session])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 def finish(engine: Engine, session: Session) -> list[StepReport]:
     """Steps a session to its end."""
     reports = []
     while not session.finished:
-        reports += engine.step([session])
+        reports.append(step(engine, session))
     return reports
 
 
@@ -41,7 +49,7 @@ def run(engine: Engine, content: Pixels, style: Pixels, options: StylizeOptions)
 
 
 def steps(engine: Engine, session: Session, count: int) -> list[StepReport]:
-    return [engine.step([session])[0] for _ in range(count)]
+    return [step(engine, session) for _ in range(count)]
 
 
 def as_image(picture: Pixels) -> Tensor:

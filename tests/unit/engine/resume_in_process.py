@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     for file in folder.glob("*.checkpoint"):
         session = engine.resume(checkpoint.loads(file.read_bytes()), content, styles)
         while not session.finished:
-            engine.step([session])
+            session.advance()
         np.save(file.with_suffix(".npy"), session.state_dict().tensors["image"].numpy())
 
 

@@ -50,8 +50,8 @@ class Process:
         session = self.engine.start(self.content, [Style(self.style)], options(**changes))
         height, width = session.image().shape[:2]
         objective, passes = session._objective, []
-        features = objective._features
-        objective._features = lambda part: passes.append(part) or features(part)
+        features = objective.features
+        objective.features = lambda part: passes.append(part) or features(part)
         found = objective.evaluate(pictures.resize(noisy(self.content), (height, width)))
         return {
             **found.losses,

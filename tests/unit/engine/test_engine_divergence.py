@@ -164,7 +164,7 @@ def test_a_run_resumes_to_the_bit_in_the_midst_of_a_backoff(
     session = engine.start(photo, [Style(texture)], options)
     states = [session.state_dict()]
     while not session.finished:
-        engine.step([session])
+        session.advance()
         states.append(session.state_dict())
     assert any(state.setbacks > 1 for state in states)
     for state in [*states[1:8], next((state for state in states if state.best_losses), states[9])]:
@@ -199,7 +199,7 @@ def test_weights_beyond_float32_are_refused_by_name(
     heavy = {"content_layers": {"relu2_2": 1e12}, "style_layers": {"relu2_1": 1e12, "relu1_1": 1e12}}
     session = engine.start(photo, [Style(texture)], quick(size=32, strength=None, **heavy, **given))
     with pytest.raises(OptionError, match="lower") as caught:
-        engine.step([session])
+        session.advance()
     assert caught.value.field == field
     assert session.iteration == 0
 
@@ -222,7 +222,7 @@ def test_a_loss_that_stays_is_never_a_divergence(best: float):
     state = guard.begin(plain(image))
     optimizer = Adam(image.shape, image.device, 1.0)
     for _ in range(5):
-        state = guard.advance(optimizer, plain, state)
+        state = guard.judge(optimizer, state, plain(guard.propose(optimizer, state)))
     assert guard.undone == 0
 
 

@@ -12,8 +12,9 @@ from reference import Trunk
 from scipy import ndimage
 from torch import Tensor
 
-from nst_engine import Engine, OptionError, Style, checkpoint, stylize
+from nst_engine import Engine, OptionError, Session, Style, checkpoint, stylize
 from nst_engine.inpainting import Hole
+from nst_engine.objective import Evaluation
 from nst_engine.patches import fill_from_patches
 
 Mask = NDArray[np.float64]
@@ -77,7 +78,7 @@ def test_every_pixel_outside_stays(engine: Engine, damaged: Pixels, texture: Pix
     styles = [Style(texture)] if styled else []
     run = engine.start(damaged, styles, quick(size=SIDE, iterations=3, color=color), hole=square())
     while not run.finished:
-        engine.step([run])
+        run.advance()
         assert np.array_equal(run.image()[square() == 0], damaged[square() == 0])
     assert (run.image() != damaged)[square() > 0].mean() > 0.9
 
@@ -131,14 +132,23 @@ def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixe
     assert np.array_equal(runs[0].image(), runs[1].image())
 
 
+def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
+    """What a session is sent for the parameters, as it takes it."""
+    asking = session._evaluated(parameters)
+    request = next(asking)
+    with pytest.raises(StopIteration) as end:
+        asking.send(request.objective.evaluate(request.image))
+    return end.value.value.evaluation
+
+
 def test_the_gradient_is_that_of_the_filled_picture(engine: Engine, surface: Pixels):
     """Central differences of the reported loss, at pixels inside, on the soft edge and outside."""
     run = engine.start(surface, [], quick(**RAW, init="noise"), hole=soft())
-    objective, image = run._objective, run._image.double().float()
-    gradient = objective.evaluate(image).gradient
+    image = run._image.double().float()
+    gradient = evaluation_of(run, image).gradient
     step = torch.zeros_like(image)
     step[..., 28:50, 30:60] = 1.0
-    ahead, behind = (objective.evaluate(image + sign * step).total for sign in (1, -1))
+    ahead, behind = (evaluation_of(run, image + sign * step).total for sign in (1, -1))
     assert float((gradient * step).sum()) == pytest.approx((ahead - behind) / 2, rel=0.02)
     assert not gradient[..., torch.from_numpy(soft() == 0)].any()
 

@@ -62,7 +62,7 @@ def test_an_engine_takes_a_local_file_for_a_model(
     assert local.available_models() == ["vgg19-torchvision"]
     options = StylizeOptions(model="vgg19-torchvision", size=48, iterations=2, scales=1, precision="float32")
     session = local.start(photo, [Style(texture)], options)
-    losses = [local.step([session])[0].total_loss for _ in range(2)]
+    losses = [session.advance().total_loss for _ in range(2)]
     assert session.finished
     assert losses[1] < losses[0]
     assert list(tmp_path.iterdir()) == []

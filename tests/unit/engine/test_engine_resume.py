@@ -44,7 +44,7 @@ def whole_run(engine: Engine, content: Pixels, styles: list[Pixels], chosen: Sty
         if session.iteration == STEERED:
             session.update(strength=0.8, tv_weight=0.01, style_shares=[1, 3])
             states[STEERED] = session.state_dict()
-        engine.step([session])
+        session.advance()
         states.setdefault(session.iteration, session.state_dict())
     states[ITERATIONS] = session.state_dict()
     return states

@@ -66,7 +66,9 @@ def test_a_report_is_about_the_picture_that_is_shown(
 def test_a_finished_session_takes_no_step(engine: Engine, photo: Pixels, texture: Pixels):
     _, session = run(engine, photo, texture, quick(size=32, iterations=1))
     with pytest.raises(RuntimeError, match="finished"):
-        engine.step([session])
+        session.advance()
+    (outcome,) = engine.step([session])
+    assert isinstance(outcome, RuntimeError)
 
 
 def test_sessions_stepped_together_do_not_mix(engine: Engine, photo: Pixels, texture: Pixels, checks: Pixels):

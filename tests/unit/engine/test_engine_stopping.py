@@ -67,7 +67,7 @@ def test_a_loss_that_stands_still_ends_the_run(engine: Engine, photo: Pixels, te
     assert (reports[-1].stop_reason, reports[-1].iterations) == (StopReason.IMPROVEMENT, expected)
     assert session.finished
     with pytest.raises(RuntimeError, match="finished"):
-        engine.step([session])
+        session.advance()
 
 
 def test_a_scale_that_stands_still_makes_way_for_the_next(engine: Engine, photo: Pixels, texture: Pixels):
@@ -122,7 +122,7 @@ def test_a_resumed_run_stops_where_it_would_have(engine: Engine, photo: Pixels, 
     session = engine.start(photo, style, quick(**TWO_SCALES, min_improvement=0.6, window=WINDOW, **raw))
     reports, saved = [], []
     while not session.finished:
-        reports += engine.step([session])
+        reports.append(session.advance())
         saved.append(checkpoint.dumps(session.state_dict()))
     first_scale = reports[-1].schedule[0].last
     assert first_scale < 8

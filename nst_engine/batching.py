@@ -1,0 +1,148 @@
+"""Iterations of several sessions side by side, their pictures evaluated together."""
+
+import logging
+from collections.abc import Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nst_engine import losses
+from nst_engine.backbone import Backbone
+from nst_engine.objective import Evaluation, Objective, evaluations
+from nst_engine.report import StepReport
+from nst_engine.style_loss import stacked
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """What sessions must have in common for their pictures to be evaluated together."""
+
+    backbone: Backbone
+    taps: tuple[str, ...]
+    pooling: str
+    height: int
+    width: int
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of the maps that the evaluation of one picture keeps."""
+        return int(self.height * self.width * self.backbone.bytes_per_pixel(self.taps, self.pooling))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture, (1, 3, H, W), that a session wants evaluated by an objective."""
+
+    objective: Objective
+    image: Tensor
+
+
+def batches(keys: Sequence[BatchKey | None], memory_budget: int, limit: int | None) -> list[list[int]]:
+    """The places of equal keys in batches whose maps fit into the budget in bytes together; None goes alone.
+
+    A batch has `limit` places at most, if there is one, and one at least.
+    """
+    groups: dict[BatchKey | int, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(index if key is None else key, []).append(index)
+    found = []
+    for shared, places in groups.items():
+        fitting = 1 if isinstance(shared, int) else max(1, memory_budget // shared.map_bytes)
+        size = fitting if limit is None else min(fitting, limit)
+        found += [places[first : first + size] for first in range(0, len(places), size)]
+    return found
+
+
+log = logging.getLogger(__name__)
+
+# One iteration of a session: it asks for evaluations and is sent them.
+Iteration = Generator[Request, Evaluation, StepReport]
+Outcome = StepReport | Exception
+
+
+def advance(iterations: Sequence[Iteration]) -> list[Outcome]:
+    """Runs iterations to their ends, and tells of each its report or what it raised.
+
+    Whatever several of them ask for at a time is evaluated as one batch, so their sessions must have one
+    `BatchKey`. An iteration that asks again goes round again with those that do.
+    """
+    outcomes: dict[int, Outcome] = {}
+    answers: dict[int, Evaluation | Exception | None] = dict.fromkeys(range(len(iterations)))
+    while answers:
+        asked = {index: _answered(iterations[index], answer) for index, answer in answers.items()}
+        outcomes |= {index: item for index, item in asked.items() if not isinstance(item, Request)}
+        requests = {index: item for index, item in asked.items() if isinstance(item, Request)}
+        answers = dict(zip(requests, _evaluated(list(requests.values())), strict=True))
+    return [outcomes[index] for index in range(len(iterations))]
+
+
+def _answered(iteration: Iteration, answer: Evaluation | Exception | None) -> Request | Outcome:
+    """What the iteration asks for next, or its end; None lets it begin."""
+    try:
+        if answer is None:
+            return next(iteration)
+        return iteration.throw(answer) if isinstance(answer, Exception) else iteration.send(answer)
+    except StopIteration as end:
+        report: StepReport = end.value
+        return report
+    except Exception as error:
+        return error
+
+
+def _evaluated(requests: Sequence[Request]) -> list[Evaluation | Exception]:
+    """The evaluation of each, or the error that it alone causes."""
+    if len(requests) > 1:
+        try:
+            return [*_evaluated_together(requests)]
+        except Exception:
+            # Whose fault it is, and whether there is memory for one at a time, shows below.
+            log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
+    return [_evaluated_alone(request) for request in requests]
+
+
+def _evaluated_alone(request: Request) -> Evaluation | Exception:
+    try:
+        return request.objective.evaluate(request.image)
+    except Exception as error:
+        return error
+
+
+def _evaluated_together(requests: Sequence[Request]) -> list[Evaluation]:
+    """The evaluations, by one pass through the network and back."""
+    objectives = [request.objective for request in requests]
+    images = [request.image.detach().requires_grad_(True) for request in requests]
+    together = torch.cat(images)
+    maps = objectives[0].features(together)
+    # On a CPU each session's losses are computed as if it were alone, so that they are the same to the bit.
+    known = [{} for _ in requests] if together.device.type == "cpu" else stacked_losses(objectives, together, maps)
+    # Split, and not indexed: the gradients of all parts then are gathered at once.
+    parts = {tap: torch.split(features, 1) for tap, features in maps.items()}
+    terms = [
+        objective.terms(image, {tap: split[index] for tap, split in parts.items()}, known[index])
+        for index, (objective, image) in enumerate(zip(objectives, images, strict=True))
+    ]
+    return evaluations(images, terms)
+
+
+def stacked_losses(
+    objectives: Sequence[Objective], images: Tensor, maps: Mapping[str, Tensor]
+) -> list[dict[str, Tensor]]:
+    """The unweighted losses of (N, 3, H, W) images that can be computed of several at once, by name.
+
+    Where it takes as long to launch an operation as to carry it out, as on a GPU with small pictures,
+    this is what makes a batch faster than its sessions one by one.
+    """
+    singles = images[:, None]
+    tv, box = (torch.vmap(loss)(singles).unbind() for loss in (losses.total_variation, losses.box_penalty))
+    found = [{"tv": variation, "box": penalty} for variation, penalty in zip(tv, box, strict=True)]
+    stacks: dict[Hashable, list[int]] = {}
+    for index, objective in enumerate(objectives):
+        stacks.setdefault(objective.style_loss.stack_key, []).append(index)
+    stacks.pop(None, None)
+    for members in stacks.values():
+        own = maps if len(members) == len(images) else {tap: features[members] for tap, features in maps.items()}
+        values = stacked([objectives[index].style_loss for index in members], own)
+        for index, value in zip(members, values.unbind(), strict=True):
+            found[index]["style"] = value
+    return found
