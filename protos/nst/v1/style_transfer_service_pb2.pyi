@@ -456,7 +456,9 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """What it refuses to exceed, by name; sizes in bytes, lengths in pixels."""
+        """What it refuses to exceed, by name; sizes in bytes, lengths in pixels. A message over
+        `max_message_bytes` is refused before the server sees it, with RESOURCE_EXHAUSTED and no details.
+        """
 
     @_builtins.property
     def defaults(self) -> _options_pb2.StylizeOptions:

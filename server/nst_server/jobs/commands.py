@@ -11,7 +11,7 @@ from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.blobs import CheckpointStore
 from nst_server.jobs.control import nudge
-from nst_server.jobs.events import EventLog, HistoryMoved, state_event
+from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobExists, JobNotFound, Records
 
@@ -75,16 +75,21 @@ class JobCommands:
             traceparent=traceparent,
             ticket=await self._tickets.put(job_id, tenant, spec.priority),
         )
-        with contextlib.suppress(HistoryMoved):  # an earlier try of this same request got this far
-            await self.events.append(state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server"), None)
+        queued = state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
+        last: Stored | None
+        try:
+            last = await self.events.append(queued, None)
+        except HistoryMoved as moved:
+            last = moved.last  # an earlier try of this same request got this far
         try:
             await self.records.create(record)
         except JobExists:
             await self._tickets.remove(record.ticket)
-            if (existing := await self._existing(job_id, digest)) is not None:
-                return existing
+            if (existing := await self._existing(job_id, digest)) is None:
+                raise JobNotFound(job_id) from None
+            return existing
         await self._tickets.wake(tenant, spec.priority)
-        return await self.get(job_id)
+        return _described(record, last)
 
     async def check_room(self, request_id: str, tenant: str) -> None:
         """Refuses at little cost what `create` would refuse for want of room; see there."""
@@ -112,20 +117,7 @@ class JobCommands:
 
     async def describe(self, record: JobRecord) -> job_pb2.Job:
         """A record and the end of its history, as clients see a job."""
-        last = await self.events.last(record.job_id)
-        job = job_pb2.Job(
-            job_id=record.job_id,
-            request_id=record.request_id,
-            spec=record.spec,
-            create_time=record.create_time,
-            attempt=record.lease.attempt,
-            tenant=record.tenant,
-            state=job_pb2.JOB_STATE_QUEUED,
-            control_version=record.control.version,
-        )
-        if last is not None:
-            _add_event(job, last.event)
-        return job
+        return _described(record, await self.events.last(record.job_id))
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job that waits at once, and one that runs at its next iteration.
@@ -260,6 +252,22 @@ def _now() -> Timestamp:
     now = Timestamp()
     now.GetCurrentTime()
     return now
+
+
+def _described(record: JobRecord, last: Stored | None) -> job_pb2.Job:
+    job = job_pb2.Job(
+        job_id=record.job_id,
+        request_id=record.request_id,
+        spec=record.spec,
+        create_time=record.create_time,
+        attempt=record.lease.attempt,
+        tenant=record.tenant,
+        state=job_pb2.JOB_STATE_QUEUED,
+        control_version=record.control.version,
+    )
+    if last is not None:
+        _add_event(job, last.event)
+    return job
 
 
 def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
