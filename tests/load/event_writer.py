@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 
 from nst.v1 import image_pb2, job_pb2
 from nst_engine.options import StylizeOptions
+from nst_server.gateway.calls import DEFAULT_TENANT
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.jobs.blobs import PreviewStore
 from nst_server.jobs.commands import JobCommands
@@ -27,7 +28,7 @@ def write_events(nats_url: str, jobs: int, parent: Connection) -> None:
 async def _write_events(nats_url: str, jobs: int, parent: Connection) -> None:
     async with connect(nats_url, "writer", None) as backbone:
         commands = JobCommands(backbone, patience=10)
-        job_ids = [(await commands.create(f"load {job}", "load", spec(), "")).job_id for job in range(jobs)]
+        job_ids = [(await commands.create(f"load {job}", DEFAULT_TENANT, spec(), "")).job_id for job in range(jobs)]
         leases = await _claim(backbone, jobs)
         parent.send(job_ids)
         stop = asyncio.create_task(asyncio.to_thread(parent.recv))
@@ -53,7 +54,7 @@ async def _claim(backbone: Backbone, jobs: int) -> list[Lease]:
     leases = Leases(backbone, "writer", tickets.lease_seconds, max_lost_attempts=5)
     claimed: list[Lease] = []
     while len(claimed) < jobs:
-        if (lease := await leases.claim(await tickets.next())) is not None:
+        if (lease := await leases.claim(await tickets.next(lambda flows: flows))) is not None:
             claimed.append(lease)
     return claimed
 

@@ -20,6 +20,7 @@ from nst_server.config import GatewaySettings
 from nst_server.gateway.calls import _parser
 from nst_server.gateway.errors import PicturePath, Refusal, as_refusal
 from nst_server.gateway.job_service import _decoded, named
+from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_digest, check_form, check_request_id
 from nst_server.gateway.uploads import Uploads
 from nst_server.options import options_from_proto, options_to_proto
@@ -226,12 +227,18 @@ class _Store:
     async def keep(self, digest: str) -> bool:
         return digest in self.kept
 
+    async def size(self) -> int:
+        return 0
+
     async def get(self, digest: str) -> bytes:
         return self.kept[digest]
 
 
 def _reader(store: _Store) -> SpecReader:
-    return SpecReader(store, SETTINGS, LIMITS)  # type: ignore[arg-type]
+    def stored(tenant: str) -> _Store:
+        return store
+
+    return SpecReader(stored, PictureQuota(stored, SETTINGS), SETTINGS, LIMITS)  # type: ignore[arg-type]
 
 
 CASES: dict[str, Callable[[Fuzz], None]] = {
