@@ -19,7 +19,7 @@ from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.calls import _parser
 from nst_server.gateway.errors import PicturePath, Refusal, as_refusal
-from nst_server.gateway.job_service import _decoded, named
+from nst_server.gateway.job_service import _decoded
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_digest, check_form, check_request_id
 from nst_server.gateway.uploads import Uploads
@@ -159,7 +159,7 @@ def updates(fuzz: Fuzz) -> None:
 
 def names(fuzz: Fuzz) -> None:
     """Names and tokens of all sorts."""
-    check = fuzz.rng.choice((named, _decoded, check_request_id, lambda text: check_digest("sha256", text)))
+    check = fuzz.rng.choice((_decoded, check_request_id, lambda text: check_digest("sha256", text)))
     check(fuzz.text())
 
 
