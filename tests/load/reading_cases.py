@@ -3,7 +3,7 @@
 import asyncio
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from typing import Any
 
@@ -219,7 +219,7 @@ class _Store:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
 
-    async def put(self, data: bytes) -> str:
+    async def put(self, data: bytes, admit: Callable[[int], Awaitable[None]]) -> str:
         digest = pictures.digest(data)
         self.kept[digest] = bytes(data)
         return digest
