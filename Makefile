@@ -14,13 +14,15 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iprotos \
 	$(BIN)/python -m grpc_tools.protoc -Iprotos \
 	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES)
 
-.PHONY: help install demo test check lint types contract layers protos bench clean
+.PHONY: help install demo test check lint types contract layers protos bench load fuzz clean
 
 help:
 	@echo "make demo     stylise a picture on a server of its own; pictures and plots go to demo/"
 	@echo "make test     run the tests"
 	@echo "make check    run the linters, the type checker and the contract checks"
 	@echo "make bench    run the benchmarks"
+	@echo "make load     measure the gateway with many watchers and a full queue"
+	@echo "make fuzz     send the gateway what nobody should, for MINUTES (5)"
 	@echo "make protos   regenerate the stubs after a change to a .proto file"
 	@echo "make clean    remove caches and results; the virtual environment stays"
 
@@ -62,6 +64,15 @@ protos: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py
+
+LOAD = PYTHONPATH=tests:tests/integration/gateway:bench OMP_NUM_THREADS=1 $(BIN)/python tests/load
+
+load: $(INSTALLED)
+	$(LOAD)/watchers.py
+	$(LOAD)/full_queue.py
+
+fuzz: $(INSTALLED)
+	$(LOAD)/fuzz.py --minutes $(or $(MINUTES),5)
 
 clean:
 	rm -rf demo dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,7 +40,7 @@ class GatewaySettings:
     max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.")
     max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
-    max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight.")
+    max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight; one upload may have half of it.")
     max_styles: int = setting(8, "Style pictures of one job.")
     preview_interval: int = setting(10, "Iterations between previews when the client does not say.")
     max_size: int = setting(2048, "Largest long side of a result, in pixels.")
@@ -56,6 +56,9 @@ class GatewaySettings:
     max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
     heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
     upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")
+    min_upload_bytes_per_second: int = setting(
+        16 * 1024, "An upload slower than this is dropped, upload_timeout_seconds after its first bytes at the soonest."
+    )
     drain_seconds: float = setting(10.0, "How long open calls may take after SIGTERM.")
 
 

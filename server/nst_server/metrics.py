@@ -1,5 +1,6 @@
 """The server's Prometheus metrics, and the HTTP port that shows them with the health of the process."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -62,6 +63,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _ServerOverIPv6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(WSGIRequestHandler):
     timeout = 5
 
@@ -73,10 +78,11 @@ class StatusPort:
     """/metrics, /healthz (the process lives) and /readyz (it takes work) on a port of its own."""
 
     def __init__(self, host: str, port: int, ready: Callable[[], bool]) -> None:
-        """Listens at once; port 0 takes a free one, see `port`."""
+        """Listens at once; port 0 takes a free one, see `port`. An IPv6 address may be in brackets."""
         self._ready = ready
         self._metrics = make_wsgi_app()
-        self._server = make_server(host, port, self._answer, _Server, _Handler)
+        kind = _ServerOverIPv6 if ":" in host else _Server
+        self._server = make_server(host.strip("[]"), port, self._answer, kind, _Handler)
         self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="status-port", daemon=True)
         self._thread.start()

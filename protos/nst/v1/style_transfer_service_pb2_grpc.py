@@ -85,7 +85,7 @@ class StyleTransferServiceServicer:
 
     def Stylize(self, request_iterator, context):
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
-        cancels the job unless `detach` was set.
+        cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

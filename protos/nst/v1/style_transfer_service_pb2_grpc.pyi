@@ -44,7 +44,7 @@ class StyleTransferServiceStub:
     """
     Stylize: _grpc.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
-    cancels the job unless `detach` was set.
+    cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
     """
     GetResult: _grpc.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]
     """Streams the final picture of a job that succeeded, or the best picture so far of one that was
@@ -69,7 +69,7 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     """
     Stylize: _aio.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]  # type: ignore[assignment]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
-    cancels the job unless `detach` was set.
+    cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
     """
     GetResult: _aio.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]  # type: ignore[assignment]
     """Streams the final picture of a job that succeeded, or the best picture so far of one that was
@@ -109,7 +109,7 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_style_transfer_service_pb2.StylizeResponse], _abc.AsyncIterator[_style_transfer_service_pb2.StylizeResponse]]:
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
-        cancels the job unless `detach` was set.
+        cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
         """
 
     @_abc_1.abstractmethod

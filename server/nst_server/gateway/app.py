@@ -127,7 +127,7 @@ class Gateway:
     async def drain(self) -> None:
         """Says so, sends watchers away, lets short calls end, and stops."""
         await self._health.enter_graceful_shutdown()
-        await self.feeds.drain()
+        self.feeds.drain()
         await self._server.stop(self._settings.drain_seconds)
 
 

@@ -46,9 +46,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 def _wrapped(handler: Any, service: str, method: str, rates: RequestRates) -> Handler:
     parse = _parser(handler.request_deserializer)
     # gRPC answers UNKNOWN when a deserializer raises before the handler runs: single requests come as bytes.
-    coders = {
+    coders: dict[str, Callable[[Any], Any] | None] = {
         "request_deserializer": parse if handler.request_streaming else None,
-        "response_serializer": handler.response_serializer,
+        "response_serializer": _serializer(handler.response_serializer),
     }
     kind = ("client_" if handler.request_streaming else "") + ("server_" if handler.response_streaming else "")
     kind = {"": "unary", "client_": "client_stream", "server_": "server_stream"}.get(kind, "bidi_stream")
@@ -75,6 +75,11 @@ def _parser(deserialize: Callable[[bytes], message.Message]) -> Callable[[bytes]
         return request
 
     return parse
+
+
+def _serializer(serialize: Callable[[message.Message], bytes]) -> Callable[[message.Message | bytes], bytes]:
+    """Lets a handler give bytes: what goes to many is serialised once."""
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 def _parsing(parse: Callable[[bytes], message.Message], behaviour: Any) -> Any:

@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from functools import cached_property
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nst.v1 import job_pb2
+from nst.v1 import job_service_pb2 as pb
 from nst_server.jobs.backbone import Backbone, BackboneUnavailable
 from nst_server.jobs.events import EventLog, Stored, stored_subject
 from nst_server.jobs.records import JobNotFound
@@ -30,44 +32,62 @@ class Draining(Exception):
     """The gateway is shutting down; the watcher should go to another."""
 
 
+class Entry(Stored):
+    """An event as a feed keeps it, serialised once for all who watch."""
+
+    @cached_property
+    def response(self) -> bytes:
+        """The message that tells a watcher of it, without a picture."""
+        return pb.WatchJobResponse(event=self.event).SerializeToString()
+
+
 class _Feed:
     """The latest events of one job."""
 
     def __init__(self, job_id: str, events: EventLog) -> None:
         self.job_id = job_id
         self.watchers = 0
-        self.tail: deque[Stored] = deque(maxlen=TAIL_EVENTS)
-        self.moved = asyncio.Condition()
+        self.tail: deque[Entry] = deque(maxlen=TAIL_EVENTS)
+        self.moved = asyncio.Event()
         self.latest_preview = 0
         self.subscription: Subscription | None = None
         self._events = events
+        self._catching_up = asyncio.Lock()
 
     async def heard(self, message: Msg) -> None:
         """Takes a republished event; a gap before it is filled from the store."""
         event = job_pb2.JobEvent.FromString(message.data)
         stored = Stored(event, int((message.headers or {})["Nats-Sequence"]))
         if not self.tail or event.sequence == self.tail[-1].event.sequence + 1:
-            await self._take([stored])
+            self._take([stored])
         elif event.sequence > self.tail[-1].event.sequence:
             with contextlib.suppress(BackboneUnavailable):
                 await self.catch_up()
 
     async def catch_up(self) -> None:
         """Reads from the store what the tail does not have yet."""
-        after = self.tail[-1].stream_sequence if self.tail else 0
-        await self._take([stored async for stored in self._events.read(self.job_id, after)])
+        async with self._catching_up:
+            after = self.tail[-1].stream_sequence if self.tail else 0
+            new: deque[Stored] = deque(maxlen=TAIL_EVENTS)
+            async for stored in self._events.read(self.job_id, after):
+                new.append(stored)
+            self._take(new)
 
-    async def _take(self, new: list[Stored]) -> None:
-        async with self.moved:
-            for stored in new:
-                if self.tail and stored.event.sequence <= self.tail[-1].event.sequence:
-                    continue
-                self.tail.append(stored)
-                if stored.event.HasField("preview"):
-                    self.latest_preview = stored.event.sequence
-            self.moved.notify_all()
+    def _take(self, new: Iterable[Stored]) -> None:
+        for stored in new:
+            if stored.event.sequence <= self.end:
+                continue
+            self.tail.append(Entry(stored.event, stored.stream_sequence))
+            if stored.event.HasField("preview"):
+                self.latest_preview = stored.event.sequence
+        self.wake()
 
-    def after(self, sequence: int) -> Stored | None:
+    def wake(self) -> None:
+        """Lets every watcher look; who waits from now on waits for the next time."""
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    def after(self, sequence: int) -> Entry | None:
         """The event that follows `sequence`, if the tail has it."""
         if not self.tail:
             return None
@@ -94,14 +114,13 @@ class Feeds:
         self._heartbeat_seconds = heartbeat_seconds
         self._feeds: dict[str, _Feed] = {}
         self._opening = asyncio.Lock()
-        self._draining = asyncio.Event()
+        self._draining = False
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Ends every watch with `Draining`."""
-        self._draining.set()
-        for feed in list(self._feeds.values()):
-            async with feed.moved:
-                feed.moved.notify_all()
+        self._draining = True
+        for feed in self._feeds.values():
+            feed.wake()
 
     async def check(self) -> None:
         """Looks into the store for every feed, for ever: what NATS did not republish is found here."""
@@ -111,7 +130,7 @@ class Feeds:
                 with contextlib.suppress(BackboneUnavailable):
                     await feed.catch_up()
 
-    async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[tuple[job_pb2.JobEvent, bool] | None]:
+    async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[tuple[Entry, bool] | None]:
         """The job's events after a place, to its last; None where a heartbeat is due.
 
         With each event comes whether it is stale: a preview that a later one has overtaken while
@@ -119,37 +138,53 @@ class Feeds:
 
         Raises:
             Draining: the gateway is shutting down.
+            JobNotFound: there is no such job, or it was deleted while it was watched.
         """
-        async with self._feed(job_id) as feed:
-            cursor, position, live = after_sequence, 0, False
-            while True:
-                if self._draining.is_set():
+        async with self._feed(job_id) as feed, aclosing(self._entries(feed, after_sequence)) as entries:
+            live = False
+            async for entry in entries:
+                if self._draining:
                     raise Draining
-                stored = feed.after(cursor)
-                if stored is None and cursor < feed.end:
-                    stored = await self._from_store(job_id, cursor, position)
-                if stored is None:
-                    if feed.ended:
+                if entry is not None:
+                    yield entry, live and feed.latest_preview > entry.event.sequence
+                    if entry.final:
                         return
-                    live = True
-                    if not await self._moved(feed, cursor):
-                        yield None
-                    continue
-                cursor, position = stored.event.sequence, stored.stream_sequence
-                yield stored.event, live and feed.latest_preview > cursor
-                if stored.final:
+                elif feed.ended:
                     return
+                else:
+                    live = True
+                    if not await self._moved(feed):
+                        yield None
 
-    async def _from_store(self, job_id: str, cursor: int, position: int) -> Stored:
-        async for stored in self._events.read(job_id, position):
-            if stored.event.sequence > cursor:
-                return stored
-        raise JobNotFound(job_id)  # deleted while it was watched
+    async def _entries(self, feed: _Feed, cursor: int) -> AsyncGenerator[Entry | None]:
+        """The events after a place, without end: None where there is no more yet.
 
-    async def _moved(self, feed: _Feed, cursor: int) -> bool:
+        They come from the feed's memory or, where that does not reach back so far, from the store.
+        """
+        position = 0
+        while True:
+            if (entry := feed.after(cursor)) is not None:
+                cursor, position = entry.event.sequence, entry.stream_sequence
+                yield entry
+            elif cursor >= feed.end:
+                yield None
+            else:
+                before = cursor
+                async with aclosing(self._events.read(feed.job_id, position)) as older:
+                    async for stored in older:
+                        if stored.event.sequence <= cursor:
+                            continue
+                        cursor, position = stored.event.sequence, stored.stream_sequence
+                        yield Entry(stored.event, position)
+                        if feed.after(cursor) is not None:
+                            break
+                if cursor == before:
+                    raise JobNotFound(feed.job_id)
+
+    async def _moved(self, feed: _Feed) -> bool:
         try:
-            async with asyncio.timeout(self._heartbeat_seconds), feed.moved:
-                await feed.moved.wait_for(lambda: feed.end > cursor or self._draining.is_set())
+            async with asyncio.timeout(self._heartbeat_seconds):
+                await feed.moved.wait()
         except TimeoutError:
             return False
         return True
@@ -165,6 +200,8 @@ class Feeds:
             feed.watchers += 1
         try:
             await feed.catch_up()
+            if not feed.tail:
+                raise JobNotFound(job_id)
             yield feed
         finally:
             feed.watchers -= 1

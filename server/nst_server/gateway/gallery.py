@@ -1,19 +1,21 @@
 """Stored pictures in the forms that clients ask for."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from nst.v1 import image_pb2, job_pb2
+from nst.v1 import job_service_pb2 as pb
 from nst_server import metrics, pictures
+from nst_server.gateway.feeds import Entry
+from nst_server.gateway.shared_cache import SharedCache
 from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 
-CACHE_BYTES = 64 * 2**20
+IMAGE_CACHE_BYTES = 32 * 2**20
+RESPONSE_CACHE_BYTES = 32 * 2**20
 EVENT_OVERHEAD_BYTES = 64 * 1024
 
-Key = tuple[str, str, bytes]  # tenant, digest, form
 Read = Callable[[], Awaitable[bytes]]
 
 
@@ -24,9 +26,8 @@ class Gallery:
         self._results = results
         self._previews = previews
         self._max_picture_bytes = max_message_bytes - EVENT_OVERHEAD_BYTES
-        self._cache: OrderedDict[Key, image_pb2.Image] = OrderedDict()
-        self._cached_bytes = 0
-        self._reading: dict[Key, asyncio.Task[image_pb2.Image]] = {}
+        self._images: SharedCache[image_pb2.Image] = SharedCache(IMAGE_CACHE_BYTES, lambda image: image.ByteSize())
+        self._responses: SharedCache[bytes] = SharedCache(RESPONSE_CACHE_BYTES, len)
 
     async def result(self, tenant: str, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
         """A tenant's stored result in the form asked for.
@@ -34,61 +35,43 @@ class Gallery:
         Raises:
             BlobNotFound: it is not stored any more.
         """
-        return await self._picture(partial(self._results(tenant).get, digest), tenant, digest, form)
-
-    async def _preview(self, digest: str, job: job_pb2.Job) -> image_pb2.Image:
-        read = partial(self._previews.get, incarnation(job), digest)
-        return await self._picture(read, job.tenant, digest, job.spec.preview.format)
-
-    async def _picture(self, read: Read, tenant: str, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
         key = (tenant, digest, form.SerializeToString(deterministic=True))
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        if key not in self._reading:
-            # One reading for all who want the picture now; it goes on if one of them leaves.
-            self._reading[key] = asyncio.create_task(self._read(read, key, form))
-        return await asyncio.shield(self._reading[key])
+        read = partial(self._results(tenant).get, digest)
+        return await self._images.get(key, partial(_read, read, form))
 
-    async def _read(self, read: Read, key: Key, form: image_pb2.ImageFormat) -> image_pb2.Image:
-        try:
-            image = await asyncio.to_thread(_transcoded, await read(), form)
-            self._remember(key, image)
-            return image
-        finally:
-            del self._reading[key]
-
-    async def shown(self, event: job_pb2.JobEvent, job: job_pb2.Job, *, stale: bool) -> job_pb2.JobEvent:
-        """The event with its picture, where it has one that fits into a message and is still stored."""
-        kind = event.WhichOneof("event")
+    async def shown(self, entry: Entry, job: job_pb2.Job, *, stale: bool) -> bytes:
+        """The response that shows the event, with its picture where it has one that fits and is still stored."""
+        kind = entry.event.WhichOneof("event")
         if kind not in ("preview", "result"):
-            return event
+            return entry.response
         if stale:
             metrics.PREVIEWS_DROPPED.inc()
-            return event
+            return entry.response
         try:
-            if kind == "result":
-                image = await self.result(job.tenant, event.result.reference.sha256, job.spec.result_format)
-            else:
-                image = await self._preview(event.preview.reference.sha256, job)
+            return await self._responses.get(entry.stream_sequence, partial(self._pictured, entry, job, kind))
         except BlobNotFound:
-            return event
-        if image.ByteSize() > self._max_picture_bytes:
-            return event
-        shown = job_pb2.JobEvent()
-        shown.CopyFrom(event)
-        getattr(shown, kind).image.CopyFrom(image)
-        return shown
+            return entry.response
 
-    def _remember(self, key: Key, image: image_pb2.Image) -> None:
-        size = image.ByteSize()
-        if size > CACHE_BYTES:
-            return
-        self._cache[key] = image
-        self._cached_bytes += size
-        while self._cached_bytes > CACHE_BYTES:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.ByteSize()
+    async def _pictured(self, entry: Entry, job: job_pb2.Job, kind: str) -> bytes:
+        digest = getattr(entry.event, kind).reference.sha256
+        if kind == "preview":
+            read = partial(self._previews.get, incarnation(job), digest)
+            image = await _read(read, job.spec.preview.format)
+        else:
+            image = await self.result(job.tenant, digest, job.spec.result_format)
+        if image.ByteSize() > self._max_picture_bytes:
+            return entry.response
+        return await asyncio.to_thread(_serialized, entry.event, kind, image)
+
+
+def _serialized(event: job_pb2.JobEvent, kind: str, image: image_pb2.Image) -> bytes:
+    response = pb.WatchJobResponse(event=event)
+    getattr(response.event, kind).image.CopyFrom(image)
+    return response.SerializeToString()
+
+
+async def _read(read: Read, form: image_pb2.ImageFormat) -> image_pb2.Image:
+    return await asyncio.to_thread(_transcoded, await read(), form)
 
 
 def _transcoded(stored: bytes, form: image_pb2.ImageFormat) -> image_pb2.Image:

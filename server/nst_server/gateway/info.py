@@ -1,6 +1,8 @@
 """What this server is: models, model servers, limits and defaults."""
 
+import asyncio
 import contextlib
+import math
 from functools import partial
 from importlib.metadata import version
 
@@ -21,6 +23,7 @@ from nst_server.options import options_to_proto
 from nst_server.pictures import PictureLimits
 
 PATIENCE_SECONDS = 5.0
+AVAILABLE_SECONDS = 1.0
 
 
 class ServerInfo:
@@ -31,6 +34,7 @@ class ServerInfo:
         self._settings = settings
         sides = {name: getattr(PictureLimits, name) for name in ("max_image_side", "min_image_side")}
         self._limits = {**limits(settings, store), **sides}
+        self._found_available: dict[str, float] = {}
 
     async def describe(self) -> pb.GetServerInfoResponse:
         """The whole answer."""
@@ -61,6 +65,9 @@ class ServerInfo:
         Raises:
             Refusal: the model's weights are missing.
         """
+        now = asyncio.get_running_loop().time()
+        if now - self._found_available.get(model, -math.inf) < AVAILABLE_SECONDS:
+            return
         announcements = await self._announcements()
         if announcements and not any(model in announcement.models for announcement in announcements):
             text = f"no model server has the weights of {model}: run `nst weights pull {model}` where they run"
@@ -70,6 +77,7 @@ class ServerInfo:
                 f"spec.options.model: {text}",
                 {"spec.options.model": text},
             )
+        self._found_available[model] = now
 
     async def _announcements(self) -> list[Announcement]:
         found = []

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, job_service_pb2_grpc
 from nst.v1 import job_service_pb2 as pb
-from nst.v1 import style_transfer_service_pb2 as service_pb2
 from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import SpecReader
@@ -55,16 +54,15 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                     return pb.ListJobsResponse(jobs=page, next_page_token=token)
         return pb.ListJobsResponse(jobs=page)
 
-    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncIterator[pb.WatchJobResponse]:
+    async def WatchJob(  # type: ignore[override]  # serialised already
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[bytes]:
         with self._watching.place():
             job = await own_job(self._commands, request.job_id, context)
-            events = self._watching.events(job, request.after_sequence, omit_pictures=request.omit_pictures)
-            async with aclosing(events):
-                async for event in events:
-                    if event is None:
-                        yield pb.WatchJobResponse(heartbeat=service_pb2.Heartbeat())
-                    else:
-                        yield pb.WatchJobResponse(event=event)
+            responses = self._watching.responses(job, request.after_sequence, omit_pictures=request.omit_pictures)
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> pb.UpdateJobResponse:
         job = await own_job(self._commands, request.job_id, context)

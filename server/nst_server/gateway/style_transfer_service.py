@@ -64,9 +64,9 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent())
         return pb.CreateJobResponse(job=job)
 
-    async def Stylize(
+    async def Stylize(  # type: ignore[override]  # serialised already
         self, request_iterator: AsyncIterator[pb.StylizeRequest], context: Context
-    ) -> AsyncIterator[pb.StylizeResponse]:
+    ) -> AsyncIterator[bytes]:
         responses = self._streams.run(request_iterator, tenant(context), tracing.traceparent())
         async with aclosing(responses):
             async for response in responses:

@@ -13,7 +13,7 @@ from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_request_id, images_of
-from nst_server.gateway.uploads import Assembly, Uploads
+from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands, JobEnded
 
@@ -42,12 +42,11 @@ class StylizeStreams:
         self._info = info
         self._cancelling: set[asyncio.Task[None]] = set()
 
-    async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[pb.StylizeResponse]:
-        """Serves one stream to the job's last event."""
+    async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[bytes]:
+        """Serves one stream to the job's last event; yields serialised StylizeResponses."""
         with self._watching.place():
             start, spec = await self._begin(requests, tenant)
-            request_id = start.request_id
-            creating = asyncio.create_task(self._commands.create(request_id, tenant, spec, traceparent))
+            creating = asyncio.create_task(self._commands.create(start.request_id, tenant, spec, traceparent))
             try:
                 # Shielded: a stream that breaks here must still learn which job to cancel.
                 job = await asyncio.shield(creating)
@@ -60,7 +59,7 @@ class StylizeStreams:
                 raise
 
     async def _begin(self, requests: Requests, tenant: str) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
-        first = await self._uploads.next(requests)
+        first = await self._uploads.first(requests)
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("start", "the first message of a Stylize stream must be start")
         start = first.start
@@ -72,9 +71,9 @@ class StylizeStreams:
         assemblies = self._assemblies(start.spec)
         size = sum(assembly.size for assembly in assemblies.values())
         await self._quota.check(tenant, size)
-        with self._uploads.hold(size):
+        with self._uploads.arrival(requests, size) as arrival:
             while not all(assembly.whole for assembly in assemblies.values()):
-                await self._add_chunk(requests, assemblies)
+                await self._add_chunk(arrival, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
             spec = await self._specs.complete(tenant, start.spec, attached)
         # Without its pictures, which would be held for as long as the stream lasts.
@@ -90,8 +89,8 @@ class StylizeStreams:
             assemblies[image.attached.name] = self._uploads.assembly(f"{path}.attached.header", image.attached.header)
         return assemblies
 
-    async def _add_chunk(self, requests: Requests, assemblies: dict[str, Assembly]) -> None:
-        request = await self._uploads.next(requests)
+    async def _add_chunk(self, arrival: Arrival[pb.StylizeRequest], assemblies: dict[str, Assembly]) -> None:
+        request = await arrival.next()
         if request is None:
             missing = ", ".join(name for name, assembly in assemblies.items() if not assembly.whole)
             raise invalid(
@@ -101,19 +100,16 @@ class StylizeStreams:
             raise invalid("chunk", "attached pictures must be whole before anything else is sent")
         if request.chunk.name not in assemblies:
             raise invalid("chunk.name", f"no attached picture is called {request.chunk.name!r}")
-        assemblies[request.chunk.name].add(request.chunk)
+        await arrival.add(assemblies[request.chunk.name], request.chunk)
 
-    async def _follow(self, job: job_pb2.Job, requests: Requests) -> AsyncGenerator[pb.StylizeResponse]:
+    async def _follow(self, job: job_pb2.Job, requests: Requests) -> AsyncGenerator[bytes]:
         """The job's events, while a second task carries out what the client sends."""
         obeying = asyncio.create_task(self._obey(job, requests))
-        events = self._watching.events(job, 0, omit_pictures=False)
+        responses = self._watching.responses(job, 0, omit_pictures=False)
         try:
-            async with aclosing(_unless_failed(events, obeying)) as watched:
-                async for event in watched:
-                    if event is None:
-                        yield pb.StylizeResponse(heartbeat=pb.Heartbeat())
-                    else:
-                        yield pb.StylizeResponse(event=event)
+            async with aclosing(_unless_failed(responses, obeying)) as watched:
+                async for response in watched:
+                    yield response
         finally:
             obeying.cancel()
 
@@ -156,13 +152,11 @@ def _for_good(error: BaseException) -> bool:
     return refusal is not None and refusal.retry_seconds is None
 
 
-async def _unless_failed(
-    events: AsyncGenerator[job_pb2.JobEvent | None], task: asyncio.Task[None]
-) -> AsyncGenerator[job_pb2.JobEvent | None]:
-    """The events, until they end or the task raises, which is then raised here."""
-    async with aclosing(events):
+async def _unless_failed(responses: AsyncGenerator[bytes], task: asyncio.Task[None]) -> AsyncGenerator[bytes]:
+    """The responses, until they end or the task raises, which is then raised here."""
+    async with aclosing(responses):
         while True:
-            upcoming = asyncio.ensure_future(anext(events))
+            upcoming = asyncio.ensure_future(anext(responses))
             try:
                 await asyncio.wait({upcoming} if task.done() else {upcoming, task}, return_when=asyncio.FIRST_COMPLETED)
                 if task.done():

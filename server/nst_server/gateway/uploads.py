@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from google.rpc import code_pb2
 
@@ -12,38 +13,11 @@ from nst.v1 import image_pb2
 from nst.v1 import style_transfer_service_pb2 as service_pb2
 from nst_server import pictures
 from nst_server.config import GatewaySettings
-from nst_server.gateway.errors import PicturePath, Refusal, exhausted, invalid
+from nst_server.gateway.errors import PicturePath, Refusal, invalid
 from nst_server.gateway.specs import check_digest
+from nst_server.gateway.upload_memory import Part, UploadMemory
 
-RETRY_SECONDS = 2
 T = TypeVar("T")
-
-
-class UploadMemory:
-    """What all uploads in flight may hold together."""
-
-    def __init__(self, settings: GatewaySettings) -> None:
-        self._limit = settings.max_upload_bytes
-        self._held = 0
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Sets `size` bytes aside for as long as the block runs.
-
-        Raises:
-            Refusal: there is no room, now or ever.
-        """
-        if size > self._limit:
-            raise exhausted("max_upload_bytes", self._limit, f"these {size} bytes never fit: send less at once", None)
-        if self._held + size > self._limit:
-            raise exhausted(
-                "max_upload_bytes", self._limit, "too many uploads are in flight: try again later", RETRY_SECONDS
-            )
-        self._held += size
-        try:
-            yield
-        finally:
-            self._held -= size
 
 
 class Assembly:
@@ -77,11 +51,11 @@ class Assembly:
         """True when every byte is here."""
         return len(self._received) == self._header.size
 
-    def add(self, chunk: image_pb2.ImageChunk) -> None:
-        """Appends a chunk.
+    async def add(self, chunk: image_pb2.ImageChunk, part: Part) -> None:
+        """Appends a chunk once there is memory for it.
 
         Raises:
-            Refusal: it is not the next one, is empty, or goes past the announced size.
+            Refusal: it is not the next one, is empty, or goes past the announced size; or there is no memory.
         """
         here = len(self._received)
         if chunk.offset != here:
@@ -95,6 +69,7 @@ class Assembly:
                 "chunk.data",
                 f"reaches {here + len(chunk.data)} bytes, but the header announced {self._header.size}",
             )
+        await part.grow(len(chunk.data))
         self._received += chunk.data
 
     def finish(self) -> bytes:
@@ -114,6 +89,38 @@ class Assembly:
         return self._prefix + bytes(self._received)
 
 
+class Arrival(Generic[T]):
+    """The messages of one upload after the first, which must keep coming, and the memory that their bytes hold."""
+
+    def __init__(self, requests: AsyncIterator[T], part: Part, settings: GatewaySettings) -> None:
+        self._requests = requests
+        self._part = part
+        self._timeout = settings.upload_timeout_seconds
+        self._pace = settings.min_upload_bytes_per_second
+        self._received = 0
+        self._started = math.inf
+
+    async def next(self) -> T | None:
+        """The next message, or None at the end of the stream.
+
+        Raises:
+            Refusal: the client has been silent for too long, or is too slow.
+        """
+        left = self._started + self._timeout + self._received / self._pace - asyncio.get_running_loop().time()
+        if left > self._timeout:
+            return await _next(self._requests, self._timeout, _silent(self._timeout))
+        return await _next(self._requests, left, _slow(self._pace))
+
+    async def add(self, assembly: Assembly, chunk: image_pb2.ImageChunk) -> None:
+        """Adds a chunk to its picture; see `Assembly.add`. The client answers for no time spent waiting here."""
+        loop = asyncio.get_running_loop()
+        came = loop.time()
+        self._started = min(self._started, came)
+        await assembly.add(chunk, self._part)
+        self._started += loop.time() - came
+        self._received += len(chunk.data)
+
+
 class Uploads:
     """Reads chunked pictures off request streams."""
 
@@ -122,29 +129,24 @@ class Uploads:
         self._limits = limits
         self._memory = UploadMemory(settings)
 
-    def hold(self, size: int) -> AbstractContextManager[None]:
-        """See `UploadMemory.hold`."""
-        return self._memory.hold(size)
+    @contextmanager
+    def arrival(self, requests: AsyncIterator[T], size: int) -> Iterator[Arrival[T]]:
+        """What follows the first message: pictures of `size` bytes in all; see `UploadMemory.part`."""
+        with self._memory.part(size) as part:
+            yield Arrival(requests, part, self._settings)
 
     def assembly(self, path: str, header: image_pb2.ImageHeader) -> Assembly:
         """Starts a picture; see `Assembly`."""
         return Assembly(path, header, self._limits)
 
-    async def next(self, requests: AsyncIterator[T]) -> T | None:
-        """The next message, or None at the end of the stream.
+    async def first(self, requests: AsyncIterator[T]) -> T | None:
+        """The first message, or None if the stream ends without one.
 
         Raises:
             Refusal: the client has been silent for too long.
         """
         seconds = self._settings.upload_timeout_seconds
-        try:
-            return await asyncio.wait_for(anext(requests, None), seconds)
-        except TimeoutError as error:
-            raise Refusal(
-                code_pb2.DEADLINE_EXCEEDED,
-                "UPLOAD_SILENT",
-                f"no message came for upload_timeout_seconds = {seconds:g}: start again",
-            ) from error
+        return await _next(requests, seconds, _silent(seconds))
 
     async def read(
         self,
@@ -153,15 +155,32 @@ class Uploads:
         store: Callable[[PicturePath, bytes], Awaitable[T]],
     ) -> T:
         """Reads one whole upload, whose size `admit` may refuse, and stores it while its memory is held."""
-        first = await self.next(requests)
+        first = await self.first(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise invalid("header", "the first message of an upload must be the header")
         assembly = self.assembly("header", first.header)
         await admit(assembly.size)
-        with self.hold(first.header.size):
-            while (request := await self.next(requests)) is not None:
+        with self.arrival(requests, first.header.size) as arrival:
+            while (request := await arrival.next()) is not None:
                 if request.WhichOneof("message") != "chunk":
                     raise invalid("header", "must come first and once: after it only chunks may come")
-                assembly.add(request.chunk)
+                await arrival.add(assembly, request.chunk)
             stored = await asyncio.to_thread(assembly.finish)
             return await store(PicturePath("chunk.data", "header.tensor"), stored)
+
+
+async def _next(requests: AsyncIterator[T], seconds: float, late: Refusal) -> T | None:
+    try:
+        return await asyncio.wait_for(anext(requests, None), seconds)
+    except TimeoutError as error:
+        raise late from error
+
+
+def _silent(seconds: float) -> Refusal:
+    text = f"no message came for upload_timeout_seconds = {seconds:g}: start again"
+    return Refusal(code_pb2.DEADLINE_EXCEEDED, "UPLOAD_SILENT", text)
+
+
+def _slow(pace: int) -> Refusal:
+    text = f"the bytes come more slowly than min_upload_bytes_per_second = {pace}: send them faster, or send fewer"
+    return Refusal(code_pb2.DEADLINE_EXCEEDED, "UPLOAD_SLOW", text)

@@ -6,6 +6,8 @@ from contextlib import aclosing, contextmanager
 from google.rpc import code_pb2
 
 from nst.v1 import job_pb2
+from nst.v1 import job_service_pb2 as pb
+from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_server import metrics
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
@@ -13,6 +15,7 @@ from nst_server.gateway.feeds import Draining, Feeds
 from nst_server.gateway.gallery import Gallery
 
 RETRY_SECONDS = 5
+HEARTBEAT = pb.WatchJobResponse(heartbeat=making_pb2.Heartbeat()).SerializeToString()
 
 
 class Watching:
@@ -41,10 +44,11 @@ class Watching:
             self._open -= 1
             metrics.WATCHERS.dec()
 
-    async def events(
-        self, job: job_pb2.Job, after_sequence: int, *, omit_pictures: bool
-    ) -> AsyncGenerator[job_pb2.JobEvent | None]:
-        """The job's events as its watchers see them; None where a heartbeat is due.
+    async def responses(self, job: job_pb2.Job, after_sequence: int, *, omit_pictures: bool) -> AsyncGenerator[bytes]:
+        """The job's events as its watchers see them, with heartbeats where they are due.
+
+        Each is a WatchJobResponse, serialised once for all watchers. A StylizeResponse has the same
+        fields, and thus the same bytes.
 
         Raises:
             Refusal: the gateway is shutting down.
@@ -52,11 +56,11 @@ class Watching:
         async with aclosing(self._feeds.watch(job.job_id, after_sequence)) as events:
             try:
                 async for item in events:
-                    if item is None or omit_pictures:
-                        yield item and item[0]
-                    else:
-                        event, stale = item
-                        yield await self._gallery.shown(event, job, stale=stale)
+                    if item is None:
+                        yield HEARTBEAT
+                        continue
+                    entry, stale = item
+                    yield entry.response if omit_pictures else await self._gallery.shown(entry, job, stale=stale)
             except Draining as error:
                 raise Refusal(
                     code_pb2.UNAVAILABLE,

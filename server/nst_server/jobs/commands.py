@@ -13,7 +13,7 @@ from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
 from nst_server.jobs.deadlines import Deadlines
-from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, state_event
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobExists, JobNotFound, Records
 from nst_server.jobs.removal import Remover
@@ -77,32 +77,35 @@ class JobCommands:
                 ticket=await self._tickets.put(job_id, tenant, spec.priority),
             )
             await self._deadlines.note(record)
-            await self._begin_history(record)
+            last = await self._begin_history(record)
             try:
                 await self.records.create(record)
             except JobExists:
                 await self._tickets.remove(record.ticket)
                 continue
             await self._tickets.wake(tenant, spec.priority)
-            return await self.get(job_id)
+            return _described(record, last)
         return existing
 
-    async def _begin_history(self, record: JobRecord) -> None:
-        """Appends the first event, once what a removed job of this id may have left is out of its way."""
+    async def _begin_history(self, record: JobRecord) -> Stored:
+        """Appends the first event, once what a removed job of this id may have left is out of its way.
+
+        Returns:
+            The history's end.
+        """
         event = state_event(record, job_pb2.JOB_STATE_QUEUED, "waits for a model server")
         while True:
             try:
-                await self.events.append(event, None)
-                return
+                return await self.events.append(event, None)
             except HistoryMoved as moved:
                 last = moved.last
             if last is None:
                 continue
             if not last.final and last.age(time.time()) < ABANDONED_SECONDS / 2:
-                return  # an earlier try of this same request got this far
+                return last  # an earlier try of this same request got this far
             try:
                 await self.records.get(record.job_id)
-                return  # a twin of this request was quicker, and its job has gone on since
+                return last  # a twin of this request was quicker, and its job has gone on since
             except JobNotFound:
                 await self.events.delete(record.job_id, last)
 
@@ -141,20 +144,7 @@ class JobCommands:
 
     async def describe(self, record: JobRecord) -> job_pb2.Job:
         """A record and the end of its history, as clients see a job."""
-        last = await self.events.last(record.job_id)
-        job = job_pb2.Job(
-            job_id=record.job_id,
-            request_id=record.request_id,
-            spec=record.spec,
-            create_time=record.create_time,
-            attempt=record.lease.attempt,
-            tenant=record.tenant,
-            state=job_pb2.JOB_STATE_QUEUED,
-            control_version=record.control.version,
-        )
-        if last is not None:
-            _add_event(job, last.event)
-        return job
+        return _described(record, await self.events.last(record.job_id))
 
     async def cancel(self, job_id: str) -> job_pb2.Job:
         """Ends a job that waits at once, and one that runs at its next iteration.
@@ -270,6 +260,22 @@ def _now() -> Timestamp:
     now = Timestamp()
     now.GetCurrentTime()
     return now
+
+
+def _described(record: JobRecord, last: Stored | None) -> job_pb2.Job:
+    job = job_pb2.Job(
+        job_id=record.job_id,
+        request_id=record.request_id,
+        spec=record.spec,
+        create_time=record.create_time,
+        attempt=record.lease.attempt,
+        tenant=record.tenant,
+        state=job_pb2.JOB_STATE_QUEUED,
+        control_version=record.control.version,
+    )
+    if last is not None:
+        _add_event(job, last.event)
+    return job
 
 
 def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:

@@ -1,7 +1,7 @@
 """The history of a job: numbered events on one subject, each appended after the last or not at all."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
@@ -13,6 +13,7 @@ from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently, stored_subjects
+from nst_server.jobs.batches import next_messages, sequence_of
 from nst_server.jobs.topology import EVENTS
 
 log = logging.getLogger(__name__)
@@ -132,12 +133,28 @@ class EventLog:
         """The latest event, or None when there is none."""
         return _stored(await self._last_message(job_id))
 
-    async def read(self, job_id: str, after_stream_sequence: int = 0) -> AsyncIterator[Stored]:
-        """The events stored so far, from a place in the stream on, oldest first."""
+    async def read(self, job_id: str, after_stream_sequence: int = 0) -> AsyncGenerator[Stored]:
+        """The events stored so far, from a place in the stream on, oldest first.
+
+        The stream's leader says what comes next and where the end is; what follows that without a
+        gap is taken from a batch, which any replica may send.
+        """
         position = after_stream_sequence
-        while (stored := await self._next(job_id, position + 1)) is not None:
-            yield stored
-            position = stored.stream_sequence
+        while (first := await self._next(job_id, position + 1)) is not None:
+            for stored in (first, *await self._following(first)):
+                position = stored.stream_sequence
+                yield stored
+
+    async def _following(self, first: Stored) -> list[Stored]:
+        """Some of the events that follow one, as far as their numbers have no gap."""
+        read = partial(next_messages, self._backbone.nats, EVENTS, subject(first.event.job_id), first.stream_sequence)
+        following: list[Stored] = []
+        for message in await persistently(read, seconds=self._patience):
+            stored = Stored(job_pb2.JobEvent.FromString(message.data), sequence_of(message))
+            if stored.event.sequence != first.event.sequence + len(following) + 1:
+                break
+            following.append(stored)
+        return following
 
     async def delete(self, job_id: str, last: Stored) -> None:
         """Removes a history up to its end, but nothing of one that has begun since."""

@@ -1,24 +1,18 @@
 """Job records: one key each, changed by compare-and-set only."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
-from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js.api import Header
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.jobs.backbone import REQUEST_SECONDS, Backbone, persistently
+from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.batches import next_messages, sequence_of
 from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
 
-BATCH = 500
-END_OF_BATCH, NOTHING_THERE = "204", "404"
 T = TypeVar("T")
 
 
@@ -103,16 +97,22 @@ class Records:
 
     async def all(self) -> AsyncIterator[JobRecord]:
         """Every record, in no order."""
-        records: dict[str, JobRecord] = {}  # a record that changes meanwhile comes again
-        position: int | None = 0
-        while position is not None:
-            read = partial(_read_batch, self._backbone, position + 1)
-            batch, position = await persistently(read, seconds=self._patience)
-            for message in batch:
-                record = JobRecord.FromString(message.data)
-                records[record.job_id] = record
-        for record in records.values():
-            yield record
+        # A record that is changed while the others are read moves to the stream's end, and is met again there.
+        latest: dict[str, JobRecord | None] = {}
+        position = 0
+        while messages := await self._next_messages(position):
+            for message in messages:
+                headers = message.headers or {}
+                removed = "KV-Operation" in headers
+                latest[headers["Nats-Subject"]] = None if removed else JobRecord.FromString(message.data)
+            position = sequence_of(messages[-1])
+        for record in latest.values():
+            if record is not None:
+                yield record
+
+    async def _next_messages(self, after: int) -> list[Msg]:
+        read = partial(next_messages, self._backbone.nats, f"KV_{RECORDS}", f"$KV.{RECORDS}.>", after)
+        return await persistently(read, seconds=self._patience)
 
     async def _is_there(self, record: JobRecord) -> bool:
         try:
@@ -132,32 +132,3 @@ class Records:
         # A write whose answer was lost conflicts with itself when it is tried again, and the change
         # is then applied once more: a number may go up by two.
         await persistently(lambda: self._bucket.update(record.job_id, data, last=revision), seconds=self._patience)
-
-
-async def _read_batch(backbone: Backbone, first: int) -> tuple[list[Msg], int | None]:
-    """Stored values from a place in the bucket's stream on, and the place of the last if there are more."""
-    messages: list[Msg] = []
-    ended: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
-
-    async def received(message: Msg) -> None:
-        headers = message.headers or {}
-        if Header.STATUS.value in headers:
-            if not ended.done():
-                ended.set_result(headers)
-        elif "KV-Operation" not in headers:
-            messages.append(message)
-
-    nats = backbone.nats
-    subscription = await nats.subscribe(inbox := nats.new_inbox(), cb=received)
-    try:
-        request = {"seq": first, "batch": BATCH, "next_by_subj": f"$KV.{RECORDS}.>"}
-        await nats.publish(f"$JS.API.DIRECT.GET.KV_{RECORDS}", json.dumps(request).encode(), reply=inbox)
-        headers = await asyncio.wait_for(ended, REQUEST_SECONDS)
-    except TimeoutError as error:
-        raise NatsTimeoutError from error
-    finally:
-        await subscription.unsubscribe()
-    if headers[Header.STATUS.value] not in (END_OF_BATCH, NOTHING_THERE):
-        raise NoRespondersError
-    more = int(headers.get("Nats-Num-Pending", 0)) > 0
-    return messages, int(headers["Nats-Last-Sequence"]) if more else None

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_support import CONTENT, STYLE, run_tiny, running_gateway, tiny_spec, upload
+from gateway_support import CONTENT, STYLE, refusal_of, run_tiny, running_gateway, tiny_spec, upload
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -202,3 +202,14 @@ def test_damaged_bytes(channel, request_bytes, damage):
         data[position : position + 2] = replacement
     bare = channel.unary_unary("/nst.v1.StyleTransferService/CreateJob")
     assert status_of(lambda: bare(bytes(data), timeout=SECONDS)) in ANSWERS
+
+
+@pytest.mark.parametrize("method", ["UploadImage", "Stylize"])
+@pytest.mark.parametrize("sent_before", [0, 1])
+def test_a_stream_whose_message_is_damaged(channel, method, sent_before):
+    start = making_pb2.StylizeRequest(start={"spec": attaching(image_pb2.ImageHeader(size=len(CONTENT)))})
+    whole = {"UploadImage": header, "Stylize": start}[method].SerializeToString()
+    path = f"/nst.v1.StyleTransferService/{method}"
+    bare = channel.stream_unary(path) if method == "UploadImage" else channel.stream_stream(path)
+    refused = refusal_of(lambda: bare(iter([whole] * sent_before + [whole[:-1]]), timeout=SECONDS))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +12,6 @@ from gateway_support import (
     CONTENT,
     SECONDS,
     STYLE,
-    Refused,
     assert_invalid,
     cancel,
     encoded,
@@ -22,7 +22,7 @@ from gateway_support import (
     running_gateway,
     tiny_spec,
     upload,
-    wait_until,
+    upload_messages,
 )
 from google.protobuf.message import Message
 
@@ -41,7 +41,7 @@ LIMITS = {
     "max_message_bytes": 256 * 1024,
     "max_image_bytes": 40_000,
     "max_image_pixels": 10_000,
-    "max_upload_bytes": 40_000,
+    "max_upload_bytes": 80_000,
     "max_styles": 2,
     "max_size": 64,
     "max_iterations": 5000,
@@ -122,73 +122,66 @@ def test_a_message_over_the_limit(small, method):
     assert str(LIMITS["max_message_bytes"]) in caught.value.details()
 
 
-def upload_refused(call: Calls, size: int) -> Refused | None:
-    """How an upload of one byte of `size` is refused: for want of memory, or else for being cut short."""
-    chunk = UploadImageRequest(chunk=image_pb2.ImageChunk(data=b"x"))
-    refused = refusal_of(lambda: call.making.UploadImage(iter([announced(size), chunk]), timeout=SECONDS))
-    return refused if refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED else None
-
-
-def wait_for_room(call: Calls, size: int) -> None:
-    wait_until(lambda: upload_refused(call, size) is None, f"room for {size} bytes")
-
-
 def announced(size: int) -> UploadImageRequest:
     return UploadImageRequest(header=image_pb2.ImageHeader(size=size))
 
 
-def silent_after(message: Message, leave: threading.Event) -> Iterator[Message]:
-    yield message
-    leave.wait(SECONDS)
-
-
 @contextmanager
-def holding(call: Calls, method: Callable[..., Any], message: Message, room: int) -> Iterator[None]:
-    """A call that has sent one message, holds all memory but `room` bytes, and is silent until it is abandoned."""
-    leave = threading.Event()
-    running = method(silent_after(message, leave), timeout=SECONDS)
+def stalled(method: Callable[..., Any], *messages: Message) -> Iterator[None]:
+    """A call that has sent its messages, and is then silent until it is abandoned."""
+    leave, sent = threading.Event(), threading.Event()
 
-    def holds() -> bool:
-        nonlocal running
-        if running.done():  # an upload that asked for room stood in its way
-            running = method(silent_after(message, leave), timeout=SECONDS)
-        return upload_refused(call, room + 1) is not None
+    def requests() -> Iterator[Message]:
+        yield from messages
+        sent.set()
+        leave.wait(SECONDS)
 
+    running = method(requests(), timeout=SECONDS)
     try:
-        wait_until(holds, f"only {room} bytes left")
+        assert sent.wait(SECONDS)
         yield
     finally:
         running.cancel()
         leave.set()
 
 
-def test_uploads_in_flight_share_a_bounded_memory(small):
-    with holding(small, small.making.UploadImage.future, announced(30_000), room=10_000):
-        refused = upload_refused(small, 10_001)
-        assert refused.metadata == {"limit": "max_upload_bytes"}
-        assert "max_upload_bytes = 40000" in refused.message
-        assert refused.retry_seconds > 0
-        assert upload_refused(small, 10_000) is None
-        assert upload(small, CONTENT).width == 48
+def first_bytes(count: int, name: str = "") -> image_pb2.ImageChunk:
+    return image_pb2.ImageChunk(name=name, data=bytes(count))
+
+
+LARGEST = file_of(pixels(100, 100))
+
+
+def test_what_is_only_announced_holds_no_memory(small):
+    with ExitStack() as waiting:
+        for _ in range(5):
+            waiting.enter_context(stalled(small.making.UploadImage.future, announced(40_000)))
+        assert upload(small, LARGEST).width == 100
+
+
+def test_uploads_that_fill_the_memory_do_not_keep_each_other_from_ending(small):
+    answers = [
+        small.making.UploadImage.future(upload_messages(LARGEST, chunk=1000), timeout=SECONDS) for _ in range(20)
+    ]
+    assert [answer.result().width for answer in answers] == [100] * 20
 
 
 def test_the_memory_of_abandoned_uploads_is_free_again(small):
-    method = small.making.UploadImage.future
+    half = UploadImageRequest(chunk=first_bytes(20_000))
     for _ in range(5):
-        with (
-            holding(small, method, announced(20_000), room=20_000),
-            holding(small, method, announced(20_000), room=0),
-        ):
-            pass
-        # A picture of this size needs all of it.
-        wait_for_room(small, 40_000)
+        with ExitStack() as waiting:
+            for _ in range(5):
+                waiting.enter_context(stalled(small.making.UploadImage.future, announced(40_000), half))
+    assert upload(small, LARGEST).width == 100
 
 
 def test_the_memory_of_a_broken_stylize_stream_is_free_again(small):
     start = StylizeRequest(start=attached(20_000, 19_000))
-    with holding(small, small.making.Stylize, start, room=1_000):
-        pass
-    wait_for_room(small, 40_000)
+    part = StylizeRequest(chunk=first_bytes(20_000, "picture 20000"))
+    for _ in range(5):
+        with stalled(small.making.Stylize, start, part):
+            pass
+    assert upload(small, LARGEST).width == 100
 
 
 def attached(*sizes: int) -> StylizeStart:
@@ -199,7 +192,7 @@ def attached(*sizes: int) -> StylizeStart:
 
 @pytest.mark.parametrize(
     ("gateway", "sizes", "limit"),
-    [("small", (20_000, 20_001), 40_000), ("call", range(64 * 2**20 - 8, 64 * 2**20 + 1), 512 * 2**20)],
+    [("small", (20_000, 20_001), 80_000), ("call", range(64 * 2**20 - 8, 64 * 2**20 + 1), 512 * 2**20)],
 )
 def test_attached_pictures_that_never_fit_are_not_asked_for_again(request, gateway, sizes, limit):
     messages = iter([StylizeRequest(start=attached(*sizes))])
@@ -230,17 +223,48 @@ def test_watchers_have_a_limited_number_of_places(small):
         assert list(small.watch(job_id))[-1].job_state == job_pb2.JOB_STATE_CANCELLED
 
 
+@contextmanager
+def impatient(server, folder: Path) -> Iterator[Calls]:
+    """Calls to a gateway that waits for an upload for 0.3 s and asks for 1 MB/s from then on."""
+    environment = {"NST_UPLOAD_TIMEOUT_SECONDS": "0.3", "NST_MIN_UPLOAD_BYTES_PER_SECOND": "1000000"}
+    with running_gateway(folder, server.status["nats"], **environment) as gateway, calls(gateway.address) as call:
+        yield call
+
+
 def test_a_silent_upload_is_dropped(server, tmp_path):
     leave = threading.Event()
-    with (
-        running_gateway(tmp_path, server.status["nats"], NST_UPLOAD_TIMEOUT_SECONDS="0.3") as gateway,
-        calls(gateway.address) as call,
-    ):
-        running = call.making.UploadImage.future(silent_after(announced(1000), leave), timeout=SECONDS)
-        refused = read_status(running.exception(SECONDS))
+
+    def requests() -> Iterator[UploadImageRequest]:
+        yield announced(1000)
+        leave.wait(SECONDS)
+
+    with impatient(server, tmp_path) as call:
+        refused = read_status(call.making.UploadImage.future(requests(), timeout=SECONDS).exception(SECONDS))
         leave.set()
-    assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_SILENT")
     assert "upload_timeout_seconds = 0.3" in refused.message
+
+
+@pytest.mark.parametrize("method", ["UploadImage", "Stylize"])
+def test_an_upload_that_trickles_is_dropped(server, tmp_path, method):
+    leave = threading.Event()
+
+    def requests() -> Iterator[Message]:
+        kind = UploadImageRequest if method == "UploadImage" else StylizeRequest
+        start = attached(40_000)
+        start.spec.styles.add(image=encoded(STYLE))
+        yield announced(40_000) if method == "UploadImage" else StylizeRequest(start=start)
+        name = "" if method == "UploadImage" else "picture 40000"
+        for offset in range(40_000):
+            yield kind(chunk=image_pb2.ImageChunk(name=name, offset=offset, data=b"x"))
+            if leave.wait(0.05):
+                return
+
+    with impatient(server, tmp_path) as call:
+        refused = refusal_of(lambda: getattr(call.making, method)(requests(), timeout=SECONDS))
+        leave.set()
+    assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_SLOW")
+    assert "min_upload_bytes_per_second = 1000000" in refused.message
 
 
 def test_a_silent_watch_beats(idle):

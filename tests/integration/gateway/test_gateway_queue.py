@@ -6,7 +6,7 @@ import grpc
 import pytest
 from gateway_support import LONG, SECONDS, cancel, refusal_of, tiny_spec, update
 
-from nst.v1 import job_pb2
+from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeStart
 from nst_calls import Calls, calls, until
 from nst_processes import running_server
@@ -82,3 +82,15 @@ def test_a_full_queue_says_so_and_when_to_come_again(narrow, blocked):
     waiting.append(create(narrow, INTERACTIVE))
     for job_id in waiting:
         cancel(narrow, job_id)
+
+
+def test_a_full_queue_refuses_before_it_looks_at_pictures(narrow, blocked):
+    waiting = [create(narrow, BATCH) for _ in range(3)]
+    spec = tiny_spec()
+    spec.content.CopyFrom(image_pb2.Image(reference=image_pb2.ImageReference(sha256="0" * 64)))
+    start = StylizeRequest(start=StylizeStart(spec=spec))
+    for call in (lambda: narrow.create(spec), lambda: narrow.making.Stylize(iter([start]), timeout=SECONDS)):
+        assert refusal_of(call).reason == "QUEUE_FULL"
+    for job_id in waiting:
+        cancel(narrow, job_id)
+    assert refusal_of(lambda: narrow.create(spec)).reason == "PICTURE_NOT_FOUND"

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from nst.internal.v1.job_record_pb2 import Ticket
+from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull, connect
@@ -60,6 +60,38 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(commands, spec):
         await commands.get(job_id)
     await commands.cancel(derive_job_id("tenant", "request 1"))
     await commands.create("one too many", "tenant", spec, "")
+
+
+async def test_a_full_queue_knows_its_own_jobs(commands, spec):
+    for number in range(3):
+        await commands.check_room(f"request {number}", "tenant")
+        await commands.create(f"request {number}", "tenant", spec, "")
+    with pytest.raises(QueueFull):
+        await commands.check_room("one too many", "tenant")
+    await commands.check_room("request 1", "tenant")
+    with pytest.raises(QueueFull):
+        await commands.check_room("request 1", "another")
+
+
+async def test_a_new_job_is_described_as_it_is_stored(commands, spec):
+    assert await commands.create("request", "tenant", spec, "") == await commands.get(
+        derive_job_id("tenant", "request")
+    )
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=200)])
+async def test_all_records_are_found_once_however_many(backbone, commands):
+    ids = [f"job{number}" for number in range(150)]
+    for job_id in ids:
+        await commands.records.create(JobRecord(job_id=job_id))
+    await commands.records.update("job3", lambda record: setattr(record.lease, "attempt", 1))
+    await commands.records.delete("job4")
+    ids.remove("job4")
+    before = backbone.nats.stats["out_msgs"]
+    found = {record.job_id: record async for record in commands.records.all()}
+    assert sorted(found) == sorted(ids)
+    assert found["job3"].lease.attempt == 1
+    assert backbone.nats.stats["out_msgs"] - before < 15
 
 
 async def test_of_two_writers_one_appends(commands, spec):

@@ -6,9 +6,11 @@ from contextlib import aclosing
 import pytest
 
 from nst.v1 import job_pb2
+from nst.v1.job_service_pb2 import WatchJobResponse
 from nst_server.gateway.feeds import Draining, Feeds
 from nst_server.jobs.events import EventLog, Stored
 from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.topology import EVENTS
 
 JOB = "job"
 
@@ -36,7 +38,7 @@ async def append(events: EventLog, last: Stored | None, count: int, *, end: bool
 
 async def watched(feeds: Feeds, after: int = 0) -> list[int]:
     """The numbers of the events that a watcher gets, to the last."""
-    return [item[0].sequence async for item in feeds.watch(JOB, after) if item is not None]
+    return [item[0].event.sequence async for item in feeds.watch(JOB, after) if item is not None]
 
 
 async def test_every_watcher_gets_the_whole_history_wherever_it_comes_in(events, feeds):
@@ -51,6 +53,55 @@ async def test_every_watcher_gets_the_whole_history_wherever_it_comes_in(events,
     assert await early[1] == list(range(391, 712))
     assert await middle == list(range(101, 712))
     assert await late == list(range(1, 712))
+
+
+async def test_a_long_history_is_read_in_batches(backbone, events, feeds):
+    await append(events, None, 1000, end=True)
+    before = backbone.nats.stats["out_msgs"]
+    assert await watched(feeds) == list(range(1, 1002))
+    assert backbone.nats.stats["out_msgs"] - before < 150
+
+
+async def test_watchers_that_come_together_read_the_history_once(backbone, events, feeds):
+    await append(events, None, 200, end=True)
+    before = backbone.nats.stats["out_msgs"]
+    assert await asyncio.gather(*(watched(feeds) for _ in range(20))) == [list(range(1, 202))] * 20
+    assert backbone.nats.stats["out_msgs"] - before < 60
+
+
+async def test_where_an_event_is_lost_the_history_goes_on(backbone, events):
+    last = await append(events, None, 4)
+    await append(events, last, 300, end=True)
+    await backbone.jetstream.delete_msg(EVENTS, last.stream_sequence)
+    assert [stored.event.sequence async for stored in events.read(JOB)] == [1, 2, 3, *range(5, 306)]
+
+
+async def test_a_reader_that_leaves_in_the_middle_leaves_nothing_behind(backbone, events):
+    await append(events, None, 300)
+    before = len(backbone.nats._subs)
+    async with aclosing(events.read(JOB)) as reader:
+        await anext(reader)
+    # Cancelled wherever it waits, among others for the rest of a batch.
+    for turns in range(40):
+        reading = asyncio.create_task(anext(events.read(JOB)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+    assert len(backbone.nats._subs) == before
+
+
+async def test_all_watchers_are_given_the_same_bytes(events, feeds):
+    await append(events, None, 1)
+    async with aclosing(feeds.watch(JOB, 0)) as first, aclosing(feeds.watch(JOB, 0)) as second:
+        (one, _), (other, _) = await anext(first), await anext(second)
+    assert one.response is other.response
+    assert WatchJobResponse.FromString(one.response).event == one.event
+
+
+async def test_a_job_without_a_history_is_not_there(feeds):
+    with pytest.raises(JobNotFound):
+        await watched(feeds)
 
 
 async def test_watchers_of_one_job_share_one_subscription(backbone, events, feeds):
@@ -81,8 +132,8 @@ async def test_only_a_watcher_that_fell_behind_is_told_that_a_preview_is_stale(e
 
 async def _end_heard(feeds: Feeds) -> None:
     feed = feeds._feeds[JOB]
-    async with feed.moved:
-        await feed.moved.wait_for(lambda: feed.ended)
+    while not feed.ended:
+        await feed.moved.wait()
 
 
 async def test_silence_is_filled_with_heartbeats(backbone, events):
@@ -99,7 +150,7 @@ async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
 
 
 async def test_a_history_that_is_deleted_ends_its_watches(events, feeds):
-    await append(events, None, 300)
+    await append(events, None, 600)  # more than a batch before what the feed keeps
     async with aclosing(feeds.watch(JOB, 0)) as watcher:
         await anext(watcher)
         await events.delete(JOB, await events.last(JOB))
@@ -113,6 +164,6 @@ async def test_draining_sends_waiting_watchers_away(events, feeds):
     async with aclosing(feeds.watch(JOB, 1)) as watcher:
         waiting = asyncio.ensure_future(anext(watcher))
         await asyncio.sleep(0.05)
-        await feeds.drain()
+        feeds.drain()
         with pytest.raises(Draining):
             await waiting
