@@ -1,0 +1,19 @@
+"""Short runs of tests/load: processes die, stop and are restarted under jobs, and nothing is lost."""
+
+from pathlib import Path
+
+import chaos
+import drain
+
+
+async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
+    little = chaos.Chaos(seed=2, jobs=8, faults=5, pause=2.0, freeze_seconds=5.0, largest=96, longest=30)
+    table = await chaos.run(little, tmp_path)
+    table.show()
+    assert not table.broken
+
+
+async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: Path):
+    table = await drain.run(drain.Drain(seed=2, jobs=6, pause=0.5, largest=96, longest=40), tmp_path)
+    table.show()
+    assert not table.broken
