@@ -56,7 +56,7 @@ async def run(chaos: Chaos, folder: Path) -> Table:
     works = mixed_works(rng, min(WORKS, chaos.jobs), largest=chaos.largest, longest=chaos.longest)
     plans = mixed_jobs(rng, chaos.jobs, works, ARRIVALS * chaos.faults * chaos.pause)
     table = Table(f"chaos-{chaos.seed}", f"Chaos, seed {chaos.seed}", details={"chaos": asdict(chaos)})
-    async with running_cluster(folder, **ENVIRONMENT) as cluster, AsyncExitStack() as stack:
+    async with running_cluster(folder, environment=ENVIRONMENT) as cluster, AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
             for number in range(CLIENTS)

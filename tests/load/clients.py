@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import grpc
 from jobs import Plan, Treatment, Work, picture
@@ -19,6 +19,9 @@ from nst_client import AnyEvent, AsyncClient, AsyncJob, ErrorEvent, NstError, Pr
 from nst_client.decoding import decode_event
 from nst_client.errors import is_broken_connection
 from nst_client.options import build_options
+
+if TYPE_CHECKING:
+    from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceAsyncStub
 
 PREVIEW_INTERVAL = 10
 PAUSE_SECONDS = 2.0
@@ -66,7 +69,7 @@ class LoadClient:
         self._links = [Link(port) for port in gateway_ports]
         self._stack = AsyncExitStack()
         self.sdk: AsyncClient
-        self._stylize: StyleTransferServiceStub
+        self._stylize: StyleTransferServiceAsyncStub
 
     async def __aenter__(self) -> Self:
         for link in self._links:

@@ -161,7 +161,7 @@ class Stream:
 class Cluster:
     """The processes, and a look into the job store."""
 
-    def __init__(self, folder: Path, *, gateways: int, model_servers: int, **environment: str) -> None:
+    def __init__(self, folder: Path, *, gateways: int, model_servers: int, environment: Mapping[str, str]) -> None:
         """`environment` is settings of the server, NST_* variables."""
         folder.mkdir(parents=True, exist_ok=True)
         ports = iter(_free_ports(2 + 2 * gateways + model_servers))
@@ -211,10 +211,10 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    folder: Path, *, gateways: int = 2, model_servers: int = 2, **environment: str
+    folder: Path, *, gateways: int = 2, model_servers: int = 2, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Cluster]:
     """A cluster with its files in `folder`, for as long as the block runs."""
-    cluster = Cluster(folder, gateways=gateways, model_servers=model_servers, **environment)
+    cluster = Cluster(folder, gateways=gateways, model_servers=model_servers, environment=environment or {})
     try:
         await cluster.start()
         yield cluster

@@ -68,7 +68,7 @@ async def _measure_together(table: Table, rounds: int, folder: Path) -> None:
     }
     settings = {"NST_MAX_RUNNING_JOBS": str(TOGETHER)}
     async with (
-        running_cluster(folder, gateways=1, model_servers=1, **settings) as cluster,
+        running_cluster(folder, gateways=1, model_servers=1, environment=settings) as cluster,
         LoadClient("client", cluster.gateway_ports) as client,
     ):
         await _together(client, SMALL, TOGETHER)

@@ -47,7 +47,7 @@ async def run(minutes: float, seed: int, folder: Path) -> Table:
     """Soaks a cluster with its files in `folder` for so long; what it found."""
     rng = Random(seed)
     table = Table("soak", f"Soak, {minutes:g} minutes", details={"minutes": minutes, "seed": seed})
-    async with running_cluster(folder, **RETENTION) as cluster, AsyncExitStack() as stack:
+    async with running_cluster(folder, environment=RETENTION) as cluster, AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
             for number in range(CLIENTS)

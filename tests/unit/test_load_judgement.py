@@ -1,0 +1,85 @@
+"""The judges of tests/load see what is wrong: growth, gaps, second endings, work done again."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from histories import Resume, ended_once, is_gapless, resumes
+from trend import by_minute, thirds, trend
+
+from nst_client import AnyEvent, JobState, ProgressEvent, StateEvent
+
+
+def state(sequence: int, state: JobState, attempt: int = 1, from_iteration: int = 0) -> StateEvent:
+    return StateEvent(
+        job_id="job",
+        sequence=sequence,
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        attempt=attempt,
+        job_state=state,
+        state=state,
+        reason="",
+        from_iteration=from_iteration,
+    )
+
+
+def progress(sequence: int, iteration: int, pace: float, attempt: int = 1) -> ProgressEvent:
+    return ProgressEvent(
+        job_id="job",
+        sequence=sequence,
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        attempt=attempt,
+        job_state=JobState.RUNNING,
+        iteration=iteration,
+        iterations=100,
+        scale=1,
+        scales=1,
+        width=8,
+        height=8,
+        total_loss=1.0,
+        losses={},
+        iterations_per_second=pace,
+        seconds_left=1.0,
+        undone=0,
+    )
+
+
+HISTORY: list[AnyEvent] = [
+    state(1, JobState.QUEUED, attempt=0),
+    state(2, JobState.RUNNING),
+    progress(3, 12, pace=2.0),
+    state(4, JobState.RUNNING, attempt=2, from_iteration=5),
+    progress(5, 9, pace=4.0, attempt=2),
+    state(6, JobState.RUNNING, attempt=3, from_iteration=9),
+    state(7, JobState.CANCELLED, attempt=3),
+]
+
+
+def test_a_line_has_the_slope_and_the_error_of_least_squares():
+    rng = np.random.default_rng(3)
+    xs = np.linspace(0, 2, 40)
+    ys = 100 + 3 * xs + rng.normal(0, 0.5, 40)
+    (slope, _), covariance = np.polyfit(xs, ys, 1, cov=True)
+    found = trend(list(zip(xs.tolist(), ys.tolist(), strict=True)))
+    assert found.slope == pytest.approx(slope)
+    assert found.error == pytest.approx(covariance[0, 0] ** 0.5)
+    assert found.mean == pytest.approx(ys.mean())
+
+
+def test_samples_are_taken_together_by_minute_and_in_thirds():
+    assert by_minute([(0, 1.0), (30, 3.0), (70, 5.0)]) == [(15, 2.0), (70, 5.0)]
+    assert thirds([1, 2, 3, 4, 5, 6, 7]) == ([1, 2], [6, 7])
+    assert thirds([1]) == ([1], [1])
+
+
+def test_work_done_again_is_what_the_attempt_before_was_ahead():
+    assert resumes(HISTORY) == [Resume(attempt=2, iterations=7, seconds=3.5), Resume(3, 0, 0.0)]
+
+
+def test_gaps_repeats_and_second_endings_are_seen():
+    assert is_gapless(HISTORY)
+    assert ended_once(HISTORY)
+    assert not is_gapless(HISTORY[:2] + HISTORY[3:])
+    assert not is_gapless([*HISTORY[:3], HISTORY[2], *HISTORY[3:]])
+    assert not ended_once([*HISTORY, state(8, JobState.CANCELLED)])
+    assert not ended_once(HISTORY[:-1])
