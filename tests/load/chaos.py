@@ -21,7 +21,7 @@ from jobs import mixed_jobs, mixed_works
 from table import Table, finish
 
 CLIENTS = 4
-WORKS = 8
+WORKS = 8  # at most, and each for two jobs at least
 ARRIVALS = 0.85  # the share of the faults' time over which jobs are asked for
 MOST_REDONE_SECONDS = 10.0
 # Short, so that a frozen holder loses its jobs; and the harness's own kills must not count as the job's fault.
@@ -53,7 +53,7 @@ class Chaos:
 async def run(chaos: Chaos, folder: Path) -> Table:
     """Runs the chaos on a cluster with its files in `folder`; what it found."""
     rng = Random(chaos.seed)
-    works = mixed_works(rng, min(WORKS, chaos.jobs), largest=chaos.largest, longest=chaos.longest)
+    works = mixed_works(rng, min(WORKS, chaos.jobs // 2), largest=chaos.largest, longest=chaos.longest)
     plans = mixed_jobs(rng, chaos.jobs, works, ARRIVALS * chaos.faults * chaos.pause)
     table = Table(f"chaos-{chaos.seed}", f"Chaos, seed {chaos.seed}", details={"chaos": asdict(chaos)})
     async with running_cluster(folder, environment=ENVIRONMENT) as cluster, AsyncExitStack() as stack:

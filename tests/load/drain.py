@@ -19,7 +19,7 @@ from jobs import mixed_jobs, mixed_works
 from table import Table, finish
 
 CLIENTS = 4
-WORKS = 4
+WORKS = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Drain:
         jobs: asked for in all.
         pause: seconds between a process that is ready again and the next to go.
         largest, longest: size in pixels and iterations of the biggest job.
+        model_servers: that take over from each other; one takes over from itself.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class Drain:
     pause: float
     largest: int = 160
     longest: int = 60
+    model_servers: int = 2
 
 
 async def run(drain: Drain, folder: Path) -> Table:
@@ -45,7 +47,7 @@ async def run(drain: Drain, folder: Path) -> Table:
     rng = Random(drain.seed)
     works = mixed_works(rng, WORKS, largest=drain.largest, longest=drain.longest)
     table = Table("drain", f"Rolling restart, seed {drain.seed}", details={"drain": asdict(drain)})
-    async with running_cluster(folder) as cluster, AsyncExitStack() as stack:
+    async with running_cluster(folder, model_servers=drain.model_servers) as cluster, AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
             for number in range(CLIENTS)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ def finish(name: str, run: Callable[[Path], Table]) -> int:
 
     The folder stays where one was not: the logs are in it.
     """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which asyncio ends tidily
     folder = RESULTS / f"{name}-files"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
