@@ -7,7 +7,8 @@ import drain
 
 
 async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
-    little = chaos.Chaos(seed=2, jobs=8, faults=5, pause=2.0, freeze_seconds=5.0, largest=96, longest=30)
+    # Of this seed both kinds of server are killed and frozen, and a client is cut off; nats-server is killed elsewhere.
+    little = chaos.Chaos(seed=76, jobs=8, faults=5, pause=2.0, freeze_seconds=5.0, largest=96, longest=30)
     table = await chaos.run(little, tmp_path)
     table.show()
     assert not table.broken

@@ -16,8 +16,9 @@ import nats
 from nats.aio.client import Client as NatsClient
 from nats.js.api import StreamInfo
 
-from nst_server.supervisor import die_with_parent, find_nats_server, write_nats_config
+from nst_server.supervisor import find_nats_server, write_nats_config
 
+LAUNCH = Path(__file__).with_name("launch.py")
 RESTART_SECONDS = 1.0
 READY_SECONDS = 120.0
 NATS, GATEWAY, MODEL_SERVER = "nats-server", "gateway", "model-server"
@@ -70,21 +71,16 @@ class Member:
         while True:
             with self._log.open("ab") as output:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self._command,
+                    *(sys.executable, str(LAUNCH), ",".join(map(str, self._cores)), *self._command),
                     env=self._environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    preexec_fn=self._prepare,
                 )
             code = await self._process.wait()
             if self._process.pid not in self._expected:
                 self.deaths.append(code)
             await asyncio.sleep(RESTART_SECONDS)
-
-    def _prepare(self) -> None:
-        die_with_parent()
-        os.sched_setaffinity(0, self._cores)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would be."""

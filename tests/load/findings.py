@@ -16,7 +16,8 @@ from table import Table
 from nst_client import JobStatus
 
 END_SECONDS = 300.0
-STORE_SECONDS = 150.0  # a ticket whose record never followed is dropped after 120 s
+# A ticket whose record never followed is dropped after 120 s; and whoever tidies the store needs a while.
+STORE_SECONDS = 150.0
 TICKETS, EVENTS, CHECKPOINTS = "NST_TICKETS", "NST_EVENTS", "NST_CHECKPOINTS"
 UNCUT = "uncut"
 
