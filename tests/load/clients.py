@@ -156,7 +156,8 @@ class LoadClient:
                         told = True
                         yield event
             except grpc.aio.AioRpcError as error:
-                if not is_broken_connection(error) or asyncio.get_running_loop().time() > deadline:
+                late = not told and asyncio.get_running_loop().time() > deadline
+                if late or not is_broken_connection(error):
                     raise NstError(error.code(), error.details() or "") from error
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from nst_client import AnyEvent, JobState, ProgressEvent, StateEvent
 
@@ -13,7 +14,8 @@ class Resume:
     Attributes:
         attempt: its number.
         iterations: how many the one before had done beyond where this one starts.
-        seconds: what computing those had taken, at the pace that was last told.
+        seconds: what computing those takes, at the pace that is usual for the job at that size. Not the pace that
+            was told last: an iteration during which the process was frozen took as long as that.
     """
 
     attempt: int
@@ -40,6 +42,13 @@ def resumes(events: Sequence[AnyEvent]) -> list[Resume]:
             furthest = event
         elif isinstance(event, StateEvent) and event.state is JobState.RUNNING and event.attempt > 1:
             lost = max(furthest.iteration - event.from_iteration, 0) if furthest else 0
-            pace = furthest.iterations_per_second if furthest else 0.0
-            found.append(Resume(event.attempt, lost, lost / pace if pace else 0.0))
+            seconds = lost / _pace(events, furthest.width) if furthest and lost else 0.0
+            found.append(Resume(event.attempt, lost, seconds))
     return found
+
+
+def _pace(events: Sequence[AnyEvent], width: int) -> float:
+    """The median of the paces told while the picture was this wide, in iterations a second."""
+    return median(
+        event.iterations_per_second for event in events if isinstance(event, ProgressEvent) and event.width == width
+    )

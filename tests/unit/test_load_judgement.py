@@ -47,11 +47,12 @@ def progress(sequence: int, iteration: int, pace: float, attempt: int = 1) -> Pr
 HISTORY: list[AnyEvent] = [
     state(1, JobState.QUEUED, attempt=0),
     state(2, JobState.RUNNING),
-    progress(3, 12, pace=2.0),
-    state(4, JobState.RUNNING, attempt=2, from_iteration=5),
-    progress(5, 9, pace=4.0, attempt=2),
-    state(6, JobState.RUNNING, attempt=3, from_iteration=9),
-    state(7, JobState.CANCELLED, attempt=3),
+    progress(3, 11, pace=2.0),
+    progress(4, 12, pace=0.1),  # frozen meanwhile
+    state(5, JobState.RUNNING, attempt=2, from_iteration=5),
+    progress(6, 9, pace=4.0, attempt=2),
+    state(7, JobState.RUNNING, attempt=3, from_iteration=9),
+    state(8, JobState.CANCELLED, attempt=3),
 ]
 
 
@@ -81,5 +82,5 @@ def test_gaps_repeats_and_second_endings_are_seen():
     assert ended_once(HISTORY)
     assert not is_gapless(HISTORY[:2] + HISTORY[3:])
     assert not is_gapless([*HISTORY[:3], HISTORY[2], *HISTORY[3:]])
-    assert not ended_once([*HISTORY, state(8, JobState.CANCELLED)])
+    assert not ended_once([*HISTORY, state(9, JobState.CANCELLED)])
     assert not ended_once(HISTORY[:-1])
