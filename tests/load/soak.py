@@ -26,9 +26,9 @@ WARM_UP = 0.25  # the share of the run that is not judged
 CLIENTS = 2
 JOBS_AT_ONCE = 2
 FLAT_PERCENT = 5.0  # of the resident size, in an hour
-FLAT_ERRORS = 3.0  # a slope within so many standard errors of none is none
 FEW = 3  # files or threads more, which a connection that comes back may cost
 STORE_GROWTH = 1.1
+SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
 RETENTION = {"NST_RETENTION_HOURS": "0.03"}
 
 
@@ -105,7 +105,7 @@ def _add_memory(table: Table, samples: Sequence[Sample]) -> None:
         sizes = by_minute([(sample.seconds, sample.resident[name] / MIB) for sample in samples])
         found = trend([(seconds / 3600, size) for seconds, size in sizes])
         table.add(f"{name}: memory (MiB)", found.mean)
-        flat = found.slope <= max(FLAT_ERRORS * found.error, FLAT_PERCENT / 100 * found.mean)
+        flat = found.at_most(FLAT_PERCENT / 100 * found.mean)
         table.add(f"{name}: growth (MiB/h, % of it)", _growth(found), f"at most {FLAT_PERCENT:g} %", flat)
 
 
@@ -137,6 +137,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="How long, its first quarter as a warm-up.")
     parser.add_argument("--seed", type=int, default=1, help="Of the jobs.")
     arguments = parser.parse_args()
+    if arguments.minutes < SHORTEST_MINUTES:
+        parser.error(f"--minutes: at least {SHORTEST_MINUTES:g}, or nothing can be told")
     return finish("soak", lambda folder: asyncio.run(run(arguments.minutes, arguments.seed, folder)))
 
 

@@ -26,6 +26,12 @@ class Trend:
     slope: float
     error: float
 
+    def at_most(self, limit: float) -> bool | None:
+        """Whether the slope is no steeper; None where two standard errors leave both open."""
+        if self.slope + 2 * self.error <= limit:
+            return True
+        return False if self.slope - 2 * self.error > limit else None
+
 
 def trend(points: Points) -> Trend:
     """The least-squares line through at least one point."""

@@ -1,47 +1,32 @@
 """The judges of tests/load see what is wrong: growth, gaps, second endings, work done again."""
 
-from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
 from histories import Resume, ended_once, is_gapless, resumes
 from trend import by_minute, thirds, trend
 
-from nst_client import AnyEvent, JobState, ProgressEvent, StateEvent
+from nst.v1 import job_pb2
+from nst_client import AnyEvent, JobState
+from nst_client.decoding import decode_event
 
 
-def state(sequence: int, state: JobState, attempt: int = 1, from_iteration: int = 0) -> StateEvent:
-    return StateEvent(
-        job_id="job",
-        sequence=sequence,
-        time=datetime(2026, 1, 1, tzinfo=UTC),
-        attempt=attempt,
-        job_state=state,
-        state=state,
-        reason="",
-        from_iteration=from_iteration,
-    )
+def state(sequence: int, state: JobState, attempt: int = 1, from_iteration: int = 0) -> AnyEvent:
+    change = job_pb2.StateChange(state=job_pb2.JobState.ValueType(state), from_iteration=from_iteration)
+    return event(sequence, state, attempt, state=change)
 
 
-def progress(sequence: int, iteration: int, pace: float, attempt: int = 1) -> ProgressEvent:
-    return ProgressEvent(
-        job_id="job",
-        sequence=sequence,
-        time=datetime(2026, 1, 1, tzinfo=UTC),
-        attempt=attempt,
-        job_state=JobState.RUNNING,
-        iteration=iteration,
-        iterations=100,
-        scale=1,
-        scales=1,
-        width=8,
-        height=8,
-        total_loss=1.0,
-        losses={},
-        iterations_per_second=pace,
-        seconds_left=1.0,
-        undone=0,
-    )
+def progress(sequence: int, iteration: int, pace: float, attempt: int = 1) -> AnyEvent:
+    told = job_pb2.Progress(iteration=iteration, width=8, height=8, iterations_per_second=pace)
+    return event(sequence, JobState.RUNNING, attempt, progress=told)
+
+
+def event(sequence: int, state: JobState, attempt: int, **kind: Any) -> AnyEvent:
+    message = job_pb2.JobEvent(sequence=sequence, attempt=attempt, job_state=job_pb2.JobState.ValueType(state), **kind)
+    decoded = decode_event(message)
+    assert decoded is not None
+    return decoded
 
 
 HISTORY: list[AnyEvent] = [
@@ -65,6 +50,13 @@ def test_a_line_has_the_slope_and_the_error_of_least_squares():
     assert found.slope == pytest.approx(slope)
     assert found.error == pytest.approx(covariance[0, 0] ** 0.5)
     assert found.mean == pytest.approx(ys.mean())
+
+
+def test_a_trend_that_cannot_be_told_is_not_called_flat():
+    assert trend([(0, 1.0), (1, 1.0), (2, 1.0)]).at_most(0.1) is True
+    assert trend([(0, 1.0), (1, 2.0), (2, 3.0)]).at_most(0.1) is False
+    assert trend([(0, 1.0), (1, 3.0), (2, 1.0)]).at_most(0.1) is None
+    assert trend([(0, 1.0)]).at_most(0.1) is None
 
 
 def test_samples_are_taken_together_by_minute_and_in_thirds():
