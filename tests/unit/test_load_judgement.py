@@ -22,8 +22,9 @@ def progress(sequence: int, iteration: int, pace: float, attempt: int = 1) -> An
     return event(sequence, JobState.RUNNING, attempt, progress=told)
 
 
-def event(sequence: int, state: JobState, attempt: int, **kind: Any) -> AnyEvent:
-    message = job_pb2.JobEvent(sequence=sequence, attempt=attempt, job_state=job_pb2.JobState.ValueType(state), **kind)
+def event(sequence: int, job_state: JobState, attempt: int, **kind: Any) -> AnyEvent:
+    number = job_pb2.JobState.ValueType(job_state)
+    message = job_pb2.JobEvent(sequence=sequence, attempt=attempt, job_state=number, **kind)
     decoded = decode_event(message)
     assert decoded is not None
     return decoded
