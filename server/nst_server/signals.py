@@ -34,5 +34,5 @@ async def unless(stop: asyncio.Event, work: Awaitable[T]) -> T:
     if working.done():
         return working.result()
     working.cancel()
-    await asyncio.wait({working})
+    await asyncio.gather(working, return_exceptions=True)  # whatever it ends with is nobody's concern any more
     raise Stopped

@@ -1,0 +1,21 @@
+"""Short runs of tests/load: processes die, stop and are restarted under jobs, and nothing is lost."""
+
+from pathlib import Path
+
+import chaos
+import drain
+
+
+async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
+    # Of this seed both kinds of server are killed and frozen, and a client is cut off; nats-server is killed elsewhere.
+    little = chaos.Chaos(seed=76, jobs=8, faults=5, pause=1.5, freeze_seconds=5.0, largest=64, longest=30)
+    table = await chaos.run(little, tmp_path)
+    table.show()
+    assert not table.broken
+
+
+async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: Path):
+    little = drain.Drain(seed=2, jobs=6, pause=0.5, largest=64, longest=40, model_servers=1)
+    table = await drain.run(little, tmp_path)
+    table.show()
+    assert not table.broken

@@ -1,0 +1,146 @@
+"""Small jobs without end: whether memory, open files, threads and the job store stay as they are.
+
+python tests/load/soak.py --minutes 20
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from time import monotonic
+
+import psutil
+from clients import LoadClient
+from cluster import Cluster, running_cluster
+from jobs import Work
+from table import Table, finish
+from trend import Trend, by_minute, thirds, trend
+
+MIB = 2**20
+SAMPLE_SECONDS = 5.0
+WARM_UP = 0.25  # the share of the run that is not judged
+CLIENTS = 2
+JOBS_AT_ONCE = 2
+FLAT_PERCENT = 5.0  # of the resident size, in an hour
+FEW = 3  # files or threads more, which a connection that comes back may cost
+STORE_GROWTH = 1.1
+SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
+RETENTION = {"NST_RETENTION_HOURS": "0.03"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything at one moment, by process and by stream."""
+
+    seconds: float
+    resident: dict[str, int]
+    files: dict[str, int]
+    threads: dict[str, int]
+    store: dict[str, int]
+
+
+async def run(minutes: float, seed: int, folder: Path) -> Table:
+    """Soaks a cluster with its files in `folder` for so long; what it found."""
+    rng = Random(seed)
+    table = Table("soak", f"Soak, {minutes:g} minutes", details={"minutes": minutes, "seed": seed})
+    async with running_cluster(folder, environment=RETENTION) as cluster, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
+            for number in range(CLIENTS)
+        ]
+        counts = [0] * (CLIENTS * JOBS_AT_ONCE)
+        tasks = [asyncio.create_task(_work(clients[slot % CLIENTS], rng, slot, counts)) for slot in range(len(counts))]
+        samples = await _sampled(cluster, 60 * minutes, tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    table.add("jobs", sum(counts))
+    table.add("jobs a minute", sum(counts) / minutes)
+    judged = [sample for sample in samples if sample.seconds >= WARM_UP * 60 * minutes]
+    _add_memory(table, judged)
+    _add_counts(table, judged)
+    _add_store(table, judged)
+    table.details["samples"] = [vars(sample) for sample in samples]
+    return table
+
+
+async def _work(client: LoadClient, rng: Random, slot: int, counts: list[int]) -> None:
+    """One job after the other, each deleted once its result is there."""
+    while True:
+        work = Work("china", ("tissue",), 64, rng.randrange(3, 9), "lbfgs", strength=round(rng.random(), 6))
+        job = await client.create(work, f"{slot}-{counts[slot]}")
+        async for _ in job.events():
+            pass
+        await job.result()
+        await client.sdk.delete_job(job.id)
+        counts[slot] += 1
+
+
+async def _sampled(cluster: Cluster, seconds: float, tasks: Sequence[asyncio.Task[None]]) -> list[Sample]:
+    start = monotonic()
+    samples = []
+    while (now := monotonic() - start) < seconds:
+        processes = {member.name: psutil.Process(member.pid) for member in cluster.members}
+        samples.append(
+            Sample(
+                seconds=now,
+                resident={name: process.memory_info().rss for name, process in processes.items()},
+                files={name: process.num_fds() for name, process in processes.items()},
+                threads={name: process.num_threads() for name, process in processes.items()},
+                store={name: stream.bytes for name, stream in (await cluster.store()).items()},
+            )
+        )
+        done, _ = await asyncio.wait(tasks, timeout=SAMPLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # a client gives up: so does the soak
+    return samples
+
+
+def _add_memory(table: Table, samples: Sequence[Sample]) -> None:
+    for name in samples[0].resident:
+        sizes = by_minute([(sample.seconds, sample.resident[name] / MIB) for sample in samples])
+        found = trend([(seconds / 3600, size) for seconds, size in sizes])
+        table.add(f"{name}: memory (MiB)", found.mean)
+        flat = found.at_most(FLAT_PERCENT / 100 * found.mean)
+        table.add(f"{name}: growth (MiB/h, % of it)", _growth(found), f"at most {FLAT_PERCENT:g} %", flat)
+
+
+def _growth(found: Trend) -> str:
+    percent = 100 * found.slope / found.mean
+    return f"{found.slope:+.2f} ± {found.error:.2f}, {percent:+.2f} %"
+
+
+def _add_counts(table: Table, samples: Sequence[Sample]) -> None:
+    for name in samples[0].files:
+        for kind, counts in (
+            ("open files", [sample.files[name] for sample in samples]),
+            ("threads", [sample.threads[name] for sample in samples]),
+        ):
+            first, last = thirds(counts)
+            kept = max(last) <= max(first) + FEW
+            table.add(f"{name}: most {kind}, first and last third", f"{max(first)}, {max(last)}", "alike", kept)
+
+
+def _add_store(table: Table, samples: Sequence[Sample]) -> None:
+    for name in samples[0].store:
+        first, last = thirds([sample.store[name] / MIB for sample in samples])
+        kept = max(last) <= max(STORE_GROWTH * max(first), 1.0)
+        table.add(f"{name}: most MiB, first and last third", f"{max(first):.2f}, {max(last):.2f}", "alike", kept)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0, help="How long, its first quarter as a warm-up.")
+    parser.add_argument("--seed", type=int, default=1, help="Of the jobs.")
+    arguments = parser.parse_args()
+    if arguments.minutes < SHORTEST_MINUTES:
+        parser.error(f"--minutes: at least {SHORTEST_MINUTES:g}, or nothing can be told")
+    return finish("soak", lambda folder: asyncio.run(run(arguments.minutes, arguments.seed, folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
