@@ -133,10 +133,11 @@ class FourierPreconditioner:
     def __init__(self, shape: torch.Size, device: torch.device) -> None:
         self._shape = shape
         height, width = shape[-2:]
-        vertical = torch.fft.fftfreq(height, device=device)[:, None]
-        horizontal = torch.fft.rfftfreq(width, device=device)[None, :]
+        # Not made on the device: on `meta` that loads torch's compiler.
+        vertical = torch.fft.fftfreq(height)[:, None]
+        horizontal = torch.fft.rfftfreq(width)[None, :]
         frequency = torch.hypot(vertical, horizontal)
-        self._gain = frequency.clamp(min=1.0 / max(height, width)) ** -FREQUENCY_EXPONENT
+        self._gain = (frequency.clamp(min=1.0 / max(height, width)) ** -FREQUENCY_EXPONENT).to(device)
 
     def __call__(self, flat: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(flat.view(self._shape))

@@ -36,7 +36,9 @@ def working_bytes(
     """
     size = scale.height, scale.width
     parametrization = make_parametrization(options, size, META)
-    parameters = parametrization.of(torch.empty(1, 3, *size, device=META))
+    parameters = torch.empty(1, 3, *size, device=META)
+    if options.parametrization == "network":  # the others have a number for each of the picture's
+        parameters = parametrization.of(parameters)
     optimizer = make_optimizer(options, parameters.shape, META, memory_budget)
     held = material.nbytes + COPIES * parameters.nbytes + optimizer.nbytes + parametrization.nbytes
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]

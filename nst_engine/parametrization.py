@@ -78,11 +78,12 @@ class Fourier:
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
         self._size = size
         height, width = size
-        vertical = torch.fft.fftfreq(height, device=device)[:, None]
-        horizontal = torch.fft.fftfreq(width, device=device)[None, :]
+        # Not made on the device: on `meta` that loads torch's compiler.
+        vertical = torch.fft.fftfreq(height)[:, None]
+        horizontal = torch.fft.fftfreq(width)[None, :]
         frequency = torch.hypot(vertical, horizontal)
         weights = 1.0 / frequency.clamp(min=1.0 / max(height, width))
-        self._weights = weights / weights.square().mean().sqrt()
+        self._weights = (weights / weights.square().mean().sqrt()).to(device)
 
     @property
     def nbytes(self) -> int:

@@ -39,6 +39,7 @@ def progress(iteration: int, scale: int, loss: float) -> ProgressEvent:
         iterations_per_second=1.0,
         seconds_left=0.0,
         undone=0,
+        control_version=0,
     )
 
 

@@ -41,6 +41,8 @@ VALUES = {
     FieldDescriptor.TYPE_BYTES: files,
     FieldDescriptor.TYPE_DOUBLE: st.sampled_from([0.0, 0.5, 1.0, 2.0]) | st.floats(),
     FieldDescriptor.TYPE_ENUM: st.integers(0, 4) | st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: st.integers(-5, 70) | st.integers(-(2**63), 2**63 - 1),
     FieldDescriptor.TYPE_STRING: texts,
     FieldDescriptor.TYPE_UINT32: counts,
     FieldDescriptor.TYPE_UINT64: counts | st.integers(0, 2**64 - 1),

@@ -1,18 +1,14 @@
 """What the store keeps of each tenant, on a real nats-server."""
 
-import asyncio
 import contextlib
 
 import pytest
 
-from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.config import GatewaySettings
 from nst_server.gateway import quotas
 from nst_server.gateway.errors import Refusal
 from nst_server.gateway.quotas import PictureQuota, RequestRates
-from nst_server.jobs import records as records_module
 from nst_server.jobs.blobs import CHUNK_BYTES, BlobNotFound, PictureStore
-from nst_server.jobs.records import Records
 
 
 def pictures(backbone, tenant: str) -> PictureStore:
@@ -120,28 +116,3 @@ def taken(rates: RequestRates, tenant: str, calls: int) -> int:
             rates.count(tenant)
             count += 1
     return count
-
-
-async def _allowed(record: JobRecord) -> None:
-    return
-
-
-async def test_records_are_read_in_batches_as_they_stand(backbone, monkeypatch):
-    monkeypatch.setattr(records_module, "BATCH", 7)
-    records = Records(backbone, patience=5)
-    assert [record async for record in records.all()] == []
-    await asyncio.gather(*(records.create(JobRecord(job_id=f"job{number}")) for number in range(30)))
-
-    def change(record: JobRecord) -> None:
-        record.tenant = "changed"
-
-    for number in range(0, 30, 3):
-        await records.update(f"job{number}", change)
-    for number in (1, 29):
-        await records.remove(f"job{number}", _allowed)
-    found = {record.job_id: record.tenant async for record in records.all()}
-    expected = {f"job{number}": "" if number % 3 else "changed" for number in range(30)}
-    del expected["job1"], expected["job29"]
-    assert found == expected
-    await records.create(JobRecord(job_id="job1"))
-    assert "job1" in {record.job_id async for record in records.all()}
