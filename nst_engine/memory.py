@@ -55,12 +55,8 @@ def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: 
     """
     network = backbone.network
     numbers = {tap: network.channels(tap) / network.stride(tap) ** 2 for tap in network.taps}
-    content_taps, style_taps = (
-        [tap for tap, weight in layers.items() if weight > 0]
-        for layers in (options.content_layers, options.style_layers)
-    )
-    total = sum(numbers[tap] for tap in content_taps) * content * backbone.dtype.itemsize
-    for tap in style_taps:
+    total = sum(numbers[tap] for tap in options.content_layers) * content * backbone.dtype.itemsize
+    for tap in options.style_layers:
         if make_statistic(options).additive:
             total += (len(styles) + 1) * network.channels(tap) ** 2 * torch.float32.itemsize
         else:

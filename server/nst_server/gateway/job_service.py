@@ -14,7 +14,6 @@ from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.records import JobNotFound
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
@@ -88,10 +87,7 @@ async def own_job(commands: JobCommands, job_id: str, context: Context) -> job_p
     """
     if not (0 < len(job_id) <= 64 and job_id.isalnum() and job_id.isascii()):
         raise invalid("job_id", "is empty or malformed: give the id that CreateJob returned")
-    job = await commands.get(job_id)
-    if job.tenant != tenant(context):
-        raise JobNotFound(job_id)
-    return job
+    return await commands.get(job_id, tenant(context))
 
 
 def _position(record: JobRecord) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_request_id, images_of
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
-from nst_server.jobs.commands import JobCommands, JobEnded
+from nst_server.jobs.commands import JobCommands, JobEnded, NotWaiting
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class StylizeStreams:
             kind = request.WhichOneof("message")
             if kind == "update":
                 self._specs.check_update(job, request.update)
-                with contextlib.suppress(JobEnded):
+                with contextlib.suppress(JobEnded, NotWaiting):  # it was quicker
                     await self._commands.update(job.job_id, request.update)
             elif kind == "cancel":
                 await self._commands.cancel(job.job_id)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import time
+from functools import partial
 from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -125,13 +126,15 @@ class JobCommands:
             raise RequestReused(record.request_id)
         return await self.describe(record)
 
-    async def get(self, job_id: str) -> job_pb2.Job:
+    async def get(self, job_id: str, tenant: str | None = None) -> job_pb2.Job:
         """The job as it stands.
 
         Raises:
-            JobNotFound: there is no such job.
+            JobNotFound: there is no such job, or another than the given tenant made it.
         """
         record = await self.records.get(job_id)
+        if tenant is not None and record.tenant != tenant:
+            raise JobNotFound(job_id)
         await self._note_use(record)
         return await self.describe(record)
 
@@ -196,7 +199,8 @@ class JobCommands:
             record.control.version += 1
 
         record = await self.records.update(record.job_id, change)
-        await self._write_state(record.job_id, job_pb2.JOB_STATE_PAUSED, "paused before it ran")
+        paused = partial(_state_if, job_pb2.JOB_STATE_PAUSED, "paused before it ran", paused=True)
+        await self._unheld.write(record.job_id, paused)
         return record
 
     async def _resume(self, record: JobRecord) -> JobRecord:
@@ -211,7 +215,8 @@ class JobCommands:
 
         record = await self.records.update(record.job_id, change)
         if record.ticket == ticket:
-            await self._write_state(record.job_id, job_pb2.JOB_STATE_QUEUED, "resumed")
+            queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
+            await self._unheld.write(record.job_id, queued)
             await self._tickets.wake(record.tenant, record.spec.priority)
         else:
             await self._tickets.remove(ticket)
@@ -254,6 +259,13 @@ class JobCommands:
 def derive_job_id(tenant: str, request_id: str) -> str:
     """The job's name: the same request makes the same one, so that two tries cannot make two jobs."""
     return hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()[:32]
+
+
+def _state_if(
+    state: "job_pb2.JobState.ValueType", reason: str, record: JobRecord, *, paused: bool
+) -> job_pb2.JobEvent | None:
+    """The change of state, unless somebody else has paused or resumed the job since."""
+    return state_event(record, state, reason) if record.control.paused == paused else None
 
 
 def _now() -> Timestamp:

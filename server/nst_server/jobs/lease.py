@@ -41,6 +41,10 @@ class Superseded(Exception):
     """A later attempt has taken the job, or it has ended."""
 
 
+class _CancelWanted(Exception):
+    """The client has cancelled the job, and nobody else will end it."""
+
+
 class _StillWanted(Exception):
     """The client has taken the pause back."""
 
@@ -154,6 +158,7 @@ class Lease:
         self.attempt = record.lease.attempt
         self.last: Stored | None = None
         self._message = message
+        self._leaving = False
         self._checkpoints_written = 0
         self._latest_progress: job_pb2.Progress | None = None
 
@@ -186,9 +191,16 @@ class Lease:
 
         await self._update(change)
 
-    def redelivered(self, message: Msg) -> None:
-        """The queue gave the same job's ticket to this server again: the newer message counts."""
+    def redelivered(self, message: Msg) -> bool:
+        """The queue gave this server the job's ticket again: the newer message counts.
+
+        Returns:
+            False when it is another ticket of the job, or the job is being let go: it is not this attempt's.
+        """
+        if self._leaving or message.metadata.sequence.stream != self._message.metadata.sequence.stream:
+            return False
         self._message = message
+        return True
 
     async def keep_alive(self) -> None:
         """Extends the lease until cancelled."""
@@ -279,6 +291,7 @@ class Lease:
 
     async def pause_or_hand_back(self) -> None:
         """Lets the job go until its client resumes it; if that has happened already, to go on at once."""
+        self._leaving = True
 
         def change(record: JobRecord) -> None:
             if not record.control.paused:
@@ -300,24 +313,33 @@ class Lease:
 
     async def hand_back(self, reason: str, *, alone: bool = False) -> None:
         """Lets the job go for another model server to continue at once; `alone` if it ran out of memory."""
+        self._leaving = True
         reached = self.reached
 
         def change(record: JobRecord) -> None:
+            if record.control.cancel:
+                raise _CancelWanted
             record.lease.held = False
             if alone:
                 record.lease.alone = True
                 record.lease.furthest = reached
 
-        await self._update(change)
+        try:
+            await self._update(change)
+        except _CancelWanted:
+            await self.cancel()
+            return
         await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
         await self._message.nak()
 
     async def abandon(self) -> None:
         """Leaves the job to another model server, as a loss."""
+        self._leaving = True
         await self._message.nak()
 
     async def close(self) -> None:
         """After the last event: removes what the job no longer needs and takes its ticket away."""
+        self._leaving = True
         last = self.last
         assert last is not None
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.jobs.backbone import Backbone, persistently
@@ -121,11 +121,15 @@ class Records:
             return False
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
+        # Not the bucket's own get, which any replica answers: the fence must not be read from one that lags.
+        get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", f"$KV.{RECORDS}.{job_id}")
         try:
-            entry = await persistently(lambda: self._bucket.get(job_id), seconds=self._patience)
-        except KeyNotFoundError as error:
+            message = await persistently(get, seconds=self._patience)
+        except NotFoundError as error:
             raise JobNotFound(job_id) from error
-        return JobRecord.FromString(entry.value), entry.revision
+        if not message.data or message.seq is None:
+            raise JobNotFound(job_id)
+        return JobRecord.FromString(message.data), message.seq
 
     async def _write(self, record: JobRecord, revision: int) -> None:
         data = record.SerializeToString()

@@ -5,10 +5,13 @@ checkpoint is stored beyond the furthest iteration reached: so one that fails at
 time never clears itself.
 """
 
+import time
+
 from google.rpc import code_pb2
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
+from nst_server.jobs.deadlines import is_overdue
 
 
 class MustRunAlone(Exception):
@@ -27,7 +30,8 @@ def is_quarantined(record: JobRecord, max_lost_attempts: int) -> bool:
 
 def needs_server_to_itself(record: JobRecord, max_lost_attempts: int) -> bool:
     """Whether it is suspected, and is to run at all."""
-    ends = record.control.cancel or record.control.paused or is_quarantined(record, max_lost_attempts)
+    quarantined = is_quarantined(record, max_lost_attempts)
+    ends = record.control.cancel or record.control.paused or quarantined or is_overdue(record, time.time())
     return is_suspected(record) and not ends
 
 

@@ -23,10 +23,10 @@ class UnheldJobs:
         self._tickets = TicketQueue(backbone, patience=patience)
         self._checkpoints = CheckpointStore(backbone, patience=patience)
 
-    async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent]) -> None:
+    async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent | None]) -> None:
         """Appends a change of state, unless a model server works on the job, which will write it itself.
 
-        Nothing is written to a job that has ended or is in that state already.
+        Nothing is written to a job that has ended or is in that state already, or when there is no event to make.
 
         Raises:
             JobNotFound: there is no such job.
@@ -36,6 +36,8 @@ class UnheldJobs:
             last = await self._events.last(job_id)
             record = await self._records.get(job_id)
             event = make_event(record)
+            if event is None:
+                return
             if record.lease.held or last is None or last.final or last.event.job_state == event.job_state:
                 return
             with contextlib.suppress(HistoryMoved):

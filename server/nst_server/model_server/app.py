@@ -31,6 +31,7 @@ from nst_server.signals import Stopped, stop_requested, unless
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
+OTHER_TICKET_SECONDS = 0.2
 SHUTTING_DOWN = "the model server is shutting down"
 
 
@@ -74,7 +75,11 @@ class ModelServerProcess:
         if self._tasks:
             # While NATS is away nothing can be handed back; the leases then run out.
             await asyncio.wait(self._tasks, timeout=self._settings.hand_back_seconds)
-        await self._runner.stop()
+        try:
+            await asyncio.wait_for(self._runner.stop(), self._settings.hand_back_seconds)
+        except TimeoutError:
+            log.critical("an iteration does not end within hand_back_seconds, ending")
+            os._exit(os.EX_SOFTWARE)
         with suppress(Exception):
             await self._backbone.servers.delete(self.name)
 
@@ -84,11 +89,12 @@ class ModelServerProcess:
             job_id = Ticket.FromString(message.data).job_id
             if job_id in self._running:
                 # The lease ran out while NATS was away, and this server still works on the job.
-                self._running[job_id].lease.redelivered(message)
+                if not self._running[job_id].lease.redelivered(message):
+                    await _put_back(message, OTHER_TICKET_SECONDS)
                 continue
             if not self._rank([Flow.of(message.subject)]):
                 # It was asked for before memory became short, or a suspect came.
-                await message.nak()
+                await _put_back(message)
                 continue
             claimed = asyncio.Event()
             task = asyncio.create_task(self._work(leases, message, claimed))
@@ -133,11 +139,12 @@ class ModelServerProcess:
                 job.drain("makes way for a job that has to run alone")
         waiting = asyncio.create_task(self._keep(message))
         try:
-            await asyncio.wait(self._tasks - {asyncio.current_task()})
+            if others := self._tasks - {asyncio.current_task()}:
+                await asyncio.wait(others)
         finally:
             waiting.cancel()
         if self._draining:
-            await message.nak()
+            await _put_back(message)
             return None
         return await leases.claim(message)
 
@@ -182,6 +189,11 @@ class ModelServerProcess:
                 await self._backbone.servers.put(self.name, announcement.SerializeToString())
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))
             await asyncio.sleep(ANNOUNCE_SECONDS)
+
+
+async def _put_back(message: Msg, delay: float | None = None) -> None:
+    with suppress(*TRANSIENT):  # it comes back by itself when its lease runs out
+        await message.nak(delay)
 
 
 async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:

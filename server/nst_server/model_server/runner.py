@@ -92,6 +92,8 @@ class Runner:
         """Applies weights (the arguments of `Session.update`) before the next iteration."""
 
         def order() -> None:
+            if control_version <= seat.control_version:
+                return  # a later one was quicker
             if seat.session is None:
                 seat.when_made = order
                 return

@@ -5,12 +5,13 @@ import asyncio
 import pytest
 from google.rpc import code_pb2
 
-from nst.internal.v1.job_record_pb2 import Checkpoint
+from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
 from nst_server.jobs import lease as lease_module
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Lease, Leases, Superseded
+from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
 
@@ -377,3 +378,44 @@ async def test_a_vanished_consumer_does_not_keep_a_job_with_a_dead_holder(
     assert (heir.attempt, heir.record.lease.lost_attempts) == (2, 1)
     with pytest.raises(Superseded):
         await dead.append(progress(1))
+
+
+async def test_another_ticket_of_the_job_is_not_taken_for_the_attempts_own(commands, leases, tickets, backbone):
+    job = await commands.create("request", "tenant", job_pb2.JobSpec(priority=job_pb2.PRIORITY_INTERACTIVE), "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.refresh()
+    own = lease._message
+    queue = TicketQueue(backbone, patience=5)
+    await queue.put(job.job_id, "tenant", job_pb2.PRIORITY_INTERACTIVE)
+    other = await asyncio.wait_for(tickets.next(list), 10)
+    assert not lease.redelivered(other)
+    assert lease.redelivered(own)
+    await lease.pause_or_hand_back()
+    assert not lease.redelivered(own)
+
+
+async def test_a_pause_that_a_resume_has_overtaken_writes_nothing(commands, monkeypatch):
+    job = await commands.create("request", "tenant", job_pb2.JobSpec(priority=job_pb2.PRIORITY_INTERACTIVE), "")
+    write = commands._unheld.write
+
+    async def late(job_id, make_event):
+        monkeypatch.undo()
+        await commands.update(job_id, job_pb2.JobUpdate(paused=False))
+        await write(job_id, make_event)
+
+    monkeypatch.setattr(commands._unheld, "write", late)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    record = await commands.records.get(job.job_id)
+    assert not record.control.paused
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_QUEUED
+    info = await commands._backbone.jetstream.get_msg("NST_TICKETS", record.ticket.stream_sequence)
+    assert Ticket.FromString(info.data).job_id == job.job_id
+
+
+async def test_a_job_that_is_cancelled_while_it_is_handed_back_ends(commands, leases, tickets):
+    job = await commands.create("request", "tenant", job_pb2.JobSpec(priority=job_pb2.PRIORITY_INTERACTIVE), "")
+    lease = await claimed(leases, tickets)
+    await commands.cancel(job.job_id)
+    await lease.hand_back("the model server is shutting down")
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED

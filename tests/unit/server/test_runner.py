@@ -220,3 +220,13 @@ async def test_it_is_told_for_how_long_a_turn_takes(place):
     place.engine.gate.set()
     await steps(seat, 20)
     assert place.runner.turn_seconds < 0.2
+
+
+async def test_the_later_of_two_changes_counts(place):
+    session = Session()
+    seat = place.admit(session)
+    await steps(seat, 1)
+    place.runner.steer(seat, {"strength": 0.75}, 8)
+    place.runner.steer(seat, {"strength": 0.25}, 7)
+    await first(seat, lambda item: item.control_version == 8)
+    assert session.given == [{"strength": 0.75}]
