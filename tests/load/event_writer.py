@@ -9,6 +9,7 @@ from nst.v1 import image_pb2, job_pb2
 from nst_engine.options import StylizeOptions
 from nst_server.gateway.calls import DEFAULT_TENANT
 from nst_server.jobs.backbone import Backbone, connect
+from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import PreviewStore
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Lease, Leases
@@ -71,7 +72,7 @@ async def _run(lease: Lease, previews: PreviewStore, rng: random.Random, stop: a
         iteration += 1
         await lease.append(_progress(iteration))
         if iteration % PROGRESS_PER_PREVIEW == first_preview:
-            digest = await previews.put(rng.randbytes(PREVIEW_BYTES))
+            digest = await previews.put(incarnation(lease.record), rng.randbytes(PREVIEW_BYTES))
             preview = job_pb2.Preview(iteration=iteration, reference=image_pb2.ImageReference(sha256=digest))
             await lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
     keeping.cancel()
