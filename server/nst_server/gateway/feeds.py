@@ -58,9 +58,9 @@ class _Feed:
         """Takes a republished event; a gap before it is filled from the store."""
         event = job_pb2.JobEvent.FromString(message.data)
         stored = Stored(event, int((message.headers or {})["Nats-Sequence"]))
-        if not self.tail or event.sequence == self.tail[-1].event.sequence + 1:
+        if event.sequence == self.end + 1:
             self._take([stored])
-        elif event.sequence > self.tail[-1].event.sequence:
+        elif event.sequence > self.end:
             with contextlib.suppress(BackboneUnavailable):
                 await self.catch_up()
 

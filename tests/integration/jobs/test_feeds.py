@@ -69,6 +69,16 @@ async def test_watchers_that_come_together_read_the_history_once(backbone, event
     assert backbone.nats.stats["out_msgs"] - before < 60
 
 
+async def test_watchers_that_come_near_the_end_of_a_running_job_do_not_read_its_history_again(backbone, events, feeds):
+    last = await append(events, None, 600)
+    before = backbone.nats.stats["out_msgs"]
+    watchers = [asyncio.create_task(watched(feeds, after=590)) for _ in range(20)]
+    appended = 20
+    await append(events, last, appended, end=True)  # some are heard while the feed opens
+    assert await asyncio.gather(*watchers) == [list(range(591, 622))] * 20
+    assert backbone.nats.stats["out_msgs"] - before < 150 + appended
+
+
 async def test_where_an_event_is_lost_the_history_goes_on(backbone, events):
     last = await append(events, None, 4)
     await append(events, last, 300, end=True)
