@@ -84,7 +84,7 @@ class TicketQueue:
         headers = {Header.MSG_ID.value: uuid4().hex}
         publish = partial(self._jetstream.publish, flow.subject, ticket.SerializeToString())
         try:
-            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience)
+            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience, stream=TICKETS)
         except StoreFull as error:
             raise TenantQueueFull(rules.max_tenant_jobs) if "per subject" in str(error) else QueueFull from error
         ticket.stream_sequence = ack.seq

@@ -45,7 +45,7 @@ class Records:
         """
         data = record.SerializeToString()
         try:
-            await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
+            await self._written(lambda: self._bucket.create(record.job_id, data))
         except (KeyWrongLastSequenceError, KeyNotFoundError) as error:  # the latter: removed again while looked at
             # A write whose answer was lost conflicts with itself when it is tried again.
             if not await self._is_there(record):
@@ -135,4 +135,7 @@ class Records:
         data = record.SerializeToString()
         # A write whose answer was lost conflicts with itself when it is tried again, and the change
         # is then applied once more: a number may go up by two.
-        await persistently(lambda: self._bucket.update(record.job_id, data, last=revision), seconds=self._patience)
+        await self._written(lambda: self._bucket.update(record.job_id, data, last=revision))
+
+    async def _written(self, write: Callable[[], Awaitable[int]]) -> None:
+        await persistently(write, seconds=self._patience, stream=f"KV_{RECORDS}")

@@ -29,6 +29,17 @@ PICTURES = Blobs("NST_PICTURES", "nst.picture")
 PREVIEWS = Blobs("NST_PREVIEWS", "nst.preview")
 CHECKPOINTS = Blobs("NST_CHECKPOINTS", "nst.checkpoint")
 
+# The settings that say how much a stream holds.
+LIMITS = {
+    TICKETS: "max_queued_jobs",
+    EVENTS: "max_event_bytes",
+    f"KV_{RECORDS}": "max_record_bytes",
+    NOTES: "max_record_bytes",
+    PICTURES.stream: "max_picture_bytes",
+    PREVIEWS.stream: "max_preview_bytes",
+    CHECKPOINTS.stream: "max_checkpoint_bytes",
+}
+
 TICKET_PREFIX = "nst.ticket"
 # The queue's lanes, the more urgent one first.
 LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
