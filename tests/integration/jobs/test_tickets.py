@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +12,7 @@ from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import queue as queue_module
 from nst_server.jobs.backbone import connect
+from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.pulls import Pulls
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.tickets import Flow, TicketSource, make_consumer
@@ -350,20 +351,33 @@ async def test_a_lower_limit_keeps_the_tickets_that_are_there(nats_url):
             await queue.put("5", "a", INTERACTIVE)
 
 
-async def test_consumers_without_tickets_are_removed(backbone, queue, source, monkeypatch):
+async def test_the_keeper_removes_consumers_without_tickets(backbone, store_settings, queue, source, monkeypatch):
+    keepers = Keeper(backbone, store_settings), Keeper(backbone, store_settings)
     for tenant in ("gone", "leased", "waiting", "kept"):
         await put(queue, tenant, tenant)
     messages = {tenant: await taken(source, only(tenant)) for tenant in ("gone", "leased", "kept")}
     for tenant in ("gone", "kept"):
         await messages[tenant].ack_sync(timeout=10)
     monkeypatch.setattr(queue_module, "IDLE_CONSUMERS", 1)
-    assert await queue.tend() == {"interactive": 1, "batch": 0}
+    assert await queue.depths() == {"interactive": 1, "batch": 0}
+    await tended(keepers)
+    assert await tenants_with_consumers(backbone) == {"gone", "leased", "waiting", "kept"}, "nobody has the lock"
+    for keeper in keepers:
+        await keeper.look_at_deadlines()
+    await tended(keepers[1:])
+    assert "gone" in await tenants_with_consumers(backbone), "the other one has it"
+    await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"leased", "waiting", "kept"}
     monkeypatch.setattr(queue_module, "IDLE_CONSUMER_SECONDS", -1.0)
-    await queue.tend()
+    await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"leased", "waiting"}
     await put(queue, "gone", "again")
     assert job_of(await taken(source, only("gone"))) == "again"
+
+
+async def tended(keepers: Iterable[Keeper]) -> None:
+    for keeper in keepers:
+        await keeper.tend_queue()
 
 
 def only(tenant: str):
@@ -381,7 +395,7 @@ async def test_a_consumer_that_gets_a_lease_while_it_is_looked_at_is_not_removed
     (idle,) = await ticket_consumers(backbone.jetstream)
     await put(queue, "a", "second")
     held = await taken(source)
-    await queue._remove_consumer(idle)
+    await queue.remove_consumer(idle)
     (kept,) = await ticket_consumers(backbone.jetstream)
     assert (kept.num_ack_pending, bool(kept.paused)) == (1, False)
     await held.ack_sync(timeout=10)
