@@ -1,6 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from nats.js import JetStreamContext, api
@@ -49,6 +49,9 @@ KEEPER_LOCK_SECONDS = 4.0
 DUPLICATE_SECONDS = 60.0
 PREVIEW_SECONDS = 24 * 3600.0
 CONSUMERS_PER_PAGE = 256
+# A consumer's open requests are answered in the order of their priorities, from 0 to this.
+LAST_PRIORITY = 9
+REQUEST_GROUP = "model-servers"
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,17 @@ async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> Non
     await _ensure_bucket(jetstream, KEEPER, KEEPER_LOCK_SECONDS, settings)
 
 
-def ticket_consumer(name: str, subject: str, rules: QueueRules) -> api.ConsumerConfig:
+@dataclass
+class TicketConsumer(api.ConsumerConfig):
+    """Adds what the library does not know of: whose request for a ticket comes first."""
+
+    priority_groups: list[str] = field(default_factory=lambda: [REQUEST_GROUP])
+    priority_policy: str = "prioritized"
+
+
+def ticket_consumer(name: str, subject: str, rules: QueueRules) -> TicketConsumer:
     """The consumer of one tenant's tickets in one lane."""
-    return api.ConsumerConfig(
+    return TicketConsumer(
         name=name,
         durable_name=name,
         filter_subject=subject,

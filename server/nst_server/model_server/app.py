@@ -44,7 +44,7 @@ class ModelServerProcess:
         self._engine = engine
         self._settings = settings
         self._runner = runner
-        self._tickets = TicketSource(backbone)
+        self._tickets = TicketSource(backbone, lambda: len(self._running))
         self._flows = Flows(parse_weights(settings.tenant_weights))
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -11,6 +11,7 @@ from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import queue as queue_module
+from nst_server.jobs import tickets as tickets_module
 from nst_server.jobs.backbone import connect
 from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.pulls import Pulls
@@ -125,6 +126,67 @@ async def test_idle_servers_share_out_what_comes(queue, source, other):
     assert sorted(job_of(message) for message in await asyncio.gather(*waiting)) == ["first", "second"]
 
 
+@pytest.fixture
+async def busy(nats_url, store_settings):
+    """Of a model server that has jobs."""
+    async with connect(nats_url, "busy", None) as backbone:
+        source = TicketSource(backbone, lambda: 3)
+        await source.open()
+        yield source
+
+
+async def test_a_busy_server_leaves_a_ticket_to_an_idle_one_that_asked_later(backbone, queue, source, busy):
+    await put(queue, "a", "leased")
+    held = await taken(source)
+    keeping = asyncio.create_task(keep([held]))
+    waiting = asyncio.create_task(taken(busy))
+    await waited_on(backbone)
+    for number in range(5):
+        idle = asyncio.create_task(taken(source))
+        await waited_on(backbone, 2)
+        await put(queue, "a", f"job {number}")
+        assert job_of(await idle) == f"job {number}"
+        await idle.result().ack_sync(timeout=10)
+    await put(queue, "a", "last")
+    assert job_of(await waiting) == "last", "nobody else asks"
+    keeping.cancel()
+
+
+async def test_a_busy_server_looks_later_at_a_tenants_first_ticket(queue, source, busy, monkeypatch):
+    monkeypatch.setattr(tickets_module, "YIELD_SECONDS", 1.0)
+    waiting = [asyncio.create_task(taken(one)) for one in (busy, source)]
+    await asyncio.sleep(0.1)  # so that both have looked, in vain
+    await put(queue, "a", "job")
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {waiting[1]}
+    waiting[0].cancel()
+
+
+async def test_a_server_that_has_fewer_jobs_by_now_comes_earlier(backbone, queue, source, busy):
+    jobs = [0] * 9
+    changing = TicketSource(backbone, lambda: len(jobs))
+    await changing.open()
+    await put(queue, "a", "leased")
+    keeping = asyncio.create_task(keep([await taken(source)]))
+    waiting = asyncio.create_task(taken(changing))
+    other = asyncio.create_task(taken(busy))
+    await waited_on(backbone, 2)
+    await put(queue, "a", "first")
+    assert job_of(await other) == "first"
+    jobs.clear()
+    changing.nudge()
+    for number in range(50):
+        other = asyncio.create_task(taken(busy))
+        await waited_on(backbone, 2)
+        await put(queue, "a", f"job {number}")
+        done, _ = await asyncio.wait({waiting, other}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done:
+            break
+    assert waiting in done
+    for task in (other, keeping):
+        task.cancel()
+
+
 async def test_a_ticket_whose_holder_died_comes_by_itself(queue, source, other):
     await put(queue, "a", "job")
     await taken(source)
@@ -216,10 +278,10 @@ async def test_a_consumer_that_vanishes_while_it_is_waited_on_is_made_again(back
     assert job_of(await asyncio.wait_for(waiting, 5)) == "new"
 
 
-async def waited_on(backbone) -> None:
-    """Waits until a request is open with a consumer."""
+async def waited_on(backbone, requests: int = 1) -> None:
+    """Waits until so many requests are open with a consumer."""
     for _ in range(500):
-        if any(consumer.num_waiting for consumer in await ticket_consumers(backbone.jetstream)):
+        if any(consumer.num_waiting == requests for consumer in await ticket_consumers(backbone.jetstream)):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("nobody waits")
