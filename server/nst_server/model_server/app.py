@@ -170,14 +170,15 @@ class ModelServerProcess:
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Stops the process when its device is lost, and ends it when its thread hangs, which nothing else can."""
-        limit = self._settings.stall_seconds
+        stall = self._settings.stall_seconds
         lost = self._runner.device_lost
         while not lost.is_set():
-            if self._runner.turn_seconds > limit:
-                log.critical("an iteration takes longer than stall_seconds, ending", extra={"stall_seconds": limit})
+            if (allowed := self._runner.stuck_after) is not None:
+                told = {"stall_seconds": stall, "allowed_seconds": allowed}
+                log.critical("an iteration takes longer than stall_seconds allows, ending", extra=told)
                 os._exit(os.EX_SOFTWARE)
             with suppress(TimeoutError):
-                await asyncio.wait_for(lost.wait(), min(1.0, limit / 4))
+                await asyncio.wait_for(lost.wait(), min(1.0, stall / 4))
         log.critical("the device is lost, ending")
         stop.set()
 

@@ -104,7 +104,8 @@ class RunningJob:
 
     async def _attempt(self) -> None:
         make = await self._maker()
-        seat = Seat(self.flow, make, self.lease.record.spec.preview.interval, self._applied_version)
+        spec = self.lease.record.spec
+        seat = Seat(self.flow, spec.options.size**2, spec.preview.interval, self._applied_version, make)
         self._runner.admit(seat)
         try:
             await self._follow(seat, Pace())
