@@ -27,8 +27,10 @@ LOW_WATER = 0.5
 class Sweep:
     """A pass at one moment.
 
-    What is stored is listed before the records are read, and ages count from before that. So whatever
-    is listed and has no record has lost it, or was written by somebody who is far too late.
+    What is stored is listed before the records are read, and ages count from before that. Previews and
+    checkpoints are written for jobs that have a record: those that are listed and have none belong to
+    nobody, or were written by somebody who is far too late. Pictures and a job's first event come before
+    the record: those that have none stay while a job may still be made of them.
     """
 
     def __init__(self, backbone: Backbone, settings: StoreSettings, now: float, *, patience: float) -> None:
