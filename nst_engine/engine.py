@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nst_engine import batching, hardware, pictures, weights
 from nst_engine.backbone import Backbone
@@ -26,6 +27,8 @@ from nst_engine.style_cache import StyleCache
 
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
+
+NetworkKey = tuple[str, torch.dtype, str]
 
 WARM_UP_SIZE = 64
 # What is measured of a dozen styles by moments, at any size, takes a tenth of it.
@@ -52,7 +55,7 @@ class Style:
 
 
 class Engine:
-    """Runs stylisations on one device. Not thread-safe: one thread calls it, any thread may read pictures.
+    """Runs stylisations on one device. Not thread-safe: one thread calls it, any may read pictures and `prepare`.
 
     To be fast it keeps the process from returning freed memory to the system; `release_memory` does.
 
@@ -106,7 +109,8 @@ class Engine:
         hardware.keep_freed_memory()
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
-        self._backbones: dict[tuple[str, torch.dtype, str], Backbone] = {}
+        self._backbones: dict[NetworkKey, Backbone] = {}
+        self._prepared: dict[NetworkKey, dict[str, Tensor]] = {}
         self._batch_limit = batch_limit
         self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
@@ -120,6 +124,18 @@ class Engine:
     def available_models(self) -> list[str]:
         """The models whose weights are here, so that no download is needed."""
         return [name for name in NETWORKS if name in self._files or weights.is_cached(name, self._cache_dir)]
+
+    def prepare(self, options: StylizeOptions) -> None:
+        """Fetches and reads the weights that a session with these options needs, so that `start` need not.
+
+        Any thread may call this, beside the one that calls the rest. Nothing is done on the device.
+
+        Raises:
+            WeightsError: the weights cannot be had.
+        """
+        key = self._network_key(options)
+        if key not in self._backbones and key not in self._prepared:
+            self._prepared[key] = self._read_weights(options.model)
 
     def warm_up(self, model: str) -> None:
         """Loads the weights of `model` and runs one small iteration, so that the first job need not wait.
@@ -284,17 +300,20 @@ class Engine:
         )
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
-        dtype, padding = hardware.trunk_dtype(options.precision, self.device), options.chosen_padding
-        key = options.model, dtype, padding
+        key = self._network_key(options)
         if key not in self._backbones:
-            network = NETWORKS[options.model]
-            file = self._files.get(network.name)
-            if file is not None:
-                tensors = weights.read_file(file, network)
-            else:
-                tensors = weights.load(network.name, self._cache_dir)
-            self._backbones[key] = Backbone(network, tensors, self.device, dtype, padding, self._processes)
+            model, dtype, padding = key
+            tensors = self._prepared.get(key) or self._read_weights(model)
+            self._backbones[key] = Backbone(NETWORKS[model], tensors, self.device, dtype, padding, self._processes)
+            self._prepared.pop(key, None)  # not sooner: `prepare` would read them again
         return self._backbones[key]
+
+    def _network_key(self, options: StylizeOptions) -> NetworkKey:
+        return options.model, hardware.trunk_dtype(options.precision, self.device), options.chosen_padding
+
+    def _read_weights(self, model: str) -> dict[str, Tensor]:
+        file = self._files.get(model)
+        return weights.load(model, self._cache_dir) if file is None else weights.read_file(file, NETWORKS[model])
 
 
 def stylize(

@@ -85,8 +85,11 @@ class ModelServerSettings:
     )
     max_lost_attempts: int = setting(2, "A job whose model server dies this often, without it getting on, is failed.")
     stall_seconds: float = setting(
-        300.0, "A model server that is at one iteration for this long ends, and leaves its jobs to others."
+        300.0,
+        "A model server that is at one iteration for this long ends, and leaves its jobs to others; pictures of more "
+        "than a megapixel, and jobs whose iterations have been slow before, are given longer.",
     )
+    weights_seconds: float = setting(600.0, "How long a job waits for a network's weights to be fetched and read.")
     checkpoint_seconds: float = setting(4.0, "Time between checkpoints of a job; up to twice that when they are slow.")
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
     hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.")

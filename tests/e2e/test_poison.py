@@ -59,7 +59,7 @@ def test_a_server_that_hangs_in_an_iteration_ends_and_is_started_again(
         endless = call.create(job_spec(content_path, style_path, size=1024, iterations=2, scales=1))
         last = list(call.watch(endless))[-1]
         assert last.error.reason == "QUARANTINED"
-        (entry,) = server.logged("an iteration takes longer than stall_seconds, ending")
+        (entry,) = server.logged("an iteration takes longer than stall_seconds allows, ending")
         assert entry["stall_seconds"] == 0.5
         tiny = call.create(job_spec(content_path, style_path, size=32, iterations=2))
         assert list(call.watch(tiny))[-1].HasField("result")

@@ -76,7 +76,7 @@ class ListJobsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, the server may return fewer."""
+    """At most this many; 0 means 50, the server may return fewer, even none where there is a next page."""
     page_token: _builtins.str
     """Empty for the first page, else `next_page_token` of the page before."""
     @_builtins.property

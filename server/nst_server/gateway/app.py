@@ -103,7 +103,7 @@ class Gateway:
         return port
 
     async def watch_over(self) -> None:
-        """Keeps health, queue and its depth up to date, for ever."""
+        """Keeps health and the queue's depth up to date, for ever."""
         await asyncio.gather(self._watch_health(), self._watch_queue())
 
     async def _watch_health(self) -> None:
@@ -116,7 +116,7 @@ class Gateway:
 
     async def _watch_queue(self) -> None:
         while True:
-            for lane, depth in (await self._tickets.tend()).items():
+            for lane, depth in (await self._tickets.depths()).items():
                 metrics.QUEUE_DEPTH.labels(lane).set(depth)
             await asyncio.sleep(QUEUE_SECONDS)
 

@@ -137,9 +137,9 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
         lambda error: Refusal(
             code_pb2.RESOURCE_EXHAUSTED,
             "STORE_FULL",
-            "the job store is at one of its limits, max_picture_bytes for pictures: try again later, or delete jobs",
+            f"the job store is full, {error}: try again later, or delete jobs",
             retry_seconds=QUEUE_RETRY_SECONDS,
-            metadata={"limit": "max_picture_bytes"},
+            metadata={"limit": error.limit},  # type: ignore[attr-defined]
         ),
     ),
     (

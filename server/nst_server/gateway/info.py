@@ -1,15 +1,11 @@
 """What this server is: models, model servers, limits and defaults."""
 
 import asyncio
-import contextlib
 import math
-from functools import partial
 from importlib.metadata import version
 
 from google.rpc import code_pb2
-from nats.js.errors import KeyNotFoundError
 
-from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_engine.networks import NETWORKS
@@ -17,8 +13,8 @@ from nst_engine.options import ranges
 from nst_server.config import GatewaySettings, StoreSettings, limits
 from nst_server.gateway.errors import Refusal
 from nst_server.gateway.specs import defaults
-from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
-from nst_server.jobs.topology import SERVERS
+from nst_server.jobs.announcements import announcements
+from nst_server.jobs.backbone import Backbone
 from nst_server.options import options_to_proto
 from nst_server.pictures import PictureLimits
 
@@ -38,8 +34,8 @@ class ServerInfo:
 
     async def describe(self) -> pb.GetServerInfoResponse:
         """The whole answer."""
-        announcements = await self._announcements()
-        available = {model for announcement in announcements for model in announcement.models}
+        alive = await announcements(self._backbone, patience=PATIENCE_SECONDS)
+        available = {model for announcement in alive for model in announcement.models}
         return pb.GetServerInfoResponse(
             version=version("nst-serve"),
             models=[
@@ -52,7 +48,7 @@ class ServerInfo:
                 )
                 for network in NETWORKS.values()
             ],
-            model_servers=[announcement.server for announcement in announcements],
+            model_servers=[announcement.server for announcement in alive],
             limits=self._limits,
             defaults=options_to_proto(defaults(self._settings)),
             ranges={name: pb.Range(minimum=low, maximum=high) for name, (low, high) in ranges().items()},
@@ -68,8 +64,8 @@ class ServerInfo:
         now = asyncio.get_running_loop().time()
         if now - self._found_available.get(model, -math.inf) < AVAILABLE_SECONDS:
             return
-        announcements = await self._announcements()
-        if announcements and not any(model in announcement.models for announcement in announcements):
+        alive = await announcements(self._backbone, patience=PATIENCE_SECONDS)
+        if alive and not any(model in announcement.models for announcement in alive):
             text = f"no model server has the weights of {model}: run `nst weights pull {model}` where they run"
             raise Refusal(
                 code_pb2.FAILED_PRECONDITION,
@@ -78,11 +74,3 @@ class ServerInfo:
                 {"spec.options.model": text},
             )
         self._found_available[model] = now
-
-    async def _announcements(self) -> list[Announcement]:
-        found = []
-        for name in sorted(await bucket_keys(self._backbone, SERVERS, seconds=PATIENCE_SECONDS)):
-            with contextlib.suppress(KeyNotFoundError):
-                entry = await persistently(partial(self._backbone.servers.get, name), seconds=PATIENCE_SECONDS)
-                found.append(Announcement.FromString(entry.value or b""))
-        return found

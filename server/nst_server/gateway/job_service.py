@@ -6,7 +6,6 @@ import binascii
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, job_service_pb2_grpc
 from nst.v1 import job_service_pb2 as pb
 from nst_server.gateway.calls import Context, tenant
@@ -14,6 +13,7 @@ from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.records import Position, position
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
@@ -35,23 +35,21 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         for state in request.states:
             if state not in job_pb2.JobState.values() or state == job_pb2.JOB_STATE_UNSPECIFIED:
                 raise invalid("states", f"{state} is no state that a job can be in")
-        caller, size = tenant(context), min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
-        records = [record async for record in self._commands.records.all() if record.tenant == caller]
-        records.sort(key=_position, reverse=True)
-        if request.page_token:
-            after = _decoded(request.page_token)
-            records = [record for record in records if _position(record) < after]
+        size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
+        before = _decoded(request.page_token) if request.page_token else None
+        records = await self._commands.records.newest(tenant(context), LARGEST_PAGE, before)
         page: list[job_pb2.Job] = []
         for start in range(0, len(records), DESCRIBED_AT_ONCE):
             some = records[start : start + DESCRIBED_AT_ONCE]
             jobs = await asyncio.gather(*(self._commands.describe(record) for record in some))
-            for index, job in enumerate(jobs, start):
+            for record, job in zip(some, jobs, strict=True):
                 if not request.states or job.state in request.states:
                     page.append(job)
-                if len(page) == size:
-                    token = _encoded(_position(records[index])) if index + 1 < len(records) else ""
-                    return pb.ListJobsResponse(jobs=page, next_page_token=token)
-        return pb.ListJobsResponse(jobs=page)
+                if len(page) == size and record is not records[-1]:
+                    return pb.ListJobsResponse(jobs=page, next_page_token=_encoded(position(record)))
+        # With as many as were asked for there may be more.
+        token = _encoded(position(records[-1])) if len(records) == LARGEST_PAGE else ""
+        return pb.ListJobsResponse(jobs=page, next_page_token=token)
 
     async def WatchJob(  # type: ignore[override]  # serialised already
         self, request: pb.WatchJobRequest, context: Context
@@ -90,15 +88,11 @@ async def own_job(commands: JobCommands, job_id: str, context: Context) -> job_p
     return await commands.get(job_id, tenant(context))
 
 
-def _position(record: JobRecord) -> tuple[int, str]:
-    return record.create_time.ToNanoseconds(), record.job_id
+def _encoded(place: Position) -> str:
+    return base64.urlsafe_b64encode(f"{place[0]}:{place[1]}".encode()).decode()
 
 
-def _encoded(position: tuple[int, str]) -> str:
-    return base64.urlsafe_b64encode(f"{position[0]}:{position[1]}".encode()).decode()
-
-
-def _decoded(token: str) -> tuple[int, str]:
+def _decoded(token: str) -> Position:
     try:
         time, job_id = base64.urlsafe_b64decode(token.encode()).decode().split(":")
         return int(time), job_id

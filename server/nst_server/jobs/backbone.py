@@ -17,17 +17,20 @@ from nats.js.errors import (
     APIError,
     NoStreamResponseError,
     NotFoundError,
+    ServerError,
     ServiceUnavailableError,
 )
 from nats.js.kv import KeyValue
 
 from nst_server.config import StoreSettings
-from nst_server.jobs.topology import KEEPER, RECORDS, SERVERS, configure
+from nst_server.jobs.topology import KEEPER, LIMITS, RECORDS, SERVERS, configure
 
 log = logging.getLogger(__name__)
 
 WRONG_LAST_SEQUENCE = 10071
-STORE_FULL = (10047, 10077)  # no storage left; a stream at its limit of messages or bytes
+NO_STORAGE = (10023, 10047)  # for a message; for a stream
+STREAM_FULL = 10077  # a stream at its limit of messages or bytes
+STORAGE_LIMIT = "max_file_store"  # NATS's own setting, for all that it stores
 
 REQUEST_SECONDS = 5.0
 START_SECONDS = 60.0
@@ -54,7 +57,12 @@ class BackboneUnavailable(Exception):
 
 
 class StoreFull(Exception):
-    """A stream or bucket is at its limit."""
+    """There is no room left for what was to be written."""
+
+    def __init__(self, limit: str, description: str) -> None:
+        """`limit` is the name of the setting that was reached."""
+        super().__init__(f"{limit}: {description}")
+        self.limit = limit
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,10 @@ class Backbone:
     keeper: KeyValue
 
 
-async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float | None) -> T:
+async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float | None, stream: str = "") -> T:
     """The operation's answer, trying again while NATS is away; it must be safe to repeat.
 
-    `seconds` bounds the trying; None never gives up.
+    `seconds` bounds the trying; None never gives up. `stream` is the one that is written to, if any.
 
     Raises:
         BackboneUnavailable: the bound has passed.
@@ -82,9 +90,13 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
     while True:
         try:
             return await operation()
-        except TRANSIENT as error:
-            if isinstance(error, APIError) and error.err_code in STORE_FULL:
-                raise StoreFull(str(error.description)) from error
+        except (ServerError, *TRANSIENT) as error:
+            if isinstance(error, APIError) and error.err_code in NO_STORAGE:
+                raise StoreFull(STORAGE_LIMIT, str(error.description)) from error
+            if isinstance(error, APIError) and error.err_code == STREAM_FULL:
+                raise StoreFull(LIMITS[stream], str(error.description)) from error
+            if not isinstance(error, TRANSIENT):
+                raise
             if deadline is not None and loop.time() > deadline:
                 raise BackboneUnavailable(f"the job store did not answer within {seconds:g} s") from error
             log.debug("job store away, trying again", extra={"error": repr(error)})

@@ -154,7 +154,9 @@ class BlobStore:
     async def _publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         subject = f"{self._prefix}.{subject}"
         publish = partial(self._jetstream.publish, subject, data)
-        await persistently(lambda: publish(headers={**headers} if headers else None), seconds=self._patience)
+        await persistently(
+            lambda: publish(headers={**headers} if headers else None), seconds=self._patience, stream=self._stream
+        )
 
     async def _last(self, subject: str, *, direct: bool) -> RawStreamMsg | None:
         get = partial(self._jetstream.get_last_msg, self._stream, f"{self._prefix}.{subject}", direct=direct)

@@ -16,7 +16,7 @@ from nst_server.jobs.control import nudge
 from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.queue import TicketQueue
-from nst_server.jobs.records import JobExists, JobNotFound, Records
+from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
 from nst_server.jobs.unheld import UnheldJobs
 
@@ -258,7 +258,8 @@ class JobCommands:
 
 def derive_job_id(tenant: str, request_id: str) -> str:
     """The job's name: the same request makes the same one, so that two tries cannot make two jobs."""
-    return hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()[:32]
+    request = hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()
+    return tenant_digits(tenant) + request[: 32 - TENANT_DIGITS]
 
 
 def _state_if(

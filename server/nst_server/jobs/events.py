@@ -14,7 +14,7 @@ from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently, stored_subjects
 from nst_server.jobs.batches import next_messages, sequence_of
-from nst_server.jobs.topology import EVENTS
+from nst_server.jobs.topology import EVENTS, LIMITS
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class EventLog:
             ack = await persistently(
                 lambda: self._jetstream.publish(subject(event.job_id), data, headers={**headers}),
                 seconds=self._patience,
+                stream=EVENTS,
             )
         except APIError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
@@ -127,7 +128,7 @@ class EventLog:
         info = await persistently(lambda: self._jetstream.stream_info(EVENTS), seconds=self._patience)
         limit = info.config.max_bytes or -1
         if limit > 0 and info.state.bytes > ROOM_FOR_NEW_JOBS * limit:
-            raise StoreFull("the histories of the jobs take up too much of max_event_bytes")
+            raise StoreFull(LIMITS[EVENTS], "the histories of the jobs take up too much of it")
 
     async def last(self, job_id: str) -> Stored | None:
         """The latest event, or None when there is none."""

@@ -1,7 +1,8 @@
-"""The keeper: ends jobs whose deadline passes while nobody works on them, and clears the store.
+"""The keeper: ends jobs whose deadline passes while nobody works on them, and clears store and queue.
 
 Every gateway runs one, and one at a time works. Two that do at once, because one lost the lock in the
-middle of a round, do no harm: what is changed or removed is compared first, and can be again.
+middle of a round, do no harm: what is changed or removed is compared first, and can be again. Of the
+queue's consumers nothing can be compared as they are removed, so the lock is looked at before each.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.jobs.deadlines import Deadline, Deadlines, LastPictures, deadline_of, is_overdue
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
+from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.sweep import Sweep
 from nst_server.jobs.topology import CHECKPOINTS, EVENTS, KEEPER_LOCK_SECONDS, PICTURES, PREVIEWS, RECORDS
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
 DEADLINE_SECONDS = KEEPER_LOCK_SECONDS / 4
 SWEEP_SECONDS = 60.0
+QUEUE_SECONDS = 5.0
 SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
 STREAMS = (EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
 
@@ -73,15 +76,18 @@ class Keeper:
         self._deadlines = Deadlines(backbone, patience=PATIENCE_SECONDS)
         self._last_pictures = LastPictures(backbone, patience=PATIENCE_SECONDS)
         self._unheld = UnheldJobs(backbone, patience=PATIENCE_SECONDS)
+        self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
 
     async def run(self) -> None:
         """Keeps the store, for ever."""
         await asyncio.gather(
-            _every(DEADLINE_SECONDS, self._watch_deadlines),
+            _every(DEADLINE_SECONDS, self.look_at_deadlines),
             _every(SWEEP_SECONDS, self._watch_store),
+            _every(QUEUE_SECONDS, self.tend_queue),
         )
 
-    async def _watch_deadlines(self) -> None:
+    async def look_at_deadlines(self) -> None:
+        """Takes the lock, or holds it for longer, and then ends what is out of time."""
         self._holds = False
         self._holds = await self._lock.take()
         if self._holds:
@@ -93,6 +99,13 @@ class Keeper:
         for stream in STREAMS:
             info = await self._backbone.jetstream.stream_info(stream)
             metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
+
+    async def tend_queue(self) -> None:
+        """Removes consumers of the queue that nobody needs, as long as this keeper has the lock."""
+        if self._holds:
+            for consumer in await self._tickets.unneeded_consumers():
+                if self._holds:
+                    await self._tickets.remove_consumer(consumer)
 
     async def sweep(self) -> None:
         """Removes what need not be kept any more."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from nats.aio.msg import Msg
 
@@ -41,6 +41,10 @@ class Superseded(Exception):
     """A later attempt has taken the job, or it has ended."""
 
 
+class LeftToOthers(Exception):
+    """The model server cannot run the job's model, and another can."""
+
+
 class _CancelWanted(Exception):
     """The client has cancelled the job, and nobody else will end it."""
 
@@ -61,18 +65,20 @@ class Leases:
         self.lease_seconds = lease_seconds
         self._max_lost_attempts = max_lost_attempts
 
-    async def claim(self, message: Msg, *, alone: bool = True) -> "Lease | None":
+    async def claim(self, message: Msg, *, alone: bool = True, without: Set[str] = frozenset()) -> "Lease | None":
         """Claims the job of a ticket; None when there is nothing to work on.
 
         `alone` is whether the server has no other job. If one that runs beside others kills it, all of
-        them have lost an attempt; one that is suspected of it is therefore not to be there then.
+        them have lost an attempt; one that is suspected of it is therefore not to be there then. The
+        models in `without` are those that the server cannot run.
 
         Raises:
             MustRunAlone: the job is suspected, and there are others. Nothing has changed.
+            LeftToOthers: the job has one of these models. Nothing has changed.
         """
         job_id = Ticket.FromString(message.data).job_id
         try:
-            record = await self.records.update(job_id, lambda record: self._take(record, message, alone=alone))
+            record = await self.records.update(job_id, lambda record: self._take(record, message, alone, without))
         except (JobNotFound, _TicketEarly):
             await self._wait_for_record(message)
             return None
@@ -88,13 +94,15 @@ class Leases:
             # The ticket is the later attempt's now, so it is not ours to acknowledge.
             return None
 
-    def _take(self, record: JobRecord, message: Msg, *, alone: bool) -> None:
+    def _take(self, record: JobRecord, message: Msg, alone: bool, without: Set[str]) -> None:
         """Makes this server the holder, which fences every earlier attempt, even of a job that is not to run."""
         lease, place = record.lease, message.metadata.sequence.stream
         if place > record.ticket.stream_sequence:
             raise _TicketEarly
         if place < record.ticket.stream_sequence:
             raise _TicketVoid
+        if record.spec.options.model in without:
+            raise LeftToOthers
         if lease.held and lease.server != self.server:
             if message.metadata.num_delivered <= lease.delivery:
                 raise Superseded

@@ -25,7 +25,7 @@ class Notes:
             StoreFull: there is no room.
         """
         publish = partial(self._backbone.jetstream.publish, self._prefix + name, b"")
-        await persistently(publish, seconds=self._patience)
+        await persistently(publish, seconds=self._patience, stream=NOTES)
 
     async def all(self) -> set[str]:
         """Every name that there is a note of."""

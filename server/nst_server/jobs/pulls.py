@@ -19,7 +19,7 @@ from nats.aio.subscription import Subscription
 from nats.js.api import Header
 
 from nst_server.jobs.backbone import TRANSIENT
-from nst_server.jobs.topology import TICKETS
+from nst_server.jobs.topology import REQUEST_GROUP, TICKETS
 
 ANSWER_SECONDS = 0.02
 OPEN_SECONDS = 30.0
@@ -32,8 +32,12 @@ OVER = ("404", "408")  # nothing there; the request has waited for long enough, 
 class Pulls:
     """The requests of one wait for a ticket. An asynchronous context manager."""
 
-    def __init__(self, nats: NatsClient, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when a ticket comes, or a request that was left open ends."""
+    def __init__(self, nats: NatsClient, on_change: Callable[[], None], priority: int = 0) -> None:
+        """`on_change` is called when a ticket comes, or a request that was left open ends.
+
+        Of all open requests of a consumer those of the lowest `priority`, from 0 to `LAST_PRIORITY`, come first.
+        """
+        self.priority = priority
         self._nats = nats
         self._on_change = on_change
         self._inbox = nats.new_inbox()
@@ -115,7 +119,8 @@ class Pulls:
     async def _request(self, consumer: str, request: dict[str, object]) -> None:
         self._open[consumer] = asyncio.get_running_loop().time() + OPEN_SECONDS
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{TICKETS}.{consumer}"
-        await self._nats.publish(subject, json.dumps(request).encode(), reply=f"{self._inbox}.{consumer}")
+        data = json.dumps({**request, "group": REQUEST_GROUP, "priority": self.priority}).encode()
+        await self._nats.publish(subject, data, reply=f"{self._inbox}.{consumer}")
 
     async def _heard(self, message: Msg) -> None:
         status = (message.headers or {}).get(Header.STATUS.value)

@@ -84,7 +84,7 @@ class TicketQueue:
         headers = {Header.MSG_ID.value: uuid4().hex}
         publish = partial(self._jetstream.publish, flow.subject, ticket.SerializeToString())
         try:
-            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience)
+            ack = await persistently(lambda: publish(headers={**headers}), seconds=self._patience, stream=TICKETS)
         except StoreFull as error:
             raise TenantQueueFull(rules.max_tenant_jobs) if "per subject" in str(error) else QueueFull from error
         ticket.stream_sequence = ack.seq
@@ -102,17 +102,38 @@ class TicketQueue:
         except APIError:
             return
 
-    async def tend(self) -> dict[str, int]:
-        """Removes consumers that are not needed any more; returns how many tickets wait, by lane."""
+    async def depths(self) -> dict[str, int]:
+        """How many tickets wait, by lane; nothing while NATS is away."""
         depths: dict[str, int] = {}
         with suppress(APIError, *TRANSIENT):
             consumers = await ticket_consumers(self._jetstream)
             depths = dict.fromkeys(LANES.values(), 0)
             for consumer in consumers:
                 depths[_flow(consumer).lane] += consumer.num_pending or 0
-            for consumer in _unneeded(consumers):
-                await self._remove_consumer(consumer)
         return depths
+
+    async def unneeded_consumers(self) -> list[ConsumerInfo]:
+        """The consumers that can be removed."""
+        return _unneeded(await ticket_consumers(self._jetstream))
+
+    async def remove_consumer(self, consumer: ConsumerInfo) -> None:
+        """Removes a consumer unless it has tickets, leased ones above all: it counts their deliveries.
+
+        A paused consumer gives nothing out, and the pause outlasts the requests made under it, so one
+        that has nothing leased is gone before it can have. A ticket that is queued in the meantime,
+        by a gateway that remembers the consumer, is found all the same: it is the stream that tells
+        model servers of tickets, and who asks in vain for the consumer makes it again.
+
+        One process at a time may do this, which the keeper's lock sees to: another could resume the
+        consumer in the moment before it goes.
+        """
+        until = (datetime.now(UTC) + timedelta(seconds=PAUSE_SECONDS)).isoformat()
+        await self._jetstream.pause_consumer(TICKETS, consumer.name, until)
+        now = await self._jetstream.consumer_info(TICKETS, consumer.name)
+        if now.paused and not now.num_ack_pending and not now.num_pending:
+            await self._jetstream.delete_consumer(TICKETS, consumer.name)
+        else:
+            await self._jetstream.resume_consumer(TICKETS, consumer.name)
 
     async def _make(self, flow: Flow, rules: QueueRules) -> None:
         if flow not in self._made:
@@ -121,23 +142,6 @@ class TicketQueue:
         self._made.move_to_end(flow)
         if len(self._made) > KNOWN_CONSUMERS:
             self._made.popitem(last=False)
-
-    async def _remove_consumer(self, consumer: ConsumerInfo) -> None:
-        """Removes a consumer unless it has tickets, leased ones above all: it counts their deliveries.
-
-        A paused consumer gives nothing out, and the pause outlasts the requests made under it, so one
-        that has nothing leased is gone before it can have. A ticket that is queued in the meantime,
-        by a gateway that remembers the consumer, is found all the same: it is the stream that tells
-        model servers of tickets, and who asks in vain for the consumer makes it again.
-        """
-        self._made.pop(_flow(consumer), None)
-        until = (datetime.now(UTC) + timedelta(seconds=PAUSE_SECONDS)).isoformat()
-        await self._jetstream.pause_consumer(TICKETS, consumer.name, until)
-        now = await self._jetstream.consumer_info(TICKETS, consumer.name)
-        if now.paused and not now.num_ack_pending and not now.num_pending:
-            await self._jetstream.delete_consumer(TICKETS, consumer.name)
-        else:
-            await self._jetstream.resume_consumer(TICKETS, consumer.name)
 
 
 def _flow(consumer: ConsumerInfo) -> Flow:

@@ -1,6 +1,11 @@
-"""Job records: one key each, changed by compare-and-set only."""
+"""Job records: one key each, changed by compare-and-set only.
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+A job's id begins with some digits of its tenant, and so does its record's key, as a token of its own:
+a tenant's records can be read without those of others.
+"""
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -8,12 +13,15 @@ from nats.aio.msg import Msg
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
 from nst_server.jobs.batches import next_messages, sequence_of
 from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
 
+TENANT_DIGITS = 8
+
 T = TypeVar("T")
+Position = tuple[int, str]
 
 
 class JobNotFound(Exception):
@@ -45,7 +53,7 @@ class Records:
         """
         data = record.SerializeToString()
         try:
-            await persistently(lambda: self._bucket.create(record.job_id, data), seconds=self._patience)
+            await self._written(lambda: self._bucket.create(_key(record.job_id), data))
         except (KeyWrongLastSequenceError, KeyNotFoundError) as error:  # the latter: removed again while looked at
             # A write whose answer was lost conflicts with itself when it is tried again.
             if not await self._is_there(record):
@@ -91,27 +99,56 @@ class Records:
             # Not the bucket's own delete, which leaves a marker for ever. The server compares: what
             # was written after this revision stays.
             purge = partial(self._backbone.jetstream.purge_stream, f"KV_{RECORDS}", revision + 1)
-            await persistently(partial(purge, subject=f"$KV.{RECORDS}.{job_id}"), seconds=self._patience)
+            await persistently(partial(purge, subject=f"$KV.{RECORDS}.{_key(job_id)}"), seconds=self._patience)
             if not await self._is_there(record):
                 return record, checked
 
     async def all(self) -> AsyncIterator[JobRecord]:
         """Every record, in no order."""
-        # A record that is changed while the others are read moves to the stream's end, and is met again there.
         latest: dict[str, JobRecord | None] = {}
-        position = 0
-        while messages := await self._next_messages(position):
-            for message in messages:
-                headers = message.headers or {}
-                removed = "KV-Operation" in headers
-                latest[headers["Nats-Subject"]] = None if removed else JobRecord.FromString(message.data)
-            position = sequence_of(messages[-1])
+        async for job_id, record in self._versions(">"):
+            latest[job_id] = record
         for record in latest.values():
             if record is not None:
                 yield record
 
-    async def _next_messages(self, after: int) -> list[Msg]:
-        read = partial(next_messages, self._backbone.nats, f"KV_{RECORDS}", f"$KV.{RECORDS}.>", after)
+    async def newest(self, tenant: str, count: int, before: Position | None = None) -> list[JobRecord]:
+        """The tenant's records made last, at most so many, the newest first.
+
+        Args:
+            tenant: whose.
+            count: how many; hardly more are held at once, however many there are.
+            before: only those that were made before this `position`.
+        """
+        newest: dict[str, JobRecord] = {}
+        async for job_id, record in self._versions(f"{tenant_digits(tenant)}.*"):
+            newest.pop(job_id, None)
+            if record is None or record.tenant != tenant or (before is not None and position(record) >= before):
+                continue
+            newest[job_id] = record
+            if len(newest) == 2 * count:
+                newest = {kept.job_id: kept for kept in _newest_first(newest)[:count]}
+        return _newest_first(newest)[:count]
+
+    async def job_ids(self) -> set[str]:
+        """The ids of all jobs, as the stream's leader knows them."""
+        return {key.rpartition(".")[2] for key in await bucket_keys(self._backbone, RECORDS, seconds=self._patience)}
+
+    async def _versions(self, keys: str) -> AsyncGenerator[tuple[str, JobRecord | None]]:
+        """The records whose keys fit, by job; None for one that was removed.
+
+        One that is changed while the others are read moves to the stream's end, and is met again there.
+        """
+        sequence = 0
+        while messages := await self._next_messages(keys, sequence):
+            for message in messages:
+                headers = message.headers or {}
+                job_id = headers["Nats-Subject"].rpartition(".")[2]
+                yield job_id, None if "KV-Operation" in headers else JobRecord.FromString(message.data)
+            sequence = sequence_of(messages[-1])
+
+    async def _next_messages(self, keys: str, after: int) -> list[Msg]:
+        read = partial(next_messages, self._backbone.nats, f"KV_{RECORDS}", f"$KV.{RECORDS}.{keys}", after)
         return await persistently(read, seconds=self._patience)
 
     async def _is_there(self, record: JobRecord) -> bool:
@@ -122,7 +159,7 @@ class Records:
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
         # Not the bucket's own get, which any replica answers: the fence must not be read from one that lags.
-        get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", f"$KV.{RECORDS}.{job_id}")
+        get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", f"$KV.{RECORDS}.{_key(job_id)}")
         try:
             message = await persistently(get, seconds=self._patience)
         except NotFoundError as error:
@@ -135,4 +172,25 @@ class Records:
         data = record.SerializeToString()
         # A write whose answer was lost conflicts with itself when it is tried again, and the change
         # is then applied once more: a number may go up by two.
-        await persistently(lambda: self._bucket.update(record.job_id, data, last=revision), seconds=self._patience)
+        await self._written(lambda: self._bucket.update(_key(record.job_id), data, last=revision))
+
+    async def _written(self, write: Callable[[], Awaitable[int]]) -> None:
+        await persistently(write, seconds=self._patience, stream=f"KV_{RECORDS}")
+
+
+def tenant_digits(tenant: str) -> str:
+    """What the ids of the tenant's jobs begin with; another tenant may have the same."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:TENANT_DIGITS]
+
+
+def position(record: JobRecord) -> Position:
+    """Sorts records by the time at which their jobs were made."""
+    return record.create_time.ToNanoseconds(), record.job_id
+
+
+def _key(job_id: str) -> str:
+    return f"{job_id[:TENANT_DIGITS]}.{job_id}"
+
+
+def _newest_first(records: dict[str, JobRecord]) -> list[JobRecord]:
+    return sorted(records.values(), key=position, reverse=True)

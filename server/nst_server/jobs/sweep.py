@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server import metrics
 from nst_server.config import StoreSettings
-from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
+from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.removal import JobInUse, JobNotEnded, Remover
-from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS, RECORDS
+from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS
 from nst_server.jobs.unheld import UnheldJobs
 
 # Jobs go when a stream is fuller than the one, until it is as empty as the other. Histories make room
@@ -27,8 +27,10 @@ LOW_WATER = 0.5
 class Sweep:
     """A pass at one moment.
 
-    What is stored is listed before the records are read, and ages count from before that. So whatever
-    is listed and has no record has lost it, or was written by somebody who is far too late.
+    What is stored is listed before the records are read, and ages count from before that. Previews and
+    checkpoints are written for jobs that have a record: those that are listed and have none belong to
+    nobody, or were written by somebody who is far too late. Pictures and a job's first event come before
+    the record: those that have none stay while a job may still be made of them.
     """
 
     def __init__(self, backbone: Backbone, settings: StoreSettings, now: float, *, patience: float) -> None:
@@ -72,7 +74,7 @@ class Sweep:
 
     async def _add_missing(self) -> None:
         """Reads what the batches left out, which any replica may have sent: the stream's leader knows them all."""
-        for job_id in set(await bucket_keys(self._backbone, RECORDS, seconds=self._patience)) - self._jobs.keys():
+        for job_id in await self._records.job_ids() - self._jobs.keys():
             with contextlib.suppress(JobNotFound):
                 self._add(await self._records.get(job_id))
 

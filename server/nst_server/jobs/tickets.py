@@ -4,6 +4,9 @@ Model servers choose which flow is served next. Which flows have tickets they re
 which counts leased tickets too; whether one is to be had only the flow's consumer knows. A look
 asks the consumers of interest, best first. When none has a ticket, a request is left open with
 each, so that a ticket that comes free, by a lease that ran out above all, comes by itself.
+
+Who has jobs already stands behind those that have fewer: its open requests are answered after theirs,
+and when a new ticket is announced it looks a moment later.
 """
 
 import asyncio
@@ -19,7 +22,15 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
 from nst_server.jobs.pulls import FULL, NO_CONSUMER, Pulls
-from nst_server.jobs.topology import TICKET_PREFIX, TICKETS, QueueRules, tenant_of, tenant_token, ticket_consumer
+from nst_server.jobs.topology import (
+    LAST_PRIORITY,
+    TICKET_PREFIX,
+    TICKETS,
+    QueueRules,
+    tenant_of,
+    tenant_token,
+    ticket_consumer,
+)
 
 WAKE_SUBJECT = "nst.wake"
 IDLE_SECONDS = 1.0
@@ -27,6 +38,8 @@ IDLE_SECONDS = 1.0
 # and of those that do not answer one: a seat that is free must not wait for them.
 DRY_SECONDS = 1.0
 DRY_FLOWS_ASKED = 16
+# For each job that a server has, up to `LAST_PRIORITY`: longer than an idle one takes to ask.
+YIELD_SECONDS = 0.02
 
 
 class Flow(NamedTuple):
@@ -70,9 +83,11 @@ Rank = Callable[[Sequence[Flow]], Sequence[Flow]]
 class TicketSource:
     """Hands out tickets to a model server, one call at a time."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, load: Callable[[], int] = lambda: 0) -> None:
+        """`load` says how many jobs the model server has now."""
         self.lease_seconds = 0.0
         self._backbone = backbone
+        self._load = load
         self._nats = backbone.nats
         self._stirred = asyncio.Event()
         self._dry: dict[Flow, _Dry] = {}
@@ -90,7 +105,7 @@ class TicketSource:
         among them, and returns those that may be served now, in the order to look into them.
         """
         while True:
-            async with Pulls(self._nats, self._stirred.set) as pulls:
+            async with Pulls(self._nats, self._stirred.set, self._priority()) as pulls:
                 await self._wait(pulls, rank)
                 message = pulls.take()
             if message is not None:
@@ -112,9 +127,11 @@ class TicketSource:
                 await asyncio.wait_for(self._stirred.wait(), IDLE_SECONDS)
             except TimeoutError:
                 continue
+            if not pulls.ready:
+                await asyncio.sleep(YIELD_SECONDS * pulls.priority)
 
     async def _look(self, pulls: Pulls, rank: Rank) -> bool:
-        if pulls.ready or self._reconnected():
+        if pulls.ready or self._reconnected() or pulls.priority != self._priority():
             return True
         info = await self._info()
         counts = {Flow.of(subject): count for subject, count in (info.state.subjects or {}).items()}
@@ -151,6 +168,9 @@ class TicketSource:
                 await make_consumer(self._backbone, flow, QueueRules.of(queue.config))
                 status = await pulls.ask(flow.consumer)
         return status
+
+    def _priority(self) -> int:
+        return min(self._load(), LAST_PRIORITY)
 
     async def _info(self) -> StreamInfo:
         return await self._backbone.jetstream.stream_info(TICKETS, subjects_filter=f"{TICKET_PREFIX}.>")

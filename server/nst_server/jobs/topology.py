@@ -1,6 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from nats.js import JetStreamContext, api
@@ -29,6 +29,17 @@ PICTURES = Blobs("NST_PICTURES", "nst.picture")
 PREVIEWS = Blobs("NST_PREVIEWS", "nst.preview")
 CHECKPOINTS = Blobs("NST_CHECKPOINTS", "nst.checkpoint")
 
+# The settings that say how much a stream holds.
+LIMITS = {
+    TICKETS: "max_queued_jobs",
+    EVENTS: "max_event_bytes",
+    f"KV_{RECORDS}": "max_record_bytes",
+    NOTES: "max_record_bytes",
+    PICTURES.stream: "max_picture_bytes",
+    PREVIEWS.stream: "max_preview_bytes",
+    CHECKPOINTS.stream: "max_checkpoint_bytes",
+}
+
 TICKET_PREFIX = "nst.ticket"
 # The queue's lanes, the more urgent one first.
 LANES = {job_pb2.PRIORITY_INTERACTIVE: "interactive", job_pb2.PRIORITY_BATCH: "batch"}
@@ -38,6 +49,9 @@ KEEPER_LOCK_SECONDS = 4.0
 DUPLICATE_SECONDS = 60.0
 PREVIEW_SECONDS = 24 * 3600.0
 CONSUMERS_PER_PAGE = 256
+# A consumer's open requests are answered in the order of their priorities, from 0 to this.
+LAST_PRIORITY = 9
+REQUEST_GROUP = "model-servers"
 
 
 @dataclass(frozen=True)
@@ -102,9 +116,17 @@ async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> Non
     await _ensure_bucket(jetstream, KEEPER, KEEPER_LOCK_SECONDS, settings)
 
 
-def ticket_consumer(name: str, subject: str, rules: QueueRules) -> api.ConsumerConfig:
+@dataclass
+class TicketConsumer(api.ConsumerConfig):
+    """Adds what the library does not know of: whose request for a ticket comes first."""
+
+    priority_groups: list[str] = field(default_factory=lambda: [REQUEST_GROUP])
+    priority_policy: str = "prioritized"
+
+
+def ticket_consumer(name: str, subject: str, rules: QueueRules) -> TicketConsumer:
     """The consumer of one tenant's tickets in one lane."""
-    return api.ConsumerConfig(
+    return TicketConsumer(
         name=name,
         durable_name=name,
         filter_subject=subject,

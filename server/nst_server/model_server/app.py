@@ -18,12 +18,14 @@ from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
-from nst_server.jobs.lease import Lease, Leases
+from nst_server.jobs.lease import Lease, Leases, LeftToOthers
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
+from nst_server.jobs.topology import LAST_PRIORITY
 from nst_server.model_server import memory
 from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
+from nst_server.model_server.networks import Networks
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.scheduler import Flows
 from nst_server.signals import Stopped, stop_requested, unless
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
 OTHER_TICKET_SECONDS = 0.2
+OTHER_SERVER_SECONDS = 2.0
 SHUTTING_DOWN = "the model server is shutting down"
 
 
@@ -44,7 +47,8 @@ class ModelServerProcess:
         self._engine = engine
         self._settings = settings
         self._runner = runner
-        self._tickets = TicketSource(backbone)
+        self._tickets = TicketSource(backbone, self._load)
+        self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)
         self._flows = Flows(parse_weights(settings.tenant_weights))
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,6 +106,10 @@ class ModelServerProcess:
             task.add_done_callback(self._tasks.discard)
             await claimed.wait()
 
+    def _load(self) -> int:
+        """By how much this server stands behind others for tickets: behind all, if it lacks what some jobs need."""
+        return LAST_PRIORITY if self._networks.left else len(self._running)
+
     def _rank(self, flows: Sequence[Flow]) -> list[Flow]:
         """The flows whose tickets are wanted now, the least served first."""
         running = self._running.values()
@@ -120,7 +128,7 @@ class ModelServerProcess:
             lease = await self._claim(leases, message)
             if lease is not None:
                 charge = partial(self._flows.charge, flow)
-                job = RunningJob(lease, flow, self._backbone, self._runner, self._settings, charge)
+                job = RunningJob(lease, flow, self._backbone, self._runner, self._networks, self._settings, charge)
                 self._running[lease.job_id] = job
                 claimed.set()
                 await self._run_job(job)
@@ -131,9 +139,15 @@ class ModelServerProcess:
             self._tickets.nudge()
 
     async def _claim(self, leases: Leases, message: Msg) -> Lease | None:
-        """The lease of the ticket's job; if need be, after all others have been handed back to the queue."""
+        """The lease of the ticket's job; if need be, after all others have been handed back to the queue.
+
+        None when there is nothing to work on, or nothing for this server.
+        """
         try:
-            return await leases.claim(message, alone=not self._running)
+            return await leases.claim(message, alone=not self._running, without=self._networks.left)
+        except LeftToOthers:
+            await _put_back(message, OTHER_SERVER_SECONDS)
+            return None
         except MustRunAlone:
             for job in self._running.values():
                 job.drain("makes way for a job that has to run alone")
@@ -170,14 +184,15 @@ class ModelServerProcess:
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """Stops the process when its device is lost, and ends it when its thread hangs, which nothing else can."""
-        limit = self._settings.stall_seconds
+        stall = self._settings.stall_seconds
         lost = self._runner.device_lost
         while not lost.is_set():
-            if self._runner.turn_seconds > limit:
-                log.critical("an iteration takes longer than stall_seconds, ending", extra={"stall_seconds": limit})
+            if (allowed := self._runner.stuck_after) is not None:
+                told = {"stall_seconds": stall, "allowed_seconds": allowed}
+                log.critical("an iteration takes longer than stall_seconds allows, ending", extra=told)
                 os._exit(os.EX_SOFTWARE)
             with suppress(TimeoutError):
-                await asyncio.wait_for(lost.wait(), min(1.0, limit / 4))
+                await asyncio.wait_for(lost.wait(), min(1.0, stall / 4))
         log.critical("the device is lost, ending")
         stop.set()
 

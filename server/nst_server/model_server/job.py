@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
-from nst_engine import Engine, Session, SessionState, Style, checkpoint
+from nst_engine import Engine, Session, SessionState, Style, WeightsError, checkpoint
 from nst_server import metrics, pictures
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone
@@ -20,6 +20,7 @@ from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.tickets import Flow
 from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
+from nst_server.model_server.networks import Networks
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
@@ -47,6 +48,7 @@ class RunningJob:
         flow: Flow,
         backbone: Backbone,
         runner: Runner,
+        networks: Networks,
         settings: ModelServerSettings,
         charge: Callable[[float], None],
     ) -> None:
@@ -55,6 +57,7 @@ class RunningJob:
         self._charge = charge
         self._backbone = backbone
         self._runner = runner
+        self._networks = networks
         self._settings = settings
         self._pictures = PictureStore(backbone, lease.record.tenant, patience=None)
         self._previews = PreviewStore(backbone, patience=None)
@@ -103,17 +106,29 @@ class RunningJob:
             self._look.set()
 
     async def _attempt(self) -> None:
-        make = await self._maker()
-        seat = Seat(self.flow, make, self.lease.record.spec.preview.interval, self._applied_version)
-        self._runner.admit(seat)
+        spec = self.lease.record.spec
+        seat = Seat(self.flow, spec.options.size**2, spec.preview.interval, self._applied_version)
+        preparing = asyncio.create_task(self._prepare(seat))
         try:
             await self._follow(seat, Pace())
         finally:
+            preparing.cancel()
             self._runner.dismiss(seat)
+
+    async def _prepare(self, seat: Seat) -> None:
+        """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
+        try:
+            await self._networks.ready(options_from_proto(self.lease.record.spec.options))
+            seat.make = await self._maker()
+        except Exception as error:
+            seat.post(Failure(error), asyncio.get_running_loop())
+            return
+        seat.control_version = self._applied_version
+        self._runner.admit(seat)
 
     async def _maker(self) -> Callable[[Engine], Session]:
         """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now."""
-        spec, control = self.lease.record.spec, self.lease.record.control
+        spec = self.lease.record.spec
         options = options_from_proto(spec.options)
         content = await self._load(spec.content, pictures.decode)
         styles = [await self._load_style(style) for style in spec.styles]
@@ -125,10 +140,13 @@ class RunningJob:
             subject = await self._load(spec.subject, pictures.decode_mask)
         if spec.HasField("hole"):
             hole = await self._load(spec.hole, pictures.decode_mask)
-        changes = steering_from_proto(control.weights) if control.version > self._applied_version else {}
-        self._applied_version = control.version
+        # Read after all else: what has been asked for until now may have come while that was loaded.
+        record = self.lease.record
+        steered = record.checkpoint.control_version if state is not None else 0
+        changes = steering_from_proto(record.control.weights) if record.control.version > steered else {}
+        self._applied_version = record.control.version
 
-        tiled = self.lease.record.lease.alone
+        tiled = record.lease.alone
 
         def make(engine: Engine) -> Session:
             masks = {"subject": subject, "hole": hole}
@@ -162,7 +180,6 @@ class RunningJob:
             return await asyncio.to_thread(checkpoint.loads, data)
         except (BlobNotFound, checkpoint.CheckpointError):
             log.exception("checkpoint lost, starting again", extra=self.about())
-            self._applied_version = 0
             return None
 
     async def _follow(self, seat: Seat, pace: Pace) -> None:
@@ -336,11 +353,17 @@ class RunningJob:
                 await self.lease.abandon()
             elif isinstance(error, DeviceLost):
                 await self.lease.hand_back("the model server has lost its device")
+            elif isinstance(error, WeightsError) and await self._networks.leave_to_others(self._model):
+                await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
             elif is_out_of_memory(error) and not self.lease.record.lease.alone:
                 await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
             else:
                 told = job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message)
                 await self.lease.fail(told)
+
+    @property
+    def _model(self) -> str:
+        return self.lease.record.spec.options.model
 
     def age(self) -> float:
         return time.time() - self.lease.record.create_time.ToMicroseconds() / 1e6

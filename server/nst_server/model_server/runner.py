@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,14 @@ BLOCKED_POLL_SECONDS = 0.02
 # Memory that jobs have freed is kept for the next one so long: to have it anew from the system takes
 # 130,000 page faults in a job of 512 px, and 4 per cent of its time.
 IDLE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """When a turn began, on the monotonic clock, and for how long it may take."""
+
+    started: float
+    allowed_seconds: float
 
 
 class Runner:
@@ -41,7 +50,7 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._started: concurrent.futures.Future[Engine] = concurrent.futures.Future()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._turn_started: float | None = None
+        self._turn: _Turn | None = None
         self._stopped = False
         self._lost = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
@@ -63,10 +72,12 @@ class Runner:
         await asyncio.to_thread(self._thread.join)
 
     @property
-    def turn_seconds(self) -> float:
-        """For how long the thread has been at the turn in hand."""
-        started = self._turn_started
-        return 0.0 if started is None else time.monotonic() - started
+    def stuck_after(self) -> float | None:
+        """How long the turn in hand was allowed, in seconds, if it takes longer; None while all is well."""
+        turn = self._turn
+        if turn is None or time.monotonic() - turn.started <= turn.allowed_seconds:
+            return None
+        return turn.allowed_seconds
 
     @property
     def short_of_memory(self) -> bool:
@@ -138,7 +149,7 @@ class Runner:
         while not self._stopped:
             self._obey(wait=not self._seats.ready())
             if not self._stopped and (ready := self._seats.ready()):
-                self._turn(ready)
+                self._take_turn(ready)
 
     def _set_up(self) -> None:
         self._engine = engine = self._make_engine()
@@ -168,10 +179,12 @@ class Runner:
             self._engine.release_memory()
             return self._orders.get()
 
-    def _turn(self, ready: Sequence[Seat]) -> None:
+    def _take_turn(self, ready: Sequence[Seat]) -> None:
         """The scheduler chooses, the engine computes, the jobs are billed and told."""
-        self._turn_started = started = time.monotonic()
         seats = self._scheduler.choose(ready)
+        stall = self._settings.stall_seconds
+        started = time.monotonic()
+        self._turn = _Turn(started, max(stall, sum(seat.allowed_seconds(stall) for seat in seats)))
         if seats[0].session is None:
             items: Sequence[Step | Failure | None] = [self._make(seats[0])]
         else:
@@ -183,7 +196,7 @@ class Runner:
                     self._remove(seat)
                 seat.post(item, self._loop)
         self._fail([(seat, item.error) for seat, item in zip(seats, items, strict=True) if isinstance(item, Failure)])
-        self._turn_started = None
+        self._turn = None
 
     def _make(self, seat: Seat) -> Failure | None:
         """The first turn of a job: its session."""
@@ -232,6 +245,7 @@ class Runner:
     def _bill(self, seats: Sequence[Seat], seconds: float) -> None:
         self._scheduler.charge(seats, seconds)
         for seat in seats:
+            seat.seconds = seconds / len(seats)
             metrics.device_seconds(seat.flow.tenant).inc(seconds / len(seats))
 
     def _fail(self, failed: Sequence[tuple[Seat, Exception]]) -> None:

@@ -11,6 +11,8 @@ from nst_engine import Engine, Session, SessionState, StepReport
 from nst_server.jobs.tickets import Flow
 
 UNREAD_STEPS = 16
+MEGAPIXEL = 10**6
+SLOWER_TURN = 10.0  # a new scale has four times the pixels, and measures its styles first
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,20 @@ Item = Step | Unchanged | Failure
 class Seat:
     """A job's place on the device, shared by the compute thread and the job's task.
 
-    The thread does not turn a job whose task has `UNREAD_STEPS` items unread. `make` is let go once it
-    has made the session: it holds the pictures as they came, and the checkpoint. `when_made` is then
-    carried out in the thread.
+    The thread does not turn a job whose task has `UNREAD_STEPS` items unread. `pixels` is how many its
+    picture has, at most. `make` is there when the job is admitted, and let go once it has made the
+    session: it holds the pictures as they came, and the checkpoint. `when_made` is then carried out in
+    the thread. `seconds` is the job's part of its last turn.
     """
 
     flow: Flow
-    make: Callable[[Engine], Session] | None
+    pixels: int
     preview_interval: int
     control_version: int
+    make: Callable[[Engine], Session] | None = None
     session: Session | None = None
     working_bytes: int = 0
+    seconds: float = 0.0
     when_made: Callable[[], None] | None = None
     admitted: bool = False
     snapshot_wanted: bool = False
@@ -76,13 +81,20 @@ class Seat:
         """Of the session; making one is not shared."""
         return None if self.session is None else self.session.batch_key
 
+    def allowed_seconds(self, stall_seconds: float) -> float:
+        """How long the job's next turn may take before the device counts as stuck, but `stall_seconds` at least.
+
+        By the size of its picture, and where it has been seen to be slow, by that.
+        """
+        return max(stall_seconds * self.pixels / MEGAPIXEL, SLOWER_TURN * self.seconds)
+
     @property
     def full(self) -> bool:
         """Whether too much is unread."""
         return self._posted - self._read >= UNREAD_STEPS
 
     def post(self, item: Item, loop: asyncio.AbstractEventLoop) -> None:
-        """Leaves something for the task; called by the thread."""
+        """Leaves something for the task; called by the thread, and by who prepares the seat for it."""
         self._posted += 1
         loop.call_soon_threadsafe(self._outbox.put_nowait, item)
 

@@ -89,6 +89,8 @@ def test_a_full_store_refuses_and_goes_on_answering(tmp_path, limit):
     ):
         refused = refusal_of(lambda: fill(call))
         assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
-        assert refused.retry_seconds > 0
+        name = limit.removeprefix("NST_").lower()
+        assert (refused.metadata, refused.retry_seconds > 0) == ({"limit": name}, True)
+        assert name in refused.message
         assert info_of(call).models
         assert gateway.logged("call failed") == []

@@ -1,6 +1,7 @@
 """A real nats-server, and a job store of its own for each test."""
 
 import contextlib
+import json
 import socket
 import subprocess
 import time
@@ -20,10 +21,19 @@ from nst_server.supervisor import find_nats_server, write_nats_config
 
 
 @pytest.fixture
-def nats_url(tmp_path: Path) -> Iterator[str]:
+def storage_settings() -> dict[str, int]:
+    """What is to be different in the settings of NATS's storage."""
+    return {}
+
+
+@pytest.fixture
+def nats_url(tmp_path: Path, storage_settings: dict[str, int]) -> Iterator[str]:
     """An empty nats-server with file storage."""
     address = f"127.0.0.1:{free_port()}"
     config = write_nats_config(tmp_path, address)
+    settings = json.loads(config.read_text())
+    settings["jetstream"] |= storage_settings
+    config.write_text(json.dumps(settings))
     with (tmp_path / "nats.log").open("wb") as output:
         process = subprocess.Popen([find_nats_server(), "-c", str(config)], stdout=output, stderr=output)
     try:

@@ -232,7 +232,7 @@ async def test_a_missing_picture_is_said_to_be_missing(backbone):
 
 
 async def test_a_full_picture_store_refuses(backbone):
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreFull, match="max_picture_bytes"):
         await PictureStore(backbone, "tenant", patience=5).put(b"x" * 5 * 2**20)
 
 
@@ -269,6 +269,7 @@ async def test_nearly_full_histories_refuse_new_jobs_and_let_the_others_end(nats
         commands = JobCommands(backbone, patience=5)
         outcomes = [await outcome(commands.create(f"request {number}", "tenant", spec, "")) for number in range(30)]
         assert isinstance(outcomes[-1], StoreFull)
+        assert outcomes[-1].limit == "max_event_bytes"
         assert (await commands.cancel(outcomes[0].job_id)).state == job_pb2.JOB_STATE_CANCELLED
 
 

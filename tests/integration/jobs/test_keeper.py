@@ -136,7 +136,7 @@ async def fill(bench: Bench) -> None:
     half_removed = await bench.claim()
     await half_removed.save_checkpoint(b"state", Checkpoint(iteration=1))
     await bench.preview(half_removed, b"preview")
-    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.{orphan}")
+    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.*.{orphan}")
     await half_removed._message.ack_sync()
     # A picture whose upload was cut off, and a ticket whose job never came.
     await bench.backbone.jetstream.publish(f"nst.picture.{'0' * 64}.0", b"chunk")
@@ -336,7 +336,7 @@ async def test_a_job_made_again_while_the_old_one_is_being_removed_starts_afresh
     job_id = await bench.run("request")
     last = await bench.commands.events.last(job_id)
     # A removal that got as far as the record.
-    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.{job_id}")
+    await bench.backbone.jetstream.purge_stream("KV_nst_jobs", subject=f"$KV.nst_jobs.*.{job_id}")
     assert await bench.create("request") == job_id
     await bench.commands.events.delete(job_id, last)  # and goes on late
     assert [stored.event.sequence async for stored in bench.commands.events.read(job_id)] == [1]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,7 +11,9 @@ from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import queue as queue_module
+from nst_server.jobs import tickets as tickets_module
 from nst_server.jobs.backbone import connect
+from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.pulls import Pulls
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.tickets import Flow, TicketSource, make_consumer
@@ -124,6 +126,67 @@ async def test_idle_servers_share_out_what_comes(queue, source, other):
     assert sorted(job_of(message) for message in await asyncio.gather(*waiting)) == ["first", "second"]
 
 
+@pytest.fixture
+async def busy(nats_url, store_settings):
+    """Of a model server that has jobs."""
+    async with connect(nats_url, "busy", None) as backbone:
+        source = TicketSource(backbone, lambda: 3)
+        await source.open()
+        yield source
+
+
+async def test_a_busy_server_leaves_a_ticket_to_an_idle_one_that_asked_later(backbone, queue, source, busy):
+    await put(queue, "a", "leased")
+    held = await taken(source)
+    keeping = asyncio.create_task(keep([held]))
+    waiting = asyncio.create_task(taken(busy))
+    await waited_on(backbone)
+    for number in range(5):
+        idle = asyncio.create_task(taken(source))
+        await waited_on(backbone, 2)
+        await put(queue, "a", f"job {number}")
+        assert job_of(await idle) == f"job {number}"
+        await idle.result().ack_sync(timeout=10)
+    await put(queue, "a", "last")
+    assert job_of(await waiting) == "last", "nobody else asks"
+    keeping.cancel()
+
+
+async def test_a_busy_server_looks_later_at_a_tenants_first_ticket(queue, source, busy, monkeypatch):
+    monkeypatch.setattr(tickets_module, "YIELD_SECONDS", 1.0)
+    waiting = [asyncio.create_task(taken(one)) for one in (busy, source)]
+    await asyncio.sleep(0.1)  # so that both have looked, in vain
+    await put(queue, "a", "job")
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {waiting[1]}
+    waiting[0].cancel()
+
+
+async def test_a_server_that_has_fewer_jobs_by_now_comes_earlier(backbone, queue, source, busy):
+    jobs = [0] * 9
+    changing = TicketSource(backbone, lambda: len(jobs))
+    await changing.open()
+    await put(queue, "a", "leased")
+    keeping = asyncio.create_task(keep([await taken(source)]))
+    waiting = asyncio.create_task(taken(changing))
+    other = asyncio.create_task(taken(busy))
+    await waited_on(backbone, 2)
+    await put(queue, "a", "first")
+    assert job_of(await other) == "first"
+    jobs.clear()
+    changing.nudge()
+    for number in range(50):
+        other = asyncio.create_task(taken(busy))
+        await waited_on(backbone, 2)
+        await put(queue, "a", f"job {number}")
+        done, _ = await asyncio.wait({waiting, other}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done:
+            break
+    assert waiting in done
+    for task in (other, keeping):
+        task.cancel()
+
+
 async def test_a_ticket_whose_holder_died_comes_by_itself(queue, source, other):
     await put(queue, "a", "job")
     await taken(source)
@@ -215,10 +278,10 @@ async def test_a_consumer_that_vanishes_while_it_is_waited_on_is_made_again(back
     assert job_of(await asyncio.wait_for(waiting, 5)) == "new"
 
 
-async def waited_on(backbone) -> None:
-    """Waits until a request is open with a consumer."""
+async def waited_on(backbone, requests: int = 1) -> None:
+    """Waits until so many requests are open with a consumer."""
     for _ in range(500):
-        if any(consumer.num_waiting for consumer in await ticket_consumers(backbone.jetstream)):
+        if any(consumer.num_waiting == requests for consumer in await ticket_consumers(backbone.jetstream)):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("nobody waits")
@@ -350,20 +413,33 @@ async def test_a_lower_limit_keeps_the_tickets_that_are_there(nats_url):
             await queue.put("5", "a", INTERACTIVE)
 
 
-async def test_consumers_without_tickets_are_removed(backbone, queue, source, monkeypatch):
+async def test_the_keeper_removes_consumers_without_tickets(backbone, store_settings, queue, source, monkeypatch):
+    keepers = Keeper(backbone, store_settings), Keeper(backbone, store_settings)
     for tenant in ("gone", "leased", "waiting", "kept"):
         await put(queue, tenant, tenant)
     messages = {tenant: await taken(source, only(tenant)) for tenant in ("gone", "leased", "kept")}
     for tenant in ("gone", "kept"):
         await messages[tenant].ack_sync(timeout=10)
     monkeypatch.setattr(queue_module, "IDLE_CONSUMERS", 1)
-    assert await queue.tend() == {"interactive": 1, "batch": 0}
+    assert await queue.depths() == {"interactive": 1, "batch": 0}
+    await tended(keepers)
+    assert await tenants_with_consumers(backbone) == {"gone", "leased", "waiting", "kept"}, "nobody has the lock"
+    for keeper in keepers:
+        await keeper.look_at_deadlines()
+    await tended(keepers[1:])
+    assert "gone" in await tenants_with_consumers(backbone), "the other one has it"
+    await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"leased", "waiting", "kept"}
     monkeypatch.setattr(queue_module, "IDLE_CONSUMER_SECONDS", -1.0)
-    await queue.tend()
+    await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"leased", "waiting"}
     await put(queue, "gone", "again")
     assert job_of(await taken(source, only("gone"))) == "again"
+
+
+async def tended(keepers: Iterable[Keeper]) -> None:
+    for keeper in keepers:
+        await keeper.tend_queue()
 
 
 def only(tenant: str):
@@ -381,7 +457,7 @@ async def test_a_consumer_that_gets_a_lease_while_it_is_looked_at_is_not_removed
     (idle,) = await ticket_consumers(backbone.jetstream)
     await put(queue, "a", "second")
     held = await taken(source)
-    await queue._remove_consumer(idle)
+    await queue.remove_consumer(idle)
     (kept,) = await ticket_consumers(backbone.jetstream)
     assert (kept.num_ack_pending, bool(kept.paused)) == (1, False)
     await held.ack_sync(timeout=10)

@@ -9,8 +9,10 @@ from nats.js import api
 
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
+from nst_server.config import StoreSettings
 from nst_server.jobs import backbone as backbone_module
-from nst_server.jobs.backbone import BackboneUnavailable, connect
+from nst_server.jobs.backbone import BackboneUnavailable, StoreFull, connect
+from nst_server.jobs.blobs import PictureStore
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.topology import ticket_consumers
@@ -69,3 +71,19 @@ async def test_a_model_server_says_so_when_no_gateway_has_set_the_store_up(nats_
     with pytest.raises(BackboneUnavailable):
         async with connect(nats_url, "model-server", None):
             pass
+
+
+@pytest.mark.parametrize("storage_settings", [{"max_file": 2**20}])
+async def test_too_little_storage_for_the_settings_names_the_limit_of_nats(nats_url, store_settings):
+    with pytest.raises(StoreFull, match="max_file_store"):
+        async with connect(nats_url, "gateway", store_settings):
+            pass
+
+
+@pytest.mark.parametrize("storage_settings", [{"max_file": 4 * 2**20}])
+async def test_storage_that_runs_out_names_the_limit_of_nats(nats_url):
+    names = ("max_picture_bytes", "max_event_bytes", "max_preview_bytes", "max_checkpoint_bytes", "max_record_bytes")
+    async with connect(nats_url, "gateway", StoreSettings(**dict.fromkeys(names, -1))) as backbone:
+        pictures = PictureStore(backbone, "tenant", patience=5)
+        with pytest.raises(StoreFull, match="max_file_store"):
+            [await pictures.put(bytes([number]) * 2**20) for number in range(10)]

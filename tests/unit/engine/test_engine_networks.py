@@ -1,6 +1,8 @@
 """The layer plans, and the weights files of torchvision's VGG-19."""
 
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from reference import VGG19, Trunk, relative_error
 from torch import Tensor
 from weight_files import TORCHVISION_VGG19, conv_shapes, spread_weights, torchvision_file
 
-from nst_engine import Engine, Style, StylizeOptions, weights
+from nst_engine import Engine, Style, StylizeOptions, WeightsError, weights
 from nst_engine.backbone import Backbone
 from nst_engine.networks import NETWORKS
 
@@ -67,6 +69,24 @@ def test_an_engine_takes_a_local_file_for_a_model(
     assert losses[1] < losses[0]
     assert list(tmp_path.iterdir()) == []
     assert "vgg16-caffe" in engine.available_models()
+
+
+def test_what_has_been_prepared_in_another_thread_is_not_read_again(
+    vgg19_file: Path, photo: Pixels, texture: Pixels, tmp_path: Path
+):
+    link = tmp_path / vgg19_file.name
+    link.symlink_to(vgg19_file)
+    local = Engine("cpu", weights={"vgg19-torchvision": link}, cache_dir=tmp_path)
+    options = StylizeOptions(model="vgg19-torchvision", size=48, iterations=1, scales=1, precision="float32")
+    preparing = Thread(target=local.prepare, args=[options])
+    preparing.start()
+    preparing.join()
+    link.unlink()
+    local.prepare(options)
+    assert local.start(photo, [Style(texture)], options).advance().iteration == 1
+    local.prepare(options)
+    with pytest.raises(WeightsError):
+        local.prepare(replace(options, padding="zeros"))
 
 
 @pytest.mark.parametrize(

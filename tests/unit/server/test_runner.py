@@ -1,6 +1,7 @@
 """The compute thread, with an engine whose sessions do as a test says."""
 
 import asyncio
+import dataclasses
 import gc
 import threading
 import weakref
@@ -81,7 +82,7 @@ class Place:
         self.runner = runner
 
     def admit(self, session: Session | Exception, tenant: str = "a") -> Seat:
-        seat = Seat(Flow("interactive", tenant), lambda engine: made(session), 0, 0)
+        seat = Seat(Flow("interactive", tenant), 1, 0, 0, lambda engine: made(session))
         self.runner.admit(seat)
         return seat
 
@@ -203,7 +204,7 @@ async def test_a_job_at_the_door_has_no_state_to_keep(place):
 
 async def test_weights_that_come_before_the_session_is_made_are_applied_to_it(place):
     session = Session()
-    seat = Seat(Flow("interactive", "a"), lambda engine: session, 0, 0)
+    seat = Seat(Flow("interactive", "a"), 1, 0, 0, lambda engine: session)
     place.runner.admit(seat)
     place.runner.steer(seat, {"strength": 0.25}, 7)
     step = await first(seat, lambda item: item.control_version == 7)
@@ -211,15 +212,30 @@ async def test_weights_that_come_before_the_session_is_made_are_applied_to_it(pl
     assert session.given == [{"strength": 0.25}]
 
 
-async def test_it_is_told_for_how_long_a_turn_takes(place):
-    seat = place.admit(Session())
+@pytest.mark.parametrize(("pixels", "allowed"), [(1, 0.05), (4_000_000, 0.2)])
+async def test_a_turn_that_does_not_end_is_noticed_the_later_the_larger_its_picture(pixels, allowed):
+    engine, going = Engine(), threading.Event()
+    runner = Runner(lambda: engine, dataclasses.replace(SETTINGS, stall_seconds=0.05))
+    await runner.start()
+
+    def make(engine: Engine) -> Session:
+        going.wait(30)
+        return Session()
+
+    seat = Seat(Flow("interactive", "a"), pixels, 0, 0, make)
+    assert runner.stuck_after is None
+    runner.admit(seat)
+    for _ in range(3000):
+        if runner.stuck_after is not None:
+            break
+        await asyncio.sleep(0.01)
+    assert runner.stuck_after == pytest.approx(allowed)
+    going.set()
     await steps(seat, 1)
-    place.engine.gate.clear()
-    await asyncio.sleep(0.4)
-    assert place.runner.turn_seconds > 0.2
-    place.engine.gate.set()
-    await steps(seat, 20)
-    assert place.runner.turn_seconds < 0.2
+    assert seat.seconds > 0
+    runner.dismiss(seat)
+    await runner.stop()
+    assert runner.stuck_after is None
 
 
 async def test_the_later_of_two_changes_counts(place):

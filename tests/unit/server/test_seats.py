@@ -34,7 +34,7 @@ class Place:
         return seat
 
     def unmade(self) -> Seat:
-        seat = Seat(Flow("interactive", "a"), None, 0, 0)
+        seat = Seat(Flow("interactive", "a"), 1, 0, 0)
         self.seats.add(seat)
         return seat
 
@@ -96,3 +96,10 @@ async def test_an_empty_device_is_never_short(place):
     newcomer = place.unmade()
     place.seats.review()
     assert place.seats.ready() == [newcomer]
+
+
+async def test_a_turn_may_take_longer_with_more_pixels_and_for_a_job_that_has_been_slow(place):
+    seat = Seat(Flow("interactive", "a"), 4_000_000, 0, 0)
+    assert seat.allowed_seconds(300) == 1200
+    seat.seconds = 200.0
+    assert seat.allowed_seconds(300) == 2000
