@@ -5,16 +5,16 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
-from nst_engine import Engine, Session, SessionState, Style, WeightsError, checkpoint
+from nst_engine import SessionState, WeightsError, checkpoint
 from nst_server import metrics, pictures
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import incarnation
-from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
+from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.control import on_nudge
 from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
@@ -24,15 +24,13 @@ from nst_server.model_server.networks import Networks
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
+from nst_server.model_server.sessions import SessionSource
 from nst_server.options import options_from_proto, steering_from_proto
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
-RETRY_BUDGET_SHARE = 4  # what ran out of memory is tried again with a quarter of it for the maps
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
-
-T = TypeVar("T")
 
 
 class _Released(Exception):
@@ -119,68 +117,12 @@ class RunningJob:
         """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
         try:
             await self._networks.ready(options_from_proto(self.lease.record.spec.options))
-            seat.make = await self._maker()
+            seat.make = await SessionSource(self.lease, self._pictures).maker()
         except Exception as error:
             seat.post(Failure(error), asyncio.get_running_loop())
             return
-        seat.control_version = self._applied_version
+        seat.control_version = self._applied_version = self.lease.record.control.version
         self._runner.admit(seat)
-
-    async def _maker(self) -> Callable[[Engine], Session]:
-        """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now."""
-        spec = self.lease.record.spec
-        options = options_from_proto(spec.options)
-        content = await self._load(spec.content, pictures.decode)
-        styles = [await self._load_style(style) for style in spec.styles]
-        state = await self._load_state()
-        initial = subject = hole = None
-        if state is None and spec.HasField("initial"):
-            initial = await self._load(spec.initial, pictures.decode)
-        if spec.HasField("subject"):
-            subject = await self._load(spec.subject, pictures.decode_mask)
-        if spec.HasField("hole"):
-            hole = await self._load(spec.hole, pictures.decode_mask)
-        # Read after all else: what has been asked for until now may have come while that was loaded.
-        record = self.lease.record
-        steered = record.checkpoint.control_version if state is not None else 0
-        changes = steering_from_proto(record.control.weights) if record.control.version > steered else {}
-        self._applied_version = record.control.version
-
-        tiled = record.lease.alone
-
-        def make(engine: Engine) -> Session:
-            masks = {"subject": subject, "hole": hole}
-            budget = engine.memory_budget // RETRY_BUDGET_SHARE if tiled else None
-            if state is None:
-                session = engine.start(content, styles, options, initial, **masks, memory_budget=budget)
-            else:
-                session = engine.resume(state, content, styles, **masks, memory_budget=budget)
-            session.update(**changes)
-            return session
-
-        return make
-
-    async def _load_style(self, style: job_pb2.Style) -> Style:
-        return Style(
-            await self._load(style.image, pictures.decode),
-            style.weight,
-            await self._load(style.region, pictures.decode_mask) if style.HasField("region") else None,
-            await self._load(style.source_region, pictures.decode_mask) if style.HasField("source_region") else None,
-        )
-
-    async def _load(self, image: image_pb2.Image, decode: Callable[[bytes, pictures.PictureLimits], T]) -> T:
-        data = await self._pictures.get(image.reference.sha256)
-        return await asyncio.to_thread(decode, data, pictures.STORED)
-
-    async def _load_state(self) -> SessionState | None:
-        if not self.lease.record.checkpoint.object:
-            return None
-        try:
-            data = await self.lease.load_checkpoint()
-            return await asyncio.to_thread(checkpoint.loads, data)
-        except (BlobNotFound, checkpoint.CheckpointError):
-            log.exception("checkpoint lost, starting again", extra=self.about())
-            return None
 
     async def _follow(self, seat: Seat, pace: Pace) -> None:
         unread = asyncio.ensure_future(seat.next())
