@@ -11,10 +11,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from nst_engine.options import OptionError
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull
-from nst_server.jobs.commands import JobEnded, NotWaiting, RequestReused
+from nst_server.jobs.commands import RequestReused
 from nst_server.jobs.queue import QueueFull, TenantQueueFull
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
+from nst_server.jobs.updates import JobEnded, NotWaiting
 from nst_server.pictures import PictureError
 
 DOMAIN = "nst.v1"

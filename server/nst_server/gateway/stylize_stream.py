@@ -15,7 +15,8 @@ from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader, check_request_id, images_of
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
-from nst_server.jobs.commands import JobCommands, JobEnded, NotWaiting
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.updates import JobEnded, NotWaiting
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,10 @@
 import contextlib
 import hashlib
 import time
-from functools import partial
-from typing import Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
+from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
@@ -19,24 +17,11 @@ from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
 from nst_server.jobs.unheld import UnheldJobs
-
-REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] = (
-    "style_shares",
-    "content_layers",
-    "style_layers",
-)
+from nst_server.jobs.updates import JobUpdates
 
 
 class RequestReused(Exception):
     """The request id was used before, for something else."""
-
-
-class JobEnded(Exception):
-    """The job has ended; nothing about it can change."""
-
-
-class NotWaiting(Exception):
-    """The change is only possible while the job waits."""
 
 
 class JobCommands:
@@ -50,6 +35,7 @@ class JobCommands:
         self._tickets = TicketQueue(backbone, patience=patience)
         self._deadlines = Deadlines(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
+        self._updates = JobUpdates(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
 
     async def create(self, request_id: str, tenant: str, spec: job_pb2.JobSpec, traceparent: str) -> job_pb2.Job:
@@ -177,71 +163,9 @@ class JobCommands:
             NotWaiting: its priority cannot change any more.
             QueueFull, TenantQueueFull: there is no place in the queue to resume it, or to move it by way of.
         """
-        record = await self._live_record(job_id)
-        if update.priority and update.priority != record.spec.priority:
-            record = await self._move(record, update.priority)
-        record = await self.records.update(job_id, lambda record: _apply_weights(record, update))
-        if update.HasField("paused") and update.paused != record.control.paused:
-            record = await (self._pause(record) if update.paused else self._resume(record))
+        record = await self._updates.apply(job_id, update)
         await nudge(self._backbone, job_id)
         return await self.describe(record)
-
-    async def _live_record(self, job_id: str) -> JobRecord:
-        record = await self.records.get(job_id)
-        last = await self.events.last(job_id)
-        if last is not None and last.final:
-            raise JobEnded(job_id)
-        return record
-
-    async def _pause(self, record: JobRecord) -> JobRecord:
-        def change(record: JobRecord) -> None:
-            record.control.paused = True
-            record.control.version += 1
-
-        record = await self.records.update(record.job_id, change)
-        paused = partial(_state_if, job_pb2.JOB_STATE_PAUSED, "paused before it ran", paused=True)
-        await self._unheld.write(record.job_id, paused)
-        return record
-
-    async def _resume(self, record: JobRecord) -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.tenant, record.spec.priority)
-
-        def change(record: JobRecord) -> None:
-            # A server that has not noticed the pause yet keeps its ticket.
-            if record.control.paused and not record.lease.held:
-                record.ticket.CopyFrom(ticket)
-            record.control.paused = False
-            record.control.version += 1
-
-        record = await self.records.update(record.job_id, change)
-        if record.ticket == ticket:
-            queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
-            await self._unheld.write(record.job_id, queued)
-            await self._tickets.wake(record.tenant, record.spec.priority)
-        else:
-            await self._tickets.remove(ticket)
-        return record
-
-    async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.tenant, priority)
-        old = Ticket()
-
-        def change(record: JobRecord) -> None:
-            if record.lease.held:
-                raise NotWaiting(record.job_id)
-            record.spec.priority = priority
-            old.CopyFrom(record.ticket)
-            record.ticket.CopyFrom(ticket)
-
-        try:
-            record = await self.records.update(record.job_id, change)
-        except NotWaiting:
-            await self._tickets.remove(ticket)
-            raise
-        # A paused job has no place in the queue to move to; its ticket comes when it is resumed.
-        await self._tickets.remove(ticket if record.control.paused else old)
-        await self._tickets.wake(record.tenant, priority)
-        return record
 
     async def _write_state(self, job_id: str, state: "job_pb2.JobState.ValueType", reason: str) -> None:
         await self._unheld.write(job_id, lambda record: state_event(record, state, reason))
@@ -260,13 +184,6 @@ def derive_job_id(tenant: str, request_id: str) -> str:
     """The job's name: the same request makes the same one, so that two tries cannot make two jobs."""
     request = hashlib.sha256(f"{tenant}\n{request_id}".encode()).hexdigest()
     return tenant_digits(tenant) + request[: 32 - TENANT_DIGITS]
-
-
-def _state_if(
-    state: "job_pb2.JobState.ValueType", reason: str, record: JobRecord, *, paused: bool
-) -> job_pb2.JobEvent | None:
-    """The change of state, unless somebody else has paused or resumed the job since."""
-    return state_event(record, state, reason) if record.control.paused == paused else None
 
 
 def _now() -> Timestamp:
@@ -303,18 +220,3 @@ def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
         job.result.CopyFrom(event.result)
     elif event.HasField("error"):
         job.error.CopyFrom(event.error)
-
-
-def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:
-    wanted = record.control.weights
-    before = wanted.SerializeToString(deterministic=True)
-    weights = job_pb2.JobUpdate()
-    weights.CopyFrom(update)
-    weights.ClearField("paused")
-    weights.ClearField("priority")
-    for name in REPLACED:
-        if getattr(weights, name):
-            wanted.ClearField(name)  # merging would add to what is there
-    wanted.MergeFrom(weights)
-    if wanted.SerializeToString(deterministic=True) != before:
-        record.control.version += 1

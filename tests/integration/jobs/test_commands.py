@@ -11,12 +11,13 @@ from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
-from nst_server.jobs.commands import JobCommands, JobEnded, RequestReused, derive_job_id
+from nst_server.jobs.commands import JobCommands, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
 from nst_server.jobs.queue import QueueFull
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
 from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.updates import JobEnded
 from nst_server.model_server.scheduler import Flows
 
 

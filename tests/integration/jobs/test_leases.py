@@ -397,14 +397,14 @@ async def test_another_ticket_of_the_job_is_not_taken_for_the_attempts_own(comma
 
 async def test_a_pause_that_a_resume_has_overtaken_writes_nothing(commands, monkeypatch):
     job = await commands.create("request", "tenant", job_pb2.JobSpec(priority=job_pb2.PRIORITY_INTERACTIVE), "")
-    write = commands._unheld.write
+    write = commands._updates._unheld.write
 
     async def late(job_id, make_event):
         monkeypatch.undo()
         await commands.update(job_id, job_pb2.JobUpdate(paused=False))
         await write(job_id, make_event)
 
-    monkeypatch.setattr(commands._unheld, "write", late)
+    monkeypatch.setattr(commands._updates._unheld, "write", late)
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
     record = await commands.records.get(job.job_id)
     assert not record.control.paused

@@ -1,0 +1,130 @@
+"""What a client changes of a job that has not ended: its weights, its iterations, its priority, and pauses."""
+
+from functools import partial
+from typing import Literal
+
+from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
+from nst.v1 import job_pb2
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.events import EventLog, state_event
+from nst_server.jobs.queue import TicketQueue
+from nst_server.jobs.records import Records
+from nst_server.jobs.unheld import UnheldJobs
+
+REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] = (
+    "style_shares",
+    "content_layers",
+    "style_layers",
+)
+
+
+class JobEnded(Exception):
+    """The job has ended; nothing about it can change."""
+
+
+class NotWaiting(Exception):
+    """The change is only possible while the job waits."""
+
+
+class JobUpdates:
+    """Writes changes into the records, and moves the tickets of jobs that wait."""
+
+    def __init__(self, backbone: Backbone, *, patience: float) -> None:
+        """`patience` is how long to keep trying while NATS is away, in seconds."""
+        self._records = Records(backbone, patience=patience)
+        self._events = EventLog(backbone, patience=patience)
+        self._tickets = TicketQueue(backbone, patience=patience)
+        self._unheld = UnheldJobs(backbone, patience=patience)
+
+    async def apply(self, job_id: str, update: job_pb2.JobUpdate) -> JobRecord:
+        """Stores a change; see `JobCommands.update`.
+
+        Returns:
+            The record as changed.
+        """
+        record = await self._live_record(job_id)
+        if update.priority and update.priority != record.spec.priority:
+            record = await self._move(record, update.priority)
+        record = await self._records.update(job_id, lambda record: _apply_weights(record, update))
+        if update.HasField("paused") and update.paused != record.control.paused:
+            record = await (self._pause(record) if update.paused else self._resume(record))
+        return record
+
+    async def _live_record(self, job_id: str) -> JobRecord:
+        record = await self._records.get(job_id)
+        last = await self._events.last(job_id)
+        if last is not None and last.final:
+            raise JobEnded(job_id)
+        return record
+
+    async def _pause(self, record: JobRecord) -> JobRecord:
+        def change(record: JobRecord) -> None:
+            record.control.paused = True
+            record.control.version += 1
+
+        record = await self._records.update(record.job_id, change)
+        paused = partial(_state_if, job_pb2.JOB_STATE_PAUSED, "paused before it ran", paused=True)
+        await self._unheld.write(record.job_id, paused)
+        return record
+
+    async def _resume(self, record: JobRecord) -> JobRecord:
+        ticket = await self._tickets.put(record.job_id, record.tenant, record.spec.priority)
+
+        def change(record: JobRecord) -> None:
+            # A server that has not noticed the pause yet keeps its ticket.
+            if record.control.paused and not record.lease.held:
+                record.ticket.CopyFrom(ticket)
+            record.control.paused = False
+            record.control.version += 1
+
+        record = await self._records.update(record.job_id, change)
+        if record.ticket == ticket:
+            queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
+            await self._unheld.write(record.job_id, queued)
+            await self._tickets.wake(record.tenant, record.spec.priority)
+        else:
+            await self._tickets.remove(ticket)
+        return record
+
+    async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
+        ticket = await self._tickets.put(record.job_id, record.tenant, priority)
+        old = Ticket()
+
+        def change(record: JobRecord) -> None:
+            if record.lease.held:
+                raise NotWaiting(record.job_id)
+            record.spec.priority = priority
+            old.CopyFrom(record.ticket)
+            record.ticket.CopyFrom(ticket)
+
+        try:
+            record = await self._records.update(record.job_id, change)
+        except NotWaiting:
+            await self._tickets.remove(ticket)
+            raise
+        # A paused job has no place in the queue to move to; its ticket comes when it is resumed.
+        await self._tickets.remove(ticket if record.control.paused else old)
+        await self._tickets.wake(record.tenant, priority)
+        return record
+
+
+def _state_if(
+    state: "job_pb2.JobState.ValueType", reason: str, record: JobRecord, *, paused: bool
+) -> job_pb2.JobEvent | None:
+    """The change of state, unless somebody else has paused or resumed the job since."""
+    return state_event(record, state, reason) if record.control.paused == paused else None
+
+
+def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:
+    wanted = record.control.weights
+    before = wanted.SerializeToString(deterministic=True)
+    weights = job_pb2.JobUpdate()
+    weights.CopyFrom(update)
+    weights.ClearField("paused")
+    weights.ClearField("priority")
+    for name in REPLACED:
+        if getattr(weights, name):
+            wanted.ClearField(name)  # merging would add to what is there
+    wanted.MergeFrom(weights)
+    if wanted.SerializeToString(deterministic=True) != before:
+        record.control.version += 1
