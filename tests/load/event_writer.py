@@ -11,8 +11,9 @@ from nst_server.gateway.calls import DEFAULT_TENANT
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import PreviewStore
+from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.lease import Lease, Leases
+from nst_server.jobs.lease import Lease
 from nst_server.jobs.tickets import TicketSource
 from nst_server.options import options_to_proto
 

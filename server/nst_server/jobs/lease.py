@@ -1,4 +1,4 @@
-"""A model server's hold on one job: claiming it, writing its history, and letting it go.
+"""A model server's hold on one job: writing its history, and letting it go.
 
 Every write is fenced. Events are appended after the one this attempt saw last, or not at all;
 the record is changed only while it names this attempt. Who finds the place taken by a later
@@ -8,41 +8,24 @@ attempt raises `Superseded` and drops the job without a further word.
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
-from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Ticket
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
-from nst_server.jobs.deadlines import LastPictures, is_overdue
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.records import JobNotFound, Records
-from nst_server.jobs.suspicion import (
-    MustRunAlone,
-    clear,
-    is_quarantined,
-    is_suspected,
-    needs_server_to_itself,
-    quarantine_error,
-)
-from nst_server.jobs.tickets import ticket_age
+from nst_server.jobs.suspicion import clear, is_suspected
 
 log = logging.getLogger(__name__)
-
-RECORD_WAIT_SECONDS = 120.0  # longer than the window in which a ticket is recognised as a repeat
-RECORD_POLL_SECONDS = 0.2
 
 
 class Superseded(Exception):
     """A later attempt has taken the job, or it has ended."""
-
-
-class LeftToOthers(Exception):
-    """The model server cannot run the job's model, and another can."""
 
 
 class _CancelWanted(Exception):
@@ -53,119 +36,20 @@ class _StillWanted(Exception):
     """The client has taken the pause back."""
 
 
-class Leases:
-    """Turns tickets into leases."""
-
-    def __init__(self, backbone: Backbone, server: str, lease_seconds: float, max_lost_attempts: int) -> None:
-        self.records = Records(backbone, patience=None)
-        self.events = EventLog(backbone, patience=None)
-        self.checkpoints = CheckpointStore(backbone, patience=None)
-        self.last_pictures = LastPictures(backbone, patience=None)
-        self.server = server
-        self.lease_seconds = lease_seconds
-        self._max_lost_attempts = max_lost_attempts
-
-    async def claim(self, message: Msg, *, alone: bool = True, without: Set[str] = frozenset()) -> "Lease | None":
-        """Claims the job of a ticket; None when there is nothing to work on.
-
-        `alone` is whether the server has no other job. If one that runs beside others kills it, all of
-        them have lost an attempt; one that is suspected of it is therefore not to be there then. The
-        models in `without` are those that the server cannot run.
-
-        Raises:
-            MustRunAlone: the job is suspected, and there are others. Nothing has changed.
-            LeftToOthers: the job has one of these models. Nothing has changed.
-        """
-        job_id = Ticket.FromString(message.data).job_id
-        try:
-            record = await self.records.update(job_id, lambda record: self._take(record, message, alone, without))
-        except (JobNotFound, _TicketEarly):
-            await self._wait_for_record(message)
-            return None
-        except _TicketVoid:
-            await message.ack()
-            return None
-        except Superseded:
-            return None
-        lease = Lease(self, record, message)
-        try:
-            return lease if await self._starts(lease) else None
-        except Superseded:
-            # The ticket is the later attempt's now, so it is not ours to acknowledge.
-            return None
-
-    def _take(self, record: JobRecord, message: Msg, alone: bool, without: Set[str]) -> None:
-        """Makes this server the holder, which fences every earlier attempt, even of a job that is not to run."""
-        lease, place = record.lease, message.metadata.sequence.stream
-        if place > record.ticket.stream_sequence:
-            raise _TicketEarly
-        if place < record.ticket.stream_sequence:
-            raise _TicketVoid
-        if record.spec.options.model in without:
-            raise LeftToOthers
-        if lease.held and lease.server != self.server:
-            if message.metadata.num_delivered <= lease.delivery:
-                raise Superseded
-            lease.lost_attempts += 1
-        if not alone and needs_server_to_itself(record, self._max_lost_attempts):
-            raise MustRunAlone
-        lease.attempt += 1
-        lease.server = self.server
-        lease.delivery = message.metadata.num_delivered
-        lease.held = True
-
-    async def _wait_for_record(self, message: Msg) -> None:
-        """Gives the ticket's writer time to say so in the record; one that never does has died."""
-        if ticket_age(message) > RECORD_WAIT_SECONDS:
-            await message.ack()
-        else:
-            await message.nak(delay=RECORD_POLL_SECONDS)
-
-    async def _starts(self, lease: "Lease") -> bool:
-        """Opens the attempt in the job's history; False when the job is not to run."""
-        record = lease.record
-        await lease.read_history()
-        if lease.last is not None and lease.last.final:
-            await lease.close()
-            return False
-        if record.control.cancel:
-            await lease.cancel()
-            return False
-        if is_overdue(record, time.time()):
-            await lease.fail(await self.last_pictures.overdue_error(record))
-            return False
-        if record.control.paused:
-            await lease.pause_or_hand_back()
-            return False
-        if is_quarantined(record, self._max_lost_attempts):
-            await lease.fail(quarantine_error(record, lease.reached, self._max_lost_attempts))
-            return False
-        if record.lease.lost_attempts:
-            await lease.note_reached()
-        checkpoint = record.checkpoint
-        reason = f"continues from iteration {checkpoint.iteration}" if checkpoint.object else "starts"
-        await lease.append_state(job_pb2.JOB_STATE_RUNNING, reason, from_iteration=checkpoint.iteration)
-        return True
-
-
-class _TicketEarly(Exception):
-    """The record does not know of the ticket yet."""
-
-
-class _TicketVoid(Exception):
-    """The record names a later ticket."""
-
-
 class Lease:
     """One attempt at one job."""
 
-    def __init__(self, leases: Leases, record: JobRecord, message: Msg) -> None:
-        self._leases = leases
+    def __init__(self, backbone: Backbone, record: JobRecord, message: Msg, lease_seconds: float) -> None:
+        """`record` is the job's and names this attempt; `message` is the ticket, leased for so long at a time."""
+        self._records = Records(backbone, patience=None)
+        self._events = EventLog(backbone, patience=None)
+        self._checkpoints = CheckpointStore(backbone, patience=None)
         self.record = record
         self.job_id = record.job_id
         self.attempt = record.lease.attempt
         self.last: Stored | None = None
         self._message = message
+        self._lease_seconds = lease_seconds
         self._leaving = False
         self._checkpoints_written = 0
         self._latest_progress: job_pb2.Progress | None = None
@@ -183,7 +67,7 @@ class Lease:
 
     async def read_history(self) -> None:
         """Takes up the history where the attempt before has left it."""
-        self.last = await self._leases.events.last(self.job_id)
+        self.last = await self._events.last(self.job_id)
         if self.last is None:
             return
         for field in ("progress", "latest_progress"):
@@ -217,7 +101,7 @@ class Lease:
                 await self._message.in_progress()
             except Exception:
                 log.warning("lease not extended", extra={"job_id": self.job_id}, exc_info=True)
-            await asyncio.sleep(self._leases.lease_seconds / 4)
+            await asyncio.sleep(self._lease_seconds / 4)
 
     async def refresh(self) -> JobRecord:
         """Reads the record again, for what the client wants now.
@@ -226,7 +110,7 @@ class Lease:
             Superseded: a later attempt has the job, or it was deleted.
         """
         try:
-            record = await self._leases.records.get(self.job_id)
+            record = await self._records.get(self.job_id)
         except JobNotFound as error:
             raise Superseded from error
         self._check_fence(record)
@@ -244,7 +128,7 @@ class Lease:
             if self.last is not None and (self.last.final or self.last.event.attempt > self.attempt):
                 raise Superseded
             try:
-                self.last = await self._leases.events.append(event, self.last)
+                self.last = await self._events.append(event, self.last)
                 return
             except HistoryMoved as moved:
                 if moved.last is None:
@@ -274,7 +158,7 @@ class Lease:
 
     async def load_checkpoint(self) -> bytes:
         """The bytes of the record's checkpoint; see `CheckpointStore.get`."""
-        return await self._leases.checkpoints.get(self.record.checkpoint.object)
+        return await self._checkpoints.get(self.record.checkpoint.object)
 
     async def save_checkpoint(self, data: bytes, checkpoint: Checkpoint) -> None:
         """Stores a checkpoint, then points the record at it.
@@ -284,7 +168,7 @@ class Lease:
         """
         checkpoint.object = checkpoint_name(incarnation(self.record), self.attempt, self._checkpoints_written)
         self._checkpoints_written += 1
-        await self._leases.checkpoints.put(checkpoint.object, data)
+        await self._checkpoints.put(checkpoint.object, data)
 
         def change(record: JobRecord) -> None:
             record.checkpoint.CopyFrom(checkpoint)
@@ -316,7 +200,7 @@ class Lease:
             self._complete(paused)
             # Who appended in between has resumed the job, and that is then its state.
             with contextlib.suppress(HistoryMoved):
-                await self._leases.events.append(paused, self.last)
+                await self._events.append(paused, self.last)
         await self._message.ack()
 
     async def hand_back(self, reason: str, *, alone: bool = False) -> None:
@@ -357,7 +241,7 @@ class Lease:
             record.ClearField("checkpoint")
 
         await self._update(change)
-        await self._leases.checkpoints.remove_all(incarnation(self.record))
+        await self._checkpoints.remove_all(incarnation(self.record))
         await self._message.ack()
 
     async def _update(self, change: Callable[[JobRecord], None]) -> None:
@@ -366,7 +250,7 @@ class Lease:
             change(record)
 
         try:
-            self.record = await self._leases.records.update(self.job_id, fenced)
+            self.record = await self._records.update(self.job_id, fenced)
         except JobNotFound as error:
             raise Superseded from error
 

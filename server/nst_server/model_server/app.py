@@ -18,7 +18,8 @@ from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
-from nst_server.jobs.lease import Lease, Leases, LeftToOthers
+from nst_server.jobs.claims import Leases, LeftToOthers
+from nst_server.jobs.lease import Lease
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import LAST_PRIORITY

@@ -16,9 +16,10 @@ from nst_server.jobs import topology
 from nst_server.jobs.backbone import connect
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, incarnation, pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobNotFound, BlobStore, PictureStore, PreviewStore
+from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.keeper import Keeper, Lock
-from nst_server.jobs.lease import Lease, Leases, Superseded
+from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.topology import PICTURES, picture_name

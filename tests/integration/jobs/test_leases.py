@@ -7,10 +7,11 @@ from google.rpc import code_pb2
 
 from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
-from nst_server.jobs import lease as lease_module
+from nst_server.jobs import claims
 from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.lease import Lease, Leases, Superseded
+from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
@@ -242,7 +243,7 @@ async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, lea
     await queue.put("nobody", "tenant", job_pb2.PRIORITY_BATCH)
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
-    monkeypatch.setattr(lease_module, "RECORD_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "RECORD_WAIT_SECONDS", 0.0)
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     await no_ticket_left(backbone)
 
