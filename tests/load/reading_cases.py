@@ -19,9 +19,10 @@ from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.calls import _parser
 from nst_server.gateway.errors import PicturePath, Refusal, as_refusal
+from nst_server.gateway.fields import check_digest, check_form, check_request_id
 from nst_server.gateway.job_service import _decoded
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.specs import SpecReader, check_digest, check_form, check_request_id
+from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.uploads import Uploads
 from nst_server.options import options_from_proto, options_to_proto
 from nst_server.pictures import PictureError, PictureLimits

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,14 +15,13 @@ from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
+from nst_server.gateway.fields import check_digest, check_form
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.jobs.backbone import BackboneUnavailable
 from nst_server.jobs.blobs import KEPT_SECONDS, PictureStore
 from nst_server.options import options_from_proto, options_to_proto, steering_from_proto
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
 STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
-LONGEST_REQUEST_ID = 128
 COMPLETE_SECONDS = KEPT_SECONDS / 2  # the rest is for making the job: until then nothing else holds its pictures
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
 
@@ -245,26 +243,6 @@ def defaults(settings: GatewaySettings) -> StylizeOptions:
 def attached_path(path: str) -> PicturePath:
     """Where the picture at `path` is, when its bytes come in chunks."""
     return PicturePath(f"{path}.attached", f"{path}.attached.header.tensor")
-
-
-def check_digest(path: str, sha256: str) -> None:
-    """Refuses what cannot be a SHA-256."""
-    if not DIGEST.fullmatch(sha256):
-        raise invalid(path, "must be 64 lower-case hexadecimal digits")
-
-
-def check_request_id(request_id: str) -> None:
-    """Refuses a request id that is empty or too long."""
-    if not 0 < len(request_id) <= LONGEST_REQUEST_ID:
-        raise invalid("request_id", f"must have 1 to {LONGEST_REQUEST_ID} characters; a UUID is a good one")
-
-
-def check_form(path: str, form: image_pb2.ImageFormat) -> None:
-    """Refuses a form that no picture can be made into."""
-    try:
-        pictures.check_format(form)
-    except pictures.PictureError as error:
-        raise invalid(f"{path}.{form.WhichOneof('form')}.{error.field}", error.message, error.reason) from error
 
 
 def _check_limit(path: str, value: int, name: str, limit: int) -> None:

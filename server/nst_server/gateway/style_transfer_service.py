@@ -13,11 +13,12 @@ from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server import tracing
 from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import Refusal
+from nst_server.gateway.fields import check_form, check_request_id
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import own_job
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.specs import SpecReader, check_form, check_request_id
+from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
 from nst_server.jobs.blobs import BlobNotFound

@@ -10,9 +10,10 @@ from uuid import uuid4
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server.gateway.errors import as_refusal, invalid
+from nst_server.gateway.fields import check_request_id
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.specs import SpecReader, check_request_id, images_of
+from nst_server.gateway.specs import SpecReader, images_of
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands

@@ -14,7 +14,7 @@ from nst.v1 import style_transfer_service_pb2 as service_pb2
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
-from nst_server.gateway.specs import check_digest
+from nst_server.gateway.fields import check_digest
 from nst_server.gateway.upload_memory import Part, UploadMemory
 
 T = TypeVar("T")
