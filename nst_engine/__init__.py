@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from nst_engine.checkpoint import CheckpointError as CheckpointError
     from nst_engine.checkpoint import SessionState as SessionState
     from nst_engine.engine import Engine as Engine
-    from nst_engine.engine import Style as Style
     from nst_engine.engine import stylize as stylize
+    from nst_engine.inputs import Style as Style
     from nst_engine.options import OptionError as OptionError
     from nst_engine.options import StylizeOptions as StylizeOptions
     from nst_engine.report import StepReport as StepReport
@@ -28,7 +28,7 @@ _HOME = {
     "SessionState": "checkpoint",
     "StepReport": "report",
     "StopReason": "stopping",
-    "Style": "engine",
+    "Style": "inputs",
     "StylizeOptions": "options",
     "WeightsError": "weights",
     "stylize": "engine",

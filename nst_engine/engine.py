@@ -1,7 +1,7 @@
 """The way in: an engine holds a device and its networks, and runs sessions on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,10 @@ from nst_engine import batching, hardware, pictures, weights
 from nst_engine.backbone import Backbone
 from nst_engine.checkpoint import SessionState
 from nst_engine.distributed import Processes
-from nst_engine.inpainting import Hole
-from nst_engine.masks import StyleMasks, area_resized
-from nst_engine.material import Material
+from nst_engine.inputs import Style, to_material
 from nst_engine.networks import NETWORKS
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import StylizeOptions
 from nst_engine.pictures import Picture
-from nst_engine.protection import subject_mask
 from nst_engine.report import StepReport
 from nst_engine.session import Session
 from nst_engine.style_cache import StyleCache
@@ -33,25 +30,6 @@ NetworkKey = tuple[str, torch.dtype, str]
 WARM_UP_SIZE = 64
 # What is measured of a dozen styles by moments, at any size, takes a tenth of it.
 STYLE_CACHE_BYTES = 2**28
-
-
-@dataclass(frozen=True)
-class Style:
-    """A style: what is taken, and where on the content it goes.
-
-    Attributes:
-        image: (H, W, 3) RGB as uint8 or floating 0-1.
-        weight: its share relative to the other styles of the same region.
-        region: a mask of the content, (h, w) of any size as uint8 0-255 or floating 0-1, stretched to
-            the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
-            everywhere. Where no region is, the content stays.
-        source_region: likewise a mask of the style picture: what part of it is taken.
-    """
-
-    image: Picture
-    weight: float = 1.0
-    region: Picture | None = None
-    source_region: Picture | None = None
 
 
 class Engine:
@@ -252,27 +230,12 @@ class Engine:
     ) -> Session:
         inputs = {"content": content, "styles": styles, "initial": initial, "subject": subject, "hole": hole}
         with self._processes.in_step({**inputs, "state": state, **self._chosen(options)}):
-            target = pictures.to_tensor(content, "content", self.device)
-            images = [
-                pictures.to_tensor(style.image, f"styles[{index}].image", self.device)
-                for index, style in enumerate(styles)
-            ]
-            shares = [style.weight for style in styles] if state is None else state.style_shares
-            masks = [self._masks(style, f"styles[{index}]") for index, style in enumerate(styles)]
             start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
-            given = None if subject is None else pictures.to_mask(subject, "subject", self.device)
-            protected = subject_mask(target, given, find_faces=options.faces)
-            opened = None
-            if hole is not None:
-                if subject is not None or options.faces:
-                    raise OptionError(
-                        "hole", "cannot be combined with a subject or faces: what is outside it stays anyway"
-                    )
+            material = to_material(content, styles, subject, hole, find_faces=options.faces, device=self.device)
+            shares = [style.weight for style in styles] if state is None else state.style_shares
+            if material.hole is not None:
                 options = replace(options, content_layers={})
-                opened = Hole(area_resized(pictures.to_mask(hole, "hole", self.device), target), target)
-                target, images, masks = opened.open(images, masks)
                 shares = shares or [1.0]
-            material = Material(target, images, masks, protected, opened)
             backbone = self._backbone(options)
         return Session(
             backbone,
@@ -288,16 +251,6 @@ class Engine:
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
         """The options by name, and the precision that is meant on this device."""
         return {**vars(options), "precision": str(hardware.trunk_dtype(options.precision, self.device))}
-
-    def _masks(self, style: Style, name: str) -> StyleMasks:
-        given = {"region": style.region, "source_region": style.source_region}
-        return StyleMasks(
-            **{
-                field: pictures.to_mask(mask, f"{name}.{field}", self.device)
-                for field, mask in given.items()
-                if mask is not None
-            }
-        )
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = self._network_key(options)
