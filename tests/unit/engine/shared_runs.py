@@ -49,7 +49,7 @@ class Process:
         """The losses and the gradient at the content under noise."""
         session = self.engine.start(self.content, [Style(self.style)], options(**changes))
         height, width = session.image().shape[:2]
-        objective, passes = session._objective, []
+        objective, passes = session._stage.objective, []
         features = objective.features
         objective.features = lambda part: passes.append(part) or features(part)
         found = objective.evaluate(pictures.resize(noisy(self.content), (height, width)))
@@ -113,8 +113,8 @@ def other_steering(process: Process) -> Arrays:
 def wandering(process: Process) -> Arrays:
     """Even where the optimisers do not compute the same in every process, the images are one."""
     session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
-    propose = session._optimizer.propose
-    session._optimizer.propose = lambda *given: propose(*given) + process.rank
+    propose = session._stage._optimizer.propose
+    session._stage._optimizer.propose = lambda *given: propose(*given) + process.rank
     steps(process.engine, session, 2)
     return {"image": session.state_dict().tensors["image"].numpy()}
 

@@ -65,7 +65,7 @@ def resumed(engine: Engine, session: Session, content: Pixels, texture: Pixels) 
 
 
 def image_of(session: Session) -> Tensor:
-    return session._image
+    return session._stage.image
 
 
 def identical(one: Session, other: Session) -> bool:
@@ -138,7 +138,7 @@ def test_tiled_is_plain_but_for_rounding(content: Pixels, texture: Pixels, plain
     whole = tiled.start(content, [Style(texture)], options)
     cut = tiled.start(content, [Style(texture)], options)
     finish(tiled, whole)
-    assert isinstance(whole._objective, TiledObjective)
+    assert isinstance(whole._stage.objective, TiledObjective)
     for count in (1, 3, 1):
         steps(tiled, cut, count)
         cut = resumed(tiled, cut, content, texture)

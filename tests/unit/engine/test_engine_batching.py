@@ -180,7 +180,7 @@ def test_one_whose_evaluation_fails_leaves_the_others_as_they_are(
 ):
     sessions = [start(engine, photo, texture, job) for job in ("moments", "raw", "fourier")]
     stepped(engine, sessions)
-    terms, broken = Objective.terms, sessions[1]._objective
+    terms, broken = Objective.terms, sessions[1]._stage.objective
 
     def failing(objective: Objective, *given: Any) -> dict[str, Tensor]:
         if objective is broken:
@@ -272,7 +272,7 @@ def requests(engine: Engine, photo: Pixels, texture: Pixels, jobs: list[str], **
     """Jobs at the content under noise, each under another."""
     found = []
     for seed, job in enumerate(jobs):
-        objective = start(engine, photo, texture, job, iterations=2, **changes)._objective
+        objective = start(engine, photo, texture, job, iterations=2, **changes)._stage.objective
         found.append(Request(objective, noisy(photo[:ROWS, :COLUMNS], seed=seed)))
     return found
 

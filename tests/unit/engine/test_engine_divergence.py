@@ -40,7 +40,7 @@ def spoil(session: Session, monkeypatch: pytest.MonkeyPatch, spoiler: Spoiler, *
 
     def spoilt(objective: Objective, image: Tensor) -> Evaluation:
         evaluation = evaluate(objective, image)
-        return spoiler(evaluation) if objective is session._objective and next(count) in calls else evaluation
+        return spoiler(evaluation) if objective is session._stage.objective and next(count) in calls else evaluation
 
     monkeypatch.setattr(Objective, "evaluate", spoilt)
 

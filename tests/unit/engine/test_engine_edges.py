@@ -30,7 +30,7 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
 def sound(reports: list[StepReport], session: Session) -> bool:
     """Whether all losses and pixels are finite, and no pixel is far outside of what 8 bits hold."""
     finite = all(math.isfinite(value) for report in reports for value in (report.total_loss, *report.losses.values()))
-    image = session._image
+    image = session._stage.image
     return finite and bool(image.isfinite().all()) and bool(((image > -255) & (image < 510)).all())
 
 

@@ -134,7 +134,7 @@ def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixe
 
 def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
     """What a session is sent for the parameters, as it takes it."""
-    asking = session._evaluated(parameters)
+    asking = session._stage._evaluated(parameters)
     request = next(asking)
     with pytest.raises(StopIteration) as end:
         asking.send(request.objective.evaluate(request.image))
@@ -144,7 +144,7 @@ def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
 def test_the_gradient_is_that_of_the_filled_picture(engine: Engine, surface: Pixels):
     """Central differences of the reported loss, at pixels inside, on the soft edge and outside."""
     run = engine.start(surface, [], quick(**RAW, init="noise"), hole=soft())
-    image = run._image.double().float()
+    image = run._stage.image.double().float()
     gradient = evaluation_of(run, image).gradient
     step = torch.zeros_like(image)
     step[..., 28:50, 30:60] = 1.0

@@ -138,7 +138,7 @@ def test_layers_are_steered_from_the_next_iteration_on(
     fresh = engine.start(photo, [Style(texture)], quick(size=48, strength=strength, style_layers={"relu3_1": 2.0}))
     (report,) = steps(engine, session, 1)
     assert report.iteration == 4
-    assert report.losses == fresh._objective.evaluate(session.state_dict().tensors["image"]).losses
+    assert report.losses == fresh._stage.objective.evaluate(session.state_dict().tensors["image"]).losses
 
 
 def test_a_tap_that_was_left_out_can_have_a_weight_again(engine: Engine, photo: Pixels, texture: Pixels):

@@ -195,7 +195,7 @@ def test_a_run_in_tiles_ends_in_the_same_picture(
 def test_a_run_in_tiles_resumes_to_the_bit(small_engine: Engine, photo: Pixels, texture: Pixels):
     session = started(small_engine, photo, texture, iterations=6)
     steps(small_engine, session, 4)
-    assert isinstance(session._objective, TiledObjective)
+    assert isinstance(session._stage.objective, TiledObjective)
     state = checkpoint.loads(checkpoint.dumps(session.state_dict()))
     resumed = small_engine.resume(state, photo[:60], [Style(texture)])
     finish(small_engine, session)
@@ -271,4 +271,4 @@ def test_what_needs_a_picture_as_a_whole_is_refused_in_tiles(
 
 def test_faces_may_be_looked_for_where_there_are_none(small_engine: Engine, photo: Pixels, texture: Pixels):
     session = started(small_engine, photo, texture, scales=1, iterations=1, faces=True)
-    assert isinstance(session._objective, TiledObjective)
+    assert isinstance(session._stage.objective, TiledObjective)
