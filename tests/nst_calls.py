@@ -19,6 +19,8 @@ from nst.v1 import (
     style_transfer_service_pb2,
     style_transfer_service_pb2_grpc,
 )
+from nst_engine.options import StylizeOptions
+from nst_server.options import options_to_proto
 
 
 class Calls:
@@ -78,6 +80,17 @@ def job_spec(content: Path, style: Path, *, preview_interval: int = 0, **options
         styles=[job_pb2.Style(image=inline(style))],
         options=options_pb2.StylizeOptions(**options),  # type: ignore[arg-type]
         preview=job_pb2.PreviewOptions(interval=preview_interval),
+    )
+
+
+def stored_spec() -> job_pb2.JobSpec:
+    """A complete spec, as it is stored, whose pictures nobody will look for."""
+    reference = image_pb2.Image(reference=image_pb2.ImageReference(sha256="0" * 64))
+    return job_pb2.JobSpec(
+        content=reference,
+        styles=[job_pb2.Style(image=reference, weight=1)],
+        options=options_to_proto(StylizeOptions()),
+        priority=job_pb2.PRIORITY_INTERACTIVE,
     )
 
 

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from nst_server.supervisor import find_nats_server, write_nats_config
 
 START_SECONDS = 90.0
 STOP_SECONDS = 60.0
@@ -21,6 +23,34 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_nats(folder: Path, storage: Mapping[str, int] | None = None) -> Iterator[str]:
+    """The URL of a nats-server with an empty job store in `folder`, some settings of its storage others."""
+    address = f"127.0.0.1:{free_port()}"
+    config = write_nats_config(folder, address)
+    settings = json.loads(config.read_text())
+    settings["jetstream"] |= storage or {}
+    config.write_text(json.dumps(settings))
+    with (folder / "nats.log").open("wb") as output:
+        process = subprocess.Popen([find_nats_server(), "-c", str(config)], stdout=output, stderr=output)
+    try:
+        _wait_until_open(address)
+        yield f"nats://{address}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_until_open(address: str) -> None:
+    host, port = address.split(":")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing listens on {address}")
 
 
 class Process:

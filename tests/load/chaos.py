@@ -7,13 +7,12 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic
 
-from clients import LoadClient
+from clients import running_clients
 from cluster import Cluster, running_cluster
 from faults import Faults
 from findings import add_findings, let_end, start_jobs, uncut_results
@@ -56,11 +55,10 @@ async def run(chaos: Chaos, folder: Path) -> Table:
     works = mixed_works(rng, min(WORKS, chaos.jobs // 2), largest=chaos.largest, longest=chaos.longest)
     plans = mixed_jobs(rng, chaos.jobs, works, ARRIVALS * chaos.faults * chaos.pause)
     table = Table(f"chaos-{chaos.seed}", f"Chaos, seed {chaos.seed}", details={"chaos": asdict(chaos)})
-    async with running_cluster(folder, environment=ENVIRONMENT) as cluster, AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
-            for number in range(CLIENTS)
-        ]
+    async with (
+        running_cluster(folder, environment=ENVIRONMENT) as cluster,
+        running_clients(CLIENTS, cluster.gateway_ports) as clients,
+    ):
         uncut = await uncut_results(clients, works)
         start = monotonic()
         faults = Faults(cluster, clients, rng, chaos.freeze_seconds)

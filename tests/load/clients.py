@@ -169,6 +169,15 @@ class LoadClient:
         return aiter(self._stylize.Stylize(requests(), metadata=metadata))
 
 
+@contextlib.asynccontextmanager
+async def running_clients(count: int, gateway_ports: Sequence[int]) -> AsyncIterator[list[LoadClient]]:
+    """So many clients for as long as the block runs."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(LoadClient(f"client-{number}", gateway_ports)) for number in range(count)
+        ]
+
+
 async def treat(job: AsyncJob, treatment: Treatment) -> None:
     """Does to the job what is planned; one that has ended meanwhile is left as it is."""
     try:

@@ -6,13 +6,12 @@ python tests/load/drain.py --seed 1
 import argparse
 import asyncio
 import sys
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic
 
-from clients import LoadClient
+from clients import running_clients
 from cluster import GRACE_SECONDS, NATS, Cluster, Member, running_cluster
 from findings import add_findings, let_end, start_jobs, uncut_results
 from jobs import mixed_jobs, mixed_works
@@ -47,11 +46,10 @@ async def run(drain: Drain, folder: Path) -> Table:
     rng = Random(drain.seed)
     works = mixed_works(rng, WORKS, largest=drain.largest, longest=drain.longest)
     table = Table("drain", f"Rolling restart, seed {drain.seed}", details={"drain": asdict(drain)})
-    async with running_cluster(folder, model_servers=drain.model_servers) as cluster, AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
-            for number in range(CLIENTS)
-        ]
+    async with (
+        running_cluster(folder, model_servers=drain.model_servers) as cluster,
+        running_clients(CLIENTS, cluster.gateway_ports) as clients,
+    ):
         uncut = await uncut_results(clients, works)
         plans = mixed_jobs(rng, drain.jobs, works, drain.pause * len(cluster.members))
         pairs, tasks = start_jobs(clients, plans)

@@ -6,7 +6,7 @@ import random
 from multiprocessing.connection import Connection
 
 from nst.v1 import image_pb2, job_pb2
-from nst_engine.options import StylizeOptions
+from nst_calls import stored_spec
 from nst_server.gateway.calls import DEFAULT_TENANT
 from nst_server.jobs.backbone import Backbone, connect
 from nst_server.jobs.belongings import incarnation
@@ -15,7 +15,6 @@ from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Lease
 from nst_server.jobs.tickets import TicketSource
-from nst_server.options import options_to_proto
 
 PROGRESS_SECONDS = 0.1
 PROGRESS_PER_PREVIEW = 10
@@ -30,24 +29,13 @@ def write_events(nats_url: str, jobs: int, parent: Connection) -> None:
 async def _write_events(nats_url: str, jobs: int, parent: Connection) -> None:
     async with connect(nats_url, "writer", None) as backbone:
         commands = JobCommands(backbone, patience=10)
-        job_ids = [(await commands.create(f"load {job}", DEFAULT_TENANT, spec(), "")).job_id for job in range(jobs)]
+        made = [await commands.create(f"load {job}", DEFAULT_TENANT, stored_spec(), "") for job in range(jobs)]
         leases = await _claim(backbone, jobs)
-        parent.send(job_ids)
+        parent.send([job.job_id for job in made])
         stop = asyncio.create_task(asyncio.to_thread(parent.recv))
         async with asyncio.TaskGroup() as group:
             for number, lease in enumerate(leases):
                 group.create_task(_run(lease, PreviewStore(backbone, patience=None), random.Random(number), stop))
-
-
-def spec() -> job_pb2.JobSpec:
-    """A complete spec whose pictures nobody will look for."""
-    reference = image_pb2.Image(reference=image_pb2.ImageReference(sha256="0" * 64))
-    return job_pb2.JobSpec(
-        content=reference,
-        styles=[job_pb2.Style(image=reference, weight=1)],
-        options=options_to_proto(StylizeOptions()),
-        priority=job_pb2.PRIORITY_INTERACTIVE,
-    )
 
 
 async def _claim(backbone: Backbone, jobs: int) -> list[Lease]:

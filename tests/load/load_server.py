@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
-from gateway_support import Gateway, running_gateway, running_nats
+from gateway_support import Gateway, running_gateway
 from machine import cpu_seconds
 from processes import RESULTS
+
+from nst_processes import running_nats
 
 MIB = 2**20
 # One tenant makes all the load.

@@ -7,14 +7,13 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import monotonic
 
 import psutil
-from clients import LoadClient
+from clients import LoadClient, running_clients
 from cluster import Cluster, running_cluster
 from jobs import Work
 from table import Table, finish
@@ -47,11 +46,10 @@ async def run(minutes: float, seed: int, folder: Path) -> Table:
     """Soaks a cluster with its files in `folder` for so long; what it found."""
     rng = Random(seed)
     table = Table("soak", f"Soak, {minutes:g} minutes", details={"minutes": minutes, "seed": seed})
-    async with running_cluster(folder, environment=RETENTION) as cluster, AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(LoadClient(f"client-{number}", cluster.gateway_ports))
-            for number in range(CLIENTS)
-        ]
+    async with (
+        running_cluster(folder, environment=RETENTION) as cluster,
+        running_clients(CLIENTS, cluster.gateway_ports) as clients,
+    ):
         counts = [0] * (CLIENTS * JOBS_AT_ONCE)
         tasks = [asyncio.create_task(_work(clients[slot % CLIENTS], rng, slot, counts)) for slot in range(len(counts))]
         samples = await _sampled(cluster, 60 * minutes, tasks)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from gateway_support import CONTENT, live_jobs, run_tiny, running_gateway, running_nats, upload, wait_until
+from gateway_support import CONTENT, live_jobs, run_tiny, running_gateway, upload, wait_until
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls, calls
-from nst_processes import Server
+from nst_processes import Server, running_nats
 
 
 @pytest.fixture(scope="session")

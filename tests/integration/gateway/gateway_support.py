@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -25,12 +24,22 @@ from prometheus_client.samples import Sample
 from nst.v1 import image_pb2, job_pb2, job_service_pb2, options_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls
-from nst_processes import Process, free_port
-from nst_server.supervisor import find_nats_server, write_nats_config
+from nst_processes import Process
 
 SECONDS = 30
 TINY = {"size": 32, "iterations": 3, "scales": 1}
 LONG = {"size": 32, "iterations": 5000, "scales": 1}
+# How a call may end, whatever was sent.
+ANSWERS = frozenset(
+    {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 FREE_PORTS = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
 
 
@@ -58,20 +67,6 @@ def running_gateway(folder: Path, nats_url: str, *arguments: str, **environment:
         yield gateway
     finally:
         gateway.stop()
-
-
-@contextmanager
-def running_nats(folder: Path) -> Iterator[str]:
-    """The URL of a nats-server with an empty job store."""
-    address = f"127.0.0.1:{free_port()}"
-    config = write_nats_config(folder, address)
-    with (folder / "nats.log").open("wb") as output:
-        process = subprocess.Popen([find_nats_server(), "-c", str(config)], stdout=output, stderr=output)
-    try:
-        yield f"nats://{address}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def pixels(width: int = 48, height: int = 32, seed: int = 0) -> NDArray[np.uint8]:
@@ -140,6 +135,18 @@ def upload_messages(data: bytes, chunk: int = 512 * 1024, **header: Any) -> Iter
 def upload(call: Calls, data: bytes, chunk: int = 512 * 1024, **header: Any) -> making_pb2.UploadImageResponse:
     """UploadImage."""
     return call.making.UploadImage(upload_messages(data, chunk, **header), timeout=SECONDS)
+
+
+def calls_by_job(call: Calls) -> dict[type, Callable[..., Any]]:
+    """Each call that takes a job's id, by the type of its request."""
+    return {
+        job_service_pb2.GetJobRequest: call.jobs.GetJob,
+        job_service_pb2.WatchJobRequest: call.jobs.WatchJob,
+        job_service_pb2.UpdateJobRequest: call.jobs.UpdateJob,
+        job_service_pb2.CancelJobRequest: call.jobs.CancelJob,
+        job_service_pb2.DeleteJobRequest: call.jobs.DeleteJob,
+        making_pb2.GetResultRequest: call.making.GetResult,
+    }
 
 
 def run_tiny(call: Calls, spec: job_pb2.JobSpec | None = None) -> job_pb2.JobEvent:

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gateway_support import CONTENT, STYLE, refusal_of, run_tiny, running_gateway, tiny_spec, upload
+from gateway_support import ANSWERS, CONTENT, STYLE, refusal_of, run_tiny, running_gateway, tiny_spec, upload
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -16,14 +16,6 @@ from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls
 
-ANSWERS = {
-    grpc.StatusCode.OK,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 SECONDS = 20
 CASES = settings(
     max_examples=100,

@@ -7,12 +7,13 @@ from importlib.metadata import version
 import grpc
 import nats
 import pytest
-from gateway_support import SECONDS, file_of, pixels, refusal_of, running_gateway, running_nats, tiny_spec, upload
+from gateway_support import SECONDS, file_of, pixels, refusal_of, running_gateway, tiny_spec, upload
 
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
 from nst_calls import Calls, calls
 from nst_engine.networks import NETWORKS
+from nst_processes import running_nats
 
 CAFFE, TORCHVISION = "vgg16-caffe", "vgg19-torchvision"
 

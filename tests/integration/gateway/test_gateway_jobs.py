@@ -11,6 +11,7 @@ from gateway_support import (
     LONG,
     SECONDS,
     assert_invalid,
+    calls_by_job,
     cancel,
     delete,
     refusal_of,
@@ -23,7 +24,7 @@ from gateway_support import (
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
-from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetResultRequest
+from nst.v1.style_transfer_service_pb2 import CreateJobRequest
 from nst_calls import metric, until
 from nst_engine.options import StylizeOptions
 
@@ -72,18 +73,6 @@ def test_a_request_id_is_a_tenants_own(idle):
     ]
     assert [job.tenant for job in jobs] == ["one", "two"]
     assert jobs[0].job_id != jobs[1].job_id
-
-
-def calls_by_job(call) -> dict[type, grpc.UnaryUnaryMultiCallable]:
-    """Each call that takes a job's id, by the type of its request."""
-    return {
-        jobs_pb2.GetJobRequest: call.jobs.GetJob,
-        jobs_pb2.WatchJobRequest: call.jobs.WatchJob,
-        jobs_pb2.UpdateJobRequest: call.jobs.UpdateJob,
-        jobs_pb2.CancelJobRequest: call.jobs.CancelJob,
-        jobs_pb2.DeleteJobRequest: call.jobs.DeleteJob,
-        GetResultRequest: call.making.GetResult,
-    }
 
 
 def assert_not_found(call, job_id: str) -> None:

@@ -13,6 +13,7 @@ from gateway_support import (
     STYLE,
     Gateway,
     Refused,
+    calls_by_job,
     cancel,
     delete,
     file_of,
@@ -21,7 +22,6 @@ from gateway_support import (
     read_status,
     refusal_of,
     running_gateway,
-    running_nats,
     samples,
     tiny_spec,
     update,
@@ -35,7 +35,7 @@ from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls, calls
-from nst_processes import Server
+from nst_processes import Server, running_nats
 
 LIMITS = {"NST_MAX_TENANT_JOBS": "2", "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024)}
 INFO = making_pb2.GetServerInfoRequest()
@@ -156,18 +156,6 @@ def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
-
-
-def calls_by_job(call: Calls) -> dict[type, Callable[..., Any]]:
-    """Each call that takes a job's id, by the type of its request."""
-    return {
-        jobs_pb2.GetJobRequest: call.jobs.GetJob,
-        jobs_pb2.WatchJobRequest: call.jobs.WatchJob,
-        jobs_pb2.UpdateJobRequest: call.jobs.UpdateJob,
-        jobs_pb2.CancelJobRequest: call.jobs.CancelJob,
-        jobs_pb2.DeleteJobRequest: call.jobs.DeleteJob,
-        making_pb2.GetResultRequest: call.making.GetResult,
-    }
 
 
 def test_the_job_of_another_tenant_is_not_there(tenant, stranger):

@@ -7,14 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from gateway_support import cancel, running_gateway, running_nats, tiny_spec, wait_until
+from gateway_support import cancel, running_gateway, tiny_spec, wait_until
 from google.rpc import code_pb2
 
 from nst.v1 import job_pb2
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest
 from nst_calls import Calls, assert_gapless, calls, until
 from nst_engine import weights
-from nst_processes import Process
+from nst_processes import Process, running_nats
 
 CAFFE, TORCHVISION = "vgg16-caffe", "vgg16-torchvision"
 QUEUED, RUNNING = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING
