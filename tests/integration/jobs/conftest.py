@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from lease_support import LEASE_SECONDS
+from ticket_support import opened
 
 from nst.v1 import job_pb2
 from nst_calls import stored_spec
 from nst_processes import running_nats
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, connect
+from nst_server.jobs.claims import Leases
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.queue import TicketQueue
+from nst_server.jobs.tickets import TicketSource
 
 
 @pytest.fixture
@@ -39,3 +45,40 @@ async def backbone(nats_url: str, store_settings: StoreSettings) -> AsyncIterato
 @pytest.fixture
 def spec() -> job_pb2.JobSpec:
     return stored_spec()
+
+
+@pytest.fixture
+def commands(backbone: Backbone) -> JobCommands:
+    return JobCommands(backbone, patience=5)
+
+
+@pytest.fixture
+def leases(backbone: Backbone) -> Leases:
+    return Leases(backbone, "server-a", LEASE_SECONDS, max_lost_attempts=2)
+
+
+@pytest.fixture
+def other_leases(backbone: Backbone) -> Leases:
+    return Leases(backbone, "server-b", LEASE_SECONDS, max_lost_attempts=2)
+
+
+@pytest.fixture
+async def tickets(backbone: Backbone) -> TicketSource:
+    return await opened(backbone)
+
+
+@pytest.fixture
+def queue(backbone: Backbone) -> TicketQueue:
+    return TicketQueue(backbone, patience=5)
+
+
+@pytest.fixture
+async def source(backbone: Backbone) -> TicketSource:
+    return await opened(backbone)
+
+
+@pytest.fixture
+async def other(nats_url: str, store_settings: StoreSettings) -> AsyncIterator[TicketSource]:
+    """Another model server's, with a connection of its own."""
+    async with connect(nats_url, "other", None) as backbone:
+        yield await opened(backbone)

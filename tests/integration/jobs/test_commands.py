@@ -21,11 +21,6 @@ from nst_server.jobs.updates import JobEnded
 from nst_server.model_server.scheduler import Flows
 
 
-@pytest.fixture
-def commands(backbone):
-    return JobCommands(backbone, patience=5)
-
-
 async def waiting(backbone) -> int:
     return int((await backbone.jetstream.stream_info("NST_TICKETS")).state.messages)
 

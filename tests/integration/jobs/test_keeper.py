@@ -1,111 +1,29 @@
 """The keeper on a real nats-server: it removes all that is to go, and nothing else. Clocks are the tests' own."""
 
 import asyncio
-import contextlib
-import hashlib
 import time
 
 import pytest
+from store_bench import FAILED, HOUR, Bench, digest
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
-from nst.v1 import image_pb2, job_pb2
+from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs import blobs as blobs_module
 from nst_server.jobs import topology
 from nst_server.jobs.backbone import connect
-from nst_server.jobs.belongings import USE_NOTE_SECONDS, incarnation, pictures_of
-from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobNotFound, BlobStore, PictureStore, PreviewStore
-from nst_server.jobs.claims import Leases
-from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.keeper import Keeper, Lock
-from nst_server.jobs.lease import Lease, Superseded
+from nst_server.jobs.belongings import USE_NOTE_SECONDS, pictures_of
+from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
+from nst_server.jobs.keeper import Lock
+from nst_server.jobs.lease import Superseded
 from nst_server.jobs.records import JobNotFound
-from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.topology import PICTURES, picture_name
-
-HOUR = 3600.0
-STREAMS = ("NST_TICKETS", "NST_EVENTS", "NST_PICTURES", "NST_PREVIEWS", "NST_CHECKPOINTS", "NST_NOTES", "KV_nst_jobs")
-SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
 
 
 @pytest.fixture
 def store_settings() -> StoreSettings:
     return StoreSettings(max_queued_jobs=50, lease_seconds=1, retention_hours=2, orphan_hours=1)
-
-
-class Bench:
-    """A job store, and everything that fills it or clears it."""
-
-    def __init__(self, backbone, settings: StoreSettings) -> None:
-        self.backbone = backbone
-        self.ahead = 0.0
-        self.commands = JobCommands(backbone, patience=5)
-        self.pictures = PictureStore(backbone, "tenant", patience=5)
-        self.previews = PreviewStore(backbone, patience=5)
-        self.leases = Leases(backbone, "server", settings.lease_seconds, max_lost_attempts=2)
-        self.tickets = TicketSource(backbone)
-        self.keeper = Keeper(backbone, settings, lambda: time.time() + self.ahead)
-
-    async def sweep(self, ahead: float = 0.0) -> None:
-        self.ahead = ahead
-        await self.keeper.sweep()
-
-    async def stored(self) -> dict[str, tuple[int, int]]:
-        """Messages and bytes by stream."""
-        states = {name: (await self.backbone.jetstream.stream_info(name)).state for name in STREAMS}
-        return {name: (state.messages, state.bytes) for name, state in states.items()}
-
-    async def empty(self) -> None:
-        """Waits until an acknowledgement, which is not answered, has emptied the last stream too."""
-        for _ in range(250):
-            if not any(messages for messages, _ in (await self.stored()).values()):
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError(await self.stored())
-
-    async def spec(self, *pictures: bytes, **fields) -> job_pb2.JobSpec:
-        """A spec with a content and a style that are stored."""
-        digests = [await self.pictures.put(data) for data in pictures]
-        content, style = (image_pb2.Image(reference=image_pb2.ImageReference(sha256=digest)) for digest in digests)
-        priority = job_pb2.PRIORITY_INTERACTIVE
-        return job_pb2.JobSpec(content=content, styles=[job_pb2.Style(image=style)], priority=priority, **fields)
-
-    async def create(self, request_id: str, *pictures: bytes, **fields) -> str:
-        spec = await self.spec(*(pictures or (b"content", b"style")), **fields)
-        return (await self.commands.create(request_id, "tenant", spec, "")).job_id
-
-    async def claim(self) -> Lease:
-        lease = await self.leases.claim(await asyncio.wait_for(self.tickets.next(list), 10))
-        assert lease is not None
-        return lease
-
-    async def preview(self, lease: Lease, data: bytes, iteration: int = 1) -> None:
-        reference = image_pb2.ImageReference(sha256=await self.previews.put(incarnation(lease.record), data))
-        preview = job_pb2.Preview(iteration=iteration, width=4, height=3, reference=reference)
-        await lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
-
-    async def succeed(self, lease: Lease, data: bytes) -> None:
-        reference = image_pb2.ImageReference(sha256=await self.pictures.put(data))
-        await lease.append(job_pb2.JobEvent(job_state=SUCCEEDED, result=job_pb2.Result(reference=reference)))
-        await lease.close()
-
-    async def run(self, request_id: str, *pictures: bytes, result: bytes = b"result") -> str:
-        """A job from its creation to its result."""
-        job_id = await self.create(request_id, *pictures)
-        lease = await self.claim()
-        await self.preview(lease, b"preview of " + request_id.encode())
-        await self.succeed(lease, result)
-        return job_id
-
-    async def has(self, data: bytes) -> bool:
-        with contextlib.suppress(BlobNotFound):
-            return await self.pictures.get(_digest(data)) == data
-        return False
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture
@@ -178,7 +96,7 @@ async def test_live_jobs_keep_everything_however_old_they_are(bench):
     await bench.keeper.end_overdue()
     assert {record.job_id async for record in bench.commands.records.all()} == {paused.job_id, waiting}
     for data in (b"content", b"style", b"other content"):
-        assert await bench.pictures.get(_digest(data)) == data
+        assert await bench.pictures.get(digest(data)) == data
     assert await bench.commands.get(waiting)
     await bench.commands.update(paused.job_id, job_pb2.JobUpdate(paused=False))
     assert (await bench.claim()).job_id == waiting
@@ -210,7 +128,7 @@ async def test_a_shared_picture_goes_with_its_last_job(bench):
 async def test_a_job_being_made_keeps_a_picture_whose_last_job_goes(bench):
     """The picture is kept before the job's record is there to say so."""
     first = await bench.run("first", b"shared", b"style")
-    assert await bench.pictures.keep(_digest(b"shared"))
+    assert await bench.pictures.keep(digest(b"shared"))
     await bench.commands.delete(first)
     await bench.sweep(ahead=UNKEPT_SECONDS / 2)
     assert await bench.has(b"shared")
@@ -221,11 +139,11 @@ async def test_a_job_being_made_keeps_a_picture_whose_last_job_goes(bench):
 async def test_a_picture_that_is_kept_while_it_is_looked_at_stays(bench, monkeypatch):
     await bench.pictures.put(b"upload")
     blobs = BlobStore(bench.backbone, PICTURES, patience=5)
-    seen = await blobs.head(picture_name("tenant", _digest(b"upload")))
+    seen = await blobs.head(picture_name("tenant", digest(b"upload")))
     monkeypatch.setattr(blobs_module, "KEPT_SECONDS", 0.0)  # it is older than that
-    assert await bench.pictures.keep(_digest(b"upload"))
-    assert not await blobs.remove(picture_name("tenant", _digest(b"upload")), seen)
-    assert await bench.pictures.get(_digest(b"upload")) == b"upload"
+    assert await bench.pictures.keep(digest(b"upload"))
+    assert not await blobs.remove(picture_name("tenant", digest(b"upload")), seen)
+    assert await bench.pictures.get(digest(b"upload")) == b"upload"
 
 
 async def test_a_picture_that_is_uploaded_again_is_an_upload_again(bench):

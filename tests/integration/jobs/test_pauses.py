@@ -1,0 +1,111 @@
+"""Pausing and resuming, whoever is in between, on a real nats-server."""
+
+import asyncio
+
+from lease_support import claimed, history, no_ticket_left
+
+from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
+from nst.v1 import job_pb2
+
+
+async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    await lease.pause_or_hand_back()
+    heir = await claimed(leases, tickets)
+    assert heir.attempt == 2
+    states = [event.job_state for event in await history(commands, job.job_id)]
+    assert job_pb2.JOB_STATE_PAUSED not in states
+
+
+async def test_a_pause_whose_server_died_can_be_resumed(commands, leases, other_leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    await claimed(leases, tickets)  # and never heard of again
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    assert await other_leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await claimed(other_leases, tickets)).last.event.job_state == job_pb2.JOB_STATE_RUNNING
+
+
+async def test_pausing_again_and_again_loses_no_ticket(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    for _ in range(3):
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+        lease = await claimed(leases, tickets)
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+        await lease.pause_or_hand_back()
+        await backbone.nats.flush()
+        await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    await claimed(leases, tickets)
+
+
+async def test_a_ticket_pulled_before_its_record_was_written_is_not_lost(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    early = await commands._tickets.put(job.job_id, "tenant", job_pb2.PRIORITY_INTERACTIVE)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
+
+    def write(record):
+        record.control.paused = False
+        record.ticket.CopyFrom(early)
+
+    await commands.records.update(job.job_id, write)
+    await claimed(leases, tickets)
+
+
+async def test_a_cancelled_pause_leaves_no_checkpoint(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=4))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    assert (await asyncio.wait_for(commands.cancel(job.job_id), 3)).state == job_pb2.JOB_STATE_CANCELLED
+    assert (await backbone.jetstream.stream_info("NST_CHECKPOINTS")).state.messages == 0
+
+
+async def test_a_paused_job_holds_no_ticket_and_resumes_elsewhere(
+    backbone, commands, leases, other_leases, tickets, spec
+):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=4))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_PAUSED
+    await no_ticket_left(backbone)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_QUEUED
+    heir = await claimed(other_leases, tickets)
+    assert await heir.load_checkpoint() == b"state"
+    states = [event.job_state for event in await history(commands, job.job_id)]
+    assert states == [
+        job_pb2.JOB_STATE_QUEUED,
+        job_pb2.JOB_STATE_RUNNING,
+        job_pb2.JOB_STATE_PAUSED,
+        job_pb2.JOB_STATE_QUEUED,
+        job_pb2.JOB_STATE_RUNNING,
+    ]
+
+
+async def test_a_pause_that_a_resume_has_overtaken_writes_nothing(commands, monkeypatch):
+    job = await commands.create("request", "tenant", job_pb2.JobSpec(priority=job_pb2.PRIORITY_INTERACTIVE), "")
+    write = commands._updates._unheld.write
+
+    async def late(job_id, make_event):
+        monkeypatch.undo()
+        await commands.update(job_id, job_pb2.JobUpdate(paused=False))
+        await write(job_id, make_event)
+
+    monkeypatch.setattr(commands._updates._unheld, "write", late)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    record = await commands.records.get(job.job_id)
+    assert not record.control.paused
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_QUEUED
+    info = await commands._backbone.jetstream.get_msg("NST_TICKETS", record.ticket.stream_sequence)
+    assert Ticket.FromString(info.data).job_id == job.job_id

@@ -1,0 +1,97 @@
+"""Jobs that may harm the server they run on: who may run them, and when no one may any more, on a real nats-server."""
+
+import asyncio
+
+import pytest
+from google.rpc import code_pb2
+from lease_support import LEASE_SECONDS, claimed, of_server, progress
+
+from nst.internal.v1.job_record_pb2 import Checkpoint
+from nst.v1 import job_pb2
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.suspicion import MustRunAlone
+from nst_server.jobs.tickets import TicketSource
+
+
+async def ended(backbone: Backbone, commands: JobCommands, tickets: TicketSource, job_id: str) -> job_pb2.JobError:
+    """The error that the next claim ends the job with."""
+    message = await asyncio.wait_for(tickets.next(list), 10)
+    assert await of_server(backbone, 99).claim(message, alone=False) is None
+    return (await commands.get(job_id)).error
+
+
+async def test_a_job_that_kills_two_servers_is_quarantined(backbone, commands, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    for number in range(2):
+        lease = await claimed(of_server(backbone, number), tickets)
+        await lease.append(progress(7))
+    error = await ended(backbone, commands, tickets, job.job_id)
+    assert (error.code, error.reason) == (code_pb2.ABORTED, "QUARANTINED")
+    assert "iteration 7" in error.message
+    assert "max_lost_attempts = 2" in error.message
+
+
+async def test_only_a_checkpoint_beyond_the_last_loss_clears_a_job(backbone, commands, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    first = await claimed(of_server(backbone, 0), tickets)
+    await first.append(progress(50))
+    second = await claimed(of_server(backbone, 1), tickets)
+    assert second.record.lease.furthest == 50
+    await second.save_checkpoint(b"state", Checkpoint(iteration=50))
+    assert second.suspected
+    await ended(backbone, commands, tickets, job.job_id)
+    assert (await commands.get(job.job_id)).error.reason == "QUARANTINED"
+
+
+async def test_a_job_that_gets_on_may_lose_any_number_of_servers(backbone, commands, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    for number in range(4):
+        lease = await claimed(of_server(backbone, number), tickets)
+        assert lease.suspected == (number > 0)
+        await lease.append(progress(10 * number + 5))
+        await lease.save_checkpoint(b"state", Checkpoint(iteration=10 * number + 6))
+        assert not lease.suspected
+
+
+async def test_a_suspect_is_claimed_only_by_a_server_that_has_no_other_job(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    await claimed(of_server(backbone, 0), tickets)
+    message = await asyncio.wait_for(tickets.next(list), 10)
+    before = await commands.records.get(job.job_id)
+    with pytest.raises(MustRunAlone):
+        await leases.claim(message, alone=False)
+    assert await commands.records.get(job.job_id) == before, "a server that dies now has lost nothing"
+    assert await leases.claim(message) is not None
+
+
+async def test_a_suspect_that_is_not_to_run_needs_no_server_to_itself(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    await claimed(of_server(backbone, 0), tickets)
+    await commands.cancel(job.job_id)
+    assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10), alone=False) is None
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_what_ran_out_of_memory_is_alone_until_it_has_got_on(commands, leases, other_leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.append(progress(3))
+    await lease.hand_back("ran out of memory", alone=True)
+    message = await asyncio.wait_for(tickets.next(list), 10)
+    with pytest.raises(MustRunAlone):
+        await other_leases.claim(message, alone=False)
+    heir = await other_leases.claim(message)
+    assert heir.record.lease.alone
+    assert heir.record.lease.lost_attempts == 0
+    await heir.save_checkpoint(b"state", Checkpoint(iteration=3))
+    assert heir.suspected
+    await heir.save_checkpoint(b"state", Checkpoint(iteration=4))
+    assert not heir.suspected
+
+
+async def test_an_abandoned_job_comes_again_at_once_and_counts_as_lost(commands, leases, other_leases, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    await (await claimed(leases, tickets)).abandon()
+    heir = await other_leases.claim(await asyncio.wait_for(tickets.next(list), LEASE_SECONDS / 2))
+    assert heir.record.lease.lost_attempts == 1
