@@ -150,7 +150,8 @@ class JobCommands:
             record.control.version += 1
 
         record = await self.records.update(job_id, change)
-        await self._write_state(job_id, job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it")
+        state, reason = job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it"
+        await self._unheld.write(job_id, lambda record: state_event(record, state, reason))
         await nudge(self._backbone, job_id)
         return await self.describe(record)
 
@@ -166,9 +167,6 @@ class JobCommands:
         record = await self._updates.apply(job_id, update)
         await nudge(self._backbone, job_id)
         return await self.describe(record)
-
-    async def _write_state(self, job_id: str, state: "job_pb2.JobState.ValueType", reason: str) -> None:
-        await self._unheld.write(job_id, lambda record: state_event(record, state, reason))
 
     async def delete(self, job_id: str) -> None:
         """Removes a job that has ended; see `Remover.remove`.
