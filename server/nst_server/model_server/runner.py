@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import logging
 import queue
 import threading
 import time
@@ -18,6 +19,8 @@ from nst_server.model_server import memory
 from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
 from nst_server.model_server.scheduler import Scheduler
 from nst_server.model_server.seats import Failure, Seat, Seats, Step, Unchanged
+
+log = logging.getLogger(__name__)
 
 BLOCKED_POLL_SECONDS = 0.02
 # Memory that jobs have freed is kept for the next one so long: to have it anew from the system takes
@@ -119,23 +122,18 @@ class Runner:
 
     def snapshot(self, seat: Seat) -> None:
         """Asks for a state: with the next step, or for word at once that there is none to be had."""
-
-        def order() -> None:
-            if seat.admitted:
-                seat.snapshot_wanted = True
-            else:
-                seat.post(Unchanged(), self._loop)
-
-        self._orders.put(order)
+        self._ask(seat, state=True)
 
     def show(self, seat: Seat) -> None:
         """Asks for a picture: with the next step, or for word at once that there is none to be had."""
+        self._ask(seat, picture=True)
 
+    def _ask(self, seat: Seat, *, state: bool = False, picture: bool = False) -> None:
         def order() -> None:
-            if seat.admitted:
-                seat.picture_wanted = True
-            else:
+            if not seat.admitted:
                 seat.post(Unchanged(), self._loop)
+            seat.snapshot_wanted |= seat.admitted and state
+            seat.picture_wanted |= seat.admitted and picture
 
         self._orders.put(order)
 
@@ -147,9 +145,13 @@ class Runner:
             return
         self._started.set_result(self._engine)
         while not self._stopped:
-            self._obey(wait=not self._seats.ready())
-            if not self._stopped and (ready := self._seats.ready()):
-                self._take_turn(ready)
+            try:
+                self._obey(wait=not self._seats.ready())
+                if not self._stopped and (ready := self._seats.ready()):
+                    self._take_turn(ready)
+            except Exception:
+                log.critical("the compute thread has failed", exc_info=True)
+                self._give_up()
 
     def _set_up(self) -> None:
         self._engine = engine = self._make_engine()
@@ -250,18 +252,21 @@ class Runner:
 
     def _fail(self, failed: Sequence[tuple[Seat, Exception]]) -> None:
         """Lets failed jobs go, and all the others too if the device failed with them."""
-        self._lost |= any(is_device_failure(error) for _, error in failed)
         for seat, error in failed:
             release_frames(error)
             self._remove(seat)
             seat.post(Failure(error), self._loop)
         if any(is_out_of_memory(error) for _, error in failed):
             self._engine.release_memory()
-        if self._lost:
-            for seat in list(self._seats):
-                self._remove(seat)
-                seat.post(Failure(DeviceLost()), self._loop)
-            self._loop.call_soon_threadsafe(self.device_lost.set)
+        if any(is_device_failure(error) for _, error in failed):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Turns no job any more, and says so to all."""
+        self._turn, self._lost = None, True
+        for seat in self._seats.clear():
+            seat.post(Failure(DeviceLost()), self._loop)
+        self._loop.call_soon_threadsafe(self.device_lost.set)
 
     def _remove(self, seat: Seat) -> None:
         self._seats.remove(seat)

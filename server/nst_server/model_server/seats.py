@@ -65,6 +65,7 @@ class Seat:
     seconds: float = 0.0
     when_made: Callable[[], None] | None = None
     admitted: bool = False
+    dismissed: bool = False
     snapshot_wanted: bool = False
     picture_wanted: bool = False
     _outbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
@@ -75,6 +76,10 @@ class Seat:
         """Has the session that has been made for it."""
         self.session = session
         self.working_bytes = session.working_bytes
+
+    def leave(self) -> None:
+        """Lets its session go, for good."""
+        self.session, self.make, self.dismissed = None, None, True
 
     @property
     def batch_key(self) -> Hashable | None:
@@ -130,15 +135,23 @@ class Seats:
         return len(self._seats)
 
     def add(self, seat: Seat) -> None:
-        """One that has come, whose session is still to be made."""
-        self._seats.append(seat)
+        """One that has come, whose session is still to be made; not one that left before it came."""
+        if not seat.dismissed:
+            self._seats.append(seat)
 
     def remove(self, seat: Seat) -> None:
         """Drops a seat with its session; no error if it is gone."""
-        seat.session, seat.make = None, None
+        seat.leave()
         if seat in self._seats:
             self._seats.remove(seat)
         self.review()
+
+    def clear(self) -> list[Seat]:
+        """Drops all; who was there."""
+        gone, self._seats = self._seats, []
+        for seat in gone:
+            seat.leave()
+        return gone
 
     def review(self) -> None:
         """Lets in who fits by now; to be called when a session has been made."""

@@ -187,6 +187,25 @@ async def test_a_lost_device_is_told_to_all(place):
     assert isinstance((await first(late, is_failure)).error, DeviceLost)
 
 
+async def test_a_fault_of_the_thread_itself_is_told_to_all_as_a_lost_device(place, caplog):
+    bystander = place.admit(Session())
+    await steps(bystander, 1)
+    place.admit(Session(working_bytes="a lot"))
+    assert isinstance((await first(bystander, is_failure)).error, DeviceLost)
+    await asyncio.wait_for(place.runner.device_lost.wait(), 30)
+    assert place.runner.stuck_after is None
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"]
+
+
+async def test_a_job_dismissed_before_it_comes_is_never_made(place):
+    session = Session()
+    seat = Seat(Flow("interactive", "a"), 1, 0, 0, lambda engine: session)
+    place.runner.dismiss(seat)
+    place.runner.admit(seat)
+    await steps(place.admit(Session()), 10)
+    assert session.iteration == 0
+
+
 async def test_memory_that_has_run_out_is_no_lost_device(place):
     assert not is_device_failure(OUT_OF_CUDA_MEMORY)
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
