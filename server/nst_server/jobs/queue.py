@@ -1,5 +1,6 @@
 """The gateway's end of the work queue: one ticket for each job that waits or runs."""
 
+import asyncio
 from collections import OrderedDict
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -49,14 +50,27 @@ class TicketQueue:
         self._jetstream = backbone.jetstream
         self._patience = patience
         self._made: OrderedDict[Flow, None] = OrderedDict()
+        self._looks: dict[str, asyncio.Task[QueueRules]] = {}
 
-    async def check_room(self, tenant: str) -> QueueRules:
-        """The queue's rules, when there is room for another job of the tenant.
+    async def check_room(self, tenant: str) -> None:
+        """Refuses what there is no room for; who asks while another does shares the answer.
 
         Raises:
             QueueFull: there is no room for any.
             TenantQueueFull: there is none for the tenant.
         """
+        if tenant not in self._looks:
+            self._looks[tenant] = asyncio.create_task(self._rules(tenant))
+            self._looks[tenant].add_done_callback(partial(self._looked, tenant))
+        await asyncio.shield(self._looks[tenant])
+
+    def _looked(self, tenant: str, look: asyncio.Task[QueueRules]) -> None:
+        del self._looks[tenant]
+        if not look.cancelled():
+            look.exception()  # taken, as all who asked may have left
+
+    async def _rules(self, tenant: str) -> QueueRules:
+        """The queue's rules, when there is room for another job of the tenant; raises as `check_room` does."""
         subjects = f"{TICKET_PREFIX}.*.{tenant_token(tenant)}"
         stream_info = partial(self._jetstream.stream_info, TICKETS, subjects_filter=subjects)
         info = await persistently(stream_info, seconds=self._patience)
@@ -77,7 +91,7 @@ class TicketQueue:
             QueueFull: there is no room.
             TenantQueueFull: there is none for the tenant.
         """
-        rules = await self.check_room(tenant)
+        rules = await self._rules(tenant)
         flow = Flow(LANES[priority], tenant)
         await self._make(flow, rules)
         ticket = Ticket(job_id=job_id)

@@ -34,6 +34,29 @@ async def test_jobs_at_once_do_not_get_round_the_limit(nats_url):
         assert len(refused) == len(outcomes) - 3
 
 
+async def test_those_who_ask_at_once_are_refused_by_one_look_at_the_queue(nats_url, monkeypatch):
+    async with connect(nats_url, "gateway", StoreSettings(max_tenant_jobs=1)) as backbone:
+        queue, looks = TicketQueue(backbone, patience=5), []
+        await put(queue, "a", "1")
+        look = backbone.jetstream.stream_info
+
+        async def counted(*arguments, **options):
+            looks.append(options["subjects_filter"])
+            return await look(*arguments, **options)
+
+        monkeypatch.setattr(backbone.jetstream, "stream_info", counted)
+        gone = asyncio.create_task(queue.check_room("a"))
+        asked = [asyncio.create_task(queue.check_room(tenant)) for tenant in "aaab"]
+        await asyncio.sleep(0)
+        gone.cancel()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [*[TenantQueueFull] * 3, type(None)]
+        assert len(looks) == 2
+        with pytest.raises(TenantQueueFull):
+            await queue.check_room("a")
+        assert len(looks) == 3
+
+
 async def test_the_whole_queue_has_a_limit_of_its_own(nats_url):
     async with connect(nats_url, "gateway", StoreSettings(max_queued_jobs=2)) as backbone:
         queue = TicketQueue(backbone, patience=5)
