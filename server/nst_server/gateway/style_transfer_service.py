@@ -60,8 +60,8 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         check_request_id(request.request_id)
         await self._commands.check_room(request.request_id, tenant(context))
+        await self._info.check_model(self._specs.check(request.spec).options.model)
         spec = await self._specs.complete(tenant(context), request.spec, {})
-        await self._info.check_model(spec.options.model)
         job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent())
         return pb.CreateJobResponse(job=job)
 

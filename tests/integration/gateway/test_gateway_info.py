@@ -14,6 +14,7 @@ from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, GetServerInf
 from nst_calls import Calls, calls
 from nst_engine.networks import NETWORKS
 from nst_processes import running_nats
+from nst_server.jobs.topology import PICTURES
 
 CAFFE, TORCHVISION = "vgg16-caffe", "vgg19-torchvision"
 
@@ -53,6 +54,14 @@ async def announce(nats_url: str, announcement: Announcement) -> None:
     await client.close()
 
 
+async def stored_messages(nats_url: str) -> int:
+    """Of pictures."""
+    client = await nats.connect(nats_url)
+    info = await client.jetstream().stream_info(PICTURES.stream)
+    await client.close()
+    return info.state.messages
+
+
 def test_a_model_whose_weights_no_model_server_has(tmp_path):
     with (
         running_nats(tmp_path) as nats_url,
@@ -66,8 +75,10 @@ def test_a_model_whose_weights_no_model_server_has(tmp_path):
             ("one", "a device", 3)
         ]
         assert [model.name for model in info.models if model.available] == [CAFFE]
-        assert call.create(tiny_spec(model=CAFFE))
         refused = refusal_of(lambda: call.create(tiny_spec(model=TORCHVISION)))
+        assert asyncio.run(stored_messages(nats_url)) == 0
+        assert call.create(tiny_spec(model=CAFFE))
+        assert asyncio.run(stored_messages(nats_url)) > 0
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_UNAVAILABLE")
     assert list(refused.fields) == ["spec.options.model"]
     assert f"nst weights pull {TORCHVISION}" in refused.message
