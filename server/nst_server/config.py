@@ -41,6 +41,7 @@ class GatewaySettings:
     max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
     max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight; one upload may have half of it.")
+    picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.")
     max_styles: int = setting(8, "Style pictures of one job.")
     preview_interval: int = setting(10, "Iterations between previews when the client does not say.")
     max_size: int = setting(2048, "Largest long side of a result, in pixels.")

@@ -20,9 +20,9 @@ from table import Table, finish
 
 from nst_client import AnyEvent, AsyncJob, JobState
 
-WORK = Work("china", ("tissue",), 384, 12, "lbfgs")
+WORK = Work("china", ("tissue",), 512, 10, "lbfgs")
 SMALL = Work("china", ("tissue",), 96, 20, "lbfgs")
-JOBS = 12
+JOBS = 8
 WARM_UP = 4
 TOGETHER = 8
 TWICE = 1.9

@@ -28,7 +28,8 @@ FLAT_PERCENT = 5.0  # of the resident size, in an hour
 FEW = 3  # files or threads more, which a connection that comes back may cost
 STORE_GROWTH = 1.1
 SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
-RETENTION = {"NST_RETENTION_HOURS": "0.03"}
+# What fills up by design is full by the end of the warm-up.
+SOON_FULL = {"NST_RETENTION_HOURS": "0.03", "NST_PICTURE_CACHE_BYTES": str(2 * MIB)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ async def run(minutes: float, seed: int, folder: Path) -> Table:
     rng = Random(seed)
     table = Table("soak", f"Soak, {minutes:g} minutes", details={"minutes": minutes, "seed": seed})
     async with (
-        running_cluster(folder, environment=RETENTION) as cluster,
+        running_cluster(folder, environment=SOON_FULL) as cluster,
         running_clients(CLIENTS, cluster.gateway_ports) as clients,
     ):
         counts = [0] * (CLIENTS * JOBS_AT_ONCE)

@@ -78,7 +78,7 @@ class Gateway:
         specs = SpecReader(stored, quota, settings, limits)
         uploads = Uploads(settings, limits)
         previews = PreviewStore(self._backbone, patience=PATIENCE_SECONDS)
-        gallery = Gallery(stored, previews, settings.max_message_bytes)
+        gallery = Gallery(stored, previews, settings)
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
         streams = StylizeStreams(commands, specs, uploads, quota, watching, info)

@@ -7,13 +7,12 @@ from functools import partial
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as pb
 from nst_server import metrics, pictures
+from nst_server.config import GatewaySettings
 from nst_server.gateway.feeds import Entry
 from nst_server.gateway.shared_cache import SharedCache
 from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 
-IMAGE_CACHE_BYTES = 32 * 2**20
-RESPONSE_CACHE_BYTES = 32 * 2**20
 EVENT_OVERHEAD_BYTES = 64 * 1024
 
 Read = Callable[[], Awaitable[bytes]]
@@ -22,12 +21,15 @@ Read = Callable[[], Awaitable[bytes]]
 class Gallery:
     """Reads pictures from the store and transcodes them, remembering the latest."""
 
-    def __init__(self, results: Callable[[str], PictureStore], previews: PreviewStore, max_message_bytes: int) -> None:
+    def __init__(
+        self, results: Callable[[str], PictureStore], previews: PreviewStore, settings: GatewaySettings
+    ) -> None:
         self._results = results
         self._previews = previews
-        self._max_picture_bytes = max_message_bytes - EVENT_OVERHEAD_BYTES
-        self._images: SharedCache[image_pb2.Image] = SharedCache(IMAGE_CACHE_BYTES, lambda image: image.ByteSize())
-        self._responses: SharedCache[bytes] = SharedCache(RESPONSE_CACHE_BYTES, len)
+        self._max_picture_bytes = settings.max_message_bytes - EVENT_OVERHEAD_BYTES
+        half = settings.picture_cache_bytes // 2
+        self._images: SharedCache[image_pb2.Image] = SharedCache(half, lambda image: image.ByteSize())
+        self._responses: SharedCache[bytes] = SharedCache(half, len)
 
     async def result(self, tenant: str, digest: str, form: image_pb2.ImageFormat) -> image_pb2.Image:
         """A tenant's stored result in the form asked for.
