@@ -1,6 +1,7 @@
 """What every test may use: pictures, and a real server."""
 
 import io
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import sklearn
 from PIL import Image
 
 from nst_processes import Server, running_server
+
+# A shell that runs the suite in the background makes it, and all that it starts,
+# deaf to SIGINT; the tests of Ctrl-C then wait for an end that cannot come.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
