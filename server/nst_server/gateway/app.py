@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from nst.v1 import job_service_pb2, job_service_pb2_grpc, style_transfer_service_pb2, style_transfer_service_pb2_grpc
 from nst_server import metrics, pictures
 from nst_server.config import GatewaySettings, StoreSettings
+from nst_server.gateway import heap
 from nst_server.gateway.calls import CallInterceptor
 from nst_server.gateway.feeds import Feeds
 from nst_server.gateway.gallery import Gallery
@@ -142,6 +142,7 @@ async def serve(
     store: StoreSettings,
 ) -> None:
     """Runs a gateway until SIGTERM or SIGINT."""
+    heap.use_one_arena()  # before any other thread is there
     stop = stop_requested()
     async with AsyncExitStack() as stack:
         try:
@@ -155,9 +156,7 @@ async def serve(
             metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
         )
         stack.callback(status.close)
-        # What is loaded by now stays: to look through it for garbage stops every call for 30 ms, again and again.
-        gc.collect()
-        gc.freeze()
+        heap.set_aside_what_is_loaded()
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         with contextlib.suppress(Stopped):
             await unless(
