@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from gateway_support import (
     LONG,
     assert_invalid,
+    cancel,
     refusal_of,
     result_bytes,
     running_gateway,
@@ -130,18 +132,16 @@ def test_another_gateway_takes_over_from_one_that_was_killed(tmp_path):
             assert samples(second.metrics_address)["nst_store_bytes"]
 
 
-@pytest.fixture
-def outage(tmp_path: Path) -> Iterator[tuple[Calls, Process]]:
+@contextmanager
+def one_model_server(folder: Path, **environment: str) -> Iterator[tuple[Calls, Process]]:
     """Calls to a gateway, and its only model server, which nobody starts again."""
-    environment = {"NST_LEASE_SECONDS": "0.5"}
     with (
-        running_nats(tmp_path) as nats_url,
-        running_gateway(tmp_path, nats_url, **environment) as gateway,
+        running_nats(folder) as nats_url,
+        running_gateway(folder, nats_url, NST_LEASE_SECONDS="0.5") as gateway,
         calls(gateway.address) as call,
     ):
-        model_server = Process(
-            tmp_path / "model.log", "model-server", "--nats", nats_url, "--metrics-listen", "127.0.0.1:0"
-        )
+        arguments = ("model-server", "--nats", nats_url, "--metrics-listen", "127.0.0.1:0")
+        model_server = Process(folder / "model.log", *arguments, **environment)
         try:
             model_server.wait_for_log("model server ready")
             yield call, model_server
@@ -149,13 +149,26 @@ def outage(tmp_path: Path) -> Iterator[tuple[Calls, Process]]:
             model_server.stop()
 
 
-def test_a_job_whose_model_server_died_ends_with_its_latest_preview(outage):
-    call, model_server = outage
-    job_id = call.create(limited_spec(3.0, preview_interval=1))
-    watching = call.watch(job_id)
-    seen = until(watching, lambda event: event.HasField("preview"))
-    model_server.kill()
-    seen += list(watching)
-    error = assert_out_of_time(call, seen, 3.0)
-    assert error.partial.reference == [event.preview.reference for event in seen if event.HasField("preview")][-1]
-    assert_picture(call, job_id, error)
+def test_a_job_whose_model_server_died_ends_with_its_latest_preview(tmp_path):
+    with one_model_server(tmp_path) as (call, model_server):
+        job_id = call.create(limited_spec(3.0, preview_interval=1))
+        watching = call.watch(job_id)
+        seen = until(watching, lambda event: event.HasField("preview"))
+        model_server.kill()
+        seen += list(watching)
+        error = assert_out_of_time(call, seen, 3.0)
+        assert error.partial.reference == [event.preview.reference for event in seen if event.HasField("preview")][-1]
+        assert_picture(call, job_id, error)
+
+
+def test_a_job_that_waits_for_memory_ends_without_a_picture(tmp_path):
+    with one_model_server(tmp_path, NST_MEMORY_LIMIT_BYTES="200000000") as (call, _):
+        running = call.create(tiny_spec(**LONG))
+        until(call.watch(running), lambda event: event.HasField("progress"))
+        large = limited_spec(4.0)
+        large.options.size = 512
+        events = list(call.watch(call.create(large)))
+        error = assert_out_of_time(call, events, 4.0)
+        assert not error.HasField("partial")
+        assert job_pb2.JOB_STATE_RUNNING in [event.job_state for event in events], "it was taken from the queue"
+        cancel(call, running)
