@@ -1,14 +1,19 @@
 """3x3 convolutions with frozen weights, as one operation each way where oneDNN has it."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_engine import winograd
+
 # oneDNN packs weights for a picture size. It is always this one, so that the packing, and with it
 # every last bit of a result, does not depend on what a process has computed before.
 PACKING_SIDE = 64
+# On maps with fewer positions it takes longer to start Winograd's operations than the time that they save.
+WINOGRAD_POSITIONS = 512
 
 
 class Convolution:
@@ -19,41 +24,98 @@ class Convolution:
     faster than plain operations, which pack anew at every call and pass over the map twice.
 
     Args:
-        weight: (O, I, 3, 3), on its device and in its dtype, as is `bias`.
+        weight: (O, I, 3, 3), float32, as is `bias`.
         bias: (O,).
         padding: rows and columns of zeros put around the input, 0 or 1.
+        device, dtype: where and in what to compute.
+        sparing: whether to spare multiplications for some more rounding, on a CPU in bfloat16; see `winograd`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, padding: int) -> None:
-        self._weight = weight.contiguous(memory_format=torch.channels_last)
-        self._bias = bias
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        padding: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        sparing: bool = False,
+    ) -> None:
+        self._weight = _rounded(weight.to(device), dtype)
+        self._bias = bias.to(device, dtype)
         self._padding = padding
-        self._packed: tuple[Tensor, Tensor] | None = None
-        if _can_pack(weight):
-            turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-            self._packed = _pack(self._weight, padding), _pack(turned, 2 - padding)
+        self._packed: tuple[_Kernels, _Kernels] | None = None
+        if _can_pack(self._weight):
+            turned = weight.flip(2, 3).transpose(0, 1)
+            if sparing and dtype == torch.bfloat16:
+                self._packed = _Winograd(weight, dtype), _Winograd(turned, dtype)
+            else:
+                self._packed = _Direct(weight, dtype, padding), _Direct(turned, dtype, 2 - padding)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return sum(tensor.nbytes for tensor in (self._weight, self._bias, *(self._packed or ())))
+        return sum(part.nbytes for part in (self._weight, self._bias, *(self._packed or ())))
 
     def __call__(self, hidden: Tensor, *, relu: bool) -> Tensor:
         """The maps (N, O, h, w) of (N, I, h, w), channels-last in and out."""
         if self._packed is not None:
-            mapped: Tensor = _Packed.apply(hidden, *self._packed, self._bias, self._padding, relu)  # type: ignore[no-untyped-call]
+            mapped: Tensor = _Packed.apply(hidden, *self._packed, self._bias, relu)  # type: ignore[no-untyped-call]
             return mapped
         mapped = F.conv2d(hidden, self._weight, self._bias, padding=self._padding)
         return F.relu(mapped) if relu else mapped
 
 
+class _Kernels(Protocol):
+    """Packed weights, which turn (N, I, h, w) into (N, O, h, w), plus a bias, and with the ReLU if asked."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor: ...
+
+
+class _Direct:
+    def __init__(self, weight: Tensor, dtype: torch.dtype, padding: int) -> None:
+        self._padding = [padding, padding]
+        self._packed = _pack(weight, dtype, self._padding)
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes
+
+    def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        return _convolve(hidden, self._packed, bias, self._padding, "relu" if relu else "none")
+
+
+class _Winograd:
+    PADDING = (1, 0)
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self._packed = [_pack(kernel, dtype, self.PADDING) for kernel in winograd.transformed(weight)]
+        self._direct = _Direct(weight, dtype, padding=1)
+
+    @property
+    def nbytes(self) -> int:
+        return self._direct.nbytes + sum(packed.nbytes for packed in self._packed)
+
+    def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        height, width = hidden.shape[2:]
+        if height * width < WINOGRAD_POSITIONS:
+            return self._direct(hidden, bias, relu=relu)
+        points = [
+            _convolve(point, packed, bias if index == winograd.CONSTANT else None, self.PADDING, "none")
+            for index, (point, packed) in enumerate(zip(winograd.spread(hidden), self._packed, strict=True))
+        ]
+        mapped = winograd.gathered(points, width)
+        return mapped.relu_() if relu else mapped
+
+
 class _Packed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        context: Any, hidden: Tensor, weight: Tensor, turned: Tensor, bias: Tensor, padding: int, relu: bool
-    ) -> Tensor:
-        mapped = _convolve(hidden, weight, bias, padding, "relu" if relu else "none")
-        context.turned, context.padding = turned, padding
+    def forward(context: Any, hidden: Tensor, weight: _Kernels, turned: _Kernels, bias: Tensor, relu: bool) -> Tensor:
+        mapped = weight(hidden, bias, relu=relu)
+        context.turned = turned
         context.save_for_backward(*((mapped,) if relu else ()))
         return mapped
 
@@ -62,12 +124,12 @@ class _Packed(torch.autograd.Function):
         for mapped in context.saved_tensors:
             gradient = torch.ops.aten.threshold_backward(gradient, mapped, 0)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return _convolve(gradient, context.turned, None, 2 - context.padding, "none"), None, None, None, None, None
+        return context.turned(gradient, None, relu=False), None, None, None, None
 
 
-def _convolve(hidden: Tensor, packed: Tensor, bias: Tensor | None, padding: int, then: str) -> Tensor:
+def _convolve(hidden: Tensor, packed: Tensor, bias: Tensor | None, padding: Sequence[int], then: str) -> Tensor:
     mapped: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        hidden, packed, bias, [padding] * 2, [1, 1], [1, 1], 1, then, [], ""
+        hidden, packed, bias, padding, [1, 1], [1, 1], 1, then, [], ""
     )
     return mapped
 
@@ -78,7 +140,13 @@ def _can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _pack(weight: Tensor, padding: int) -> Tensor:
+def _pack(weight: Tensor, dtype: torch.dtype, padding: Sequence[int]) -> Tensor:
     shape = [1, weight.shape[1], PACKING_SIDE, PACKING_SIDE]
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, shape)
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        _rounded(weight, dtype), padding, [1, 1], [1, 1], 1, shape
+    )
     return packed
+
+
+def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).contiguous(memory_format=torch.channels_last)

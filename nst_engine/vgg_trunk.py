@@ -14,6 +14,10 @@ from nst_engine.vgg import Vgg
 # at relu5_1. With this gain the norms of the maps at relu2_1 to relu5_1 of vgg16-caffe stay within
 # 0.84 to 1.27 of those under max pooling, on photographs; a gain of 2 lets them grow to 2.8 times.
 AVERAGE_POOLING_GAIN = 1.5
+# Where fewer multiplications are worth more additions and rounding: maps with fewer channels have too much to add
+# up, and those of the last block are too small to save time, while its taps have the most rounding behind them.
+SPARING_BLOCKS = ("conv2", "conv3", "conv4")
+SPARING_CHANNELS = 128
 
 
 class VggTrunk:
@@ -24,11 +28,14 @@ class VggTrunk:
         self._dtype = dtype
         self._convolutions = {
             name: Convolution(
-                weights[f"{name}.weight"].to(device, dtype),
-                weights[f"{name}.bias"].to(device, dtype),
-                padding=0 if name == "conv1_1" else 1,
+                weights[f"{name}.weight"],
+                weights[f"{name}.bias"],
+                0 if name == "conv1_1" else 1,
+                device,
+                dtype,
+                sparing=name.startswith(SPARING_BLOCKS) and channels_in >= SPARING_CHANNELS,
             )
-            for name in network.convs
+            for name, (channels_in, _) in network.convs.items()
         }
 
     @property
