@@ -6,7 +6,9 @@ similarity to the content's features at relu4_3, averaged over positions. Lower 
 method is a curve from one to the other as its strength goes from 0 to 1.
 """
 
+import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,16 +18,16 @@ from pairs import PAIRS, Pair
 from PIL import Image
 from processes import RESULTS
 from report import Facts, Report
+from style_transfer_pytorch import StyleTransferPytorch
 from torch import Tensor
 
-from nst_engine import Engine, Style, stylize, weights
+from nst_engine import Engine, Style, weights
 from nst_engine.backbone import Backbone
 from nst_engine.options import StylizeOptions
 
 SIZE = 256
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
-RAW_STYLE_WEIGHTS = (1e2, 1e4)  # beside a content weight of 1
-OPPONENT_ITERATIONS = 300
+RAW_STYLE_WEIGHTS = (1.0, 10.0, 100.0)  # beside a content weight of 1
 STYLE_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_2")
 CONTENT_TAP = "relu4_3"
 DIRECTIONS = 128
@@ -62,38 +64,67 @@ class Judge:
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
-    """Scores every pair at every strength, with fixed raw weights, and the opponent's result."""
+    """Scores every pair at every strength, with fixed raw weights, and the opponents' results."""
     engine = Engine()
     backbone = Backbone(NETWORK, weights.load(NETWORK.name), torch.device("cpu"), torch.float32)
-    ways = {f"strength {strength}": StylizeOptions(size=SIZE, strength=strength) for strength in STRENGTHS}
-    for weight in RAW_STYLE_WEIGHTS:
-        raw = StylizeOptions(size=SIZE, strength=None, content_weight=1.0, style_weight=weight)
-        ways[f"raw style weight {weight:g}"] = raw
-    content, style = (
-        Report(f"looks-{side}", f"Distance to the {side}, {SIZE} px", facts) for side in ("content", "style")
+    ways = {name: partial(_stylised, engine, options) for name, options in _options().items()}
+    if not quick:
+        ways |= {"neural-style-pt, 300": _neural_style, "style-transfer-pytorch, 150": _style_transfer_pytorch}
+    content, style, spread, seconds = (
+        Report(f"looks-{name}", f"{title}, {SIZE} px", facts)
+        for name, title in (
+            ("content", "Distance to the content"),
+            ("style", "Distance to the style"),
+            ("spread", "How far apart the pairs are"),
+            ("seconds", "Time that a picture takes"),
+        )
     )
+    contents: dict[str, list[float]] = {way: [] for way in ways}
+    shares: dict[str, list[float]] = {way: [] for way in ways}
     for pair in PAIRS[: 1 if quick else None]:
         pictures = pair.load(SIZE)
         judge = Judge(backbone, *pictures)
-        results = {way: _stylised(engine, pictures, options) for way, options in ways.items()}
-        if not quick:
-            results["neural-style-pt, 300"] = _opponent(pictures)
+        results, taken = {}, {}
+        for way, stylised in ways.items():
+            start = time.perf_counter()
+            results[way] = stylised(*pictures)
+            taken[way] = time.perf_counter() - start
         scores = {way: judge.scores(picture) for way, picture in results.items()}
         content.add(pair.name, "", "", {way: [score.content] for way, score in scores.items()})
         style.add(pair.name, "", "", {way: [score.style] for way, score in scores.items()})
+        seconds.add(pair.name, "s", "", {way: [taken[way]] for way in ways if not way.startswith("raw")})
+        unstyled = judge.scores(pictures[0]).style
+        for way, score in scores.items():
+            contents[way].append(score.content)
+            shares[way].append(score.style / unstyled)
         _sheet(pair, pictures, results)
-    return [content, style]
+    spread.add("distance to the content", "", "close together", contents)
+    spread.add("distance to the style, of the content's own", "", "close together", shares)
+    return [content, style, spread, seconds]
 
 
-def _stylised(engine: Engine, pictures: tuple[Picture, Picture], options: StylizeOptions) -> Picture:
-    content, style = pictures
-    *_, (_, picture) = stylize(content, [Style(style)], options, engine=engine)
-    return picture
+def _options() -> dict[str, StylizeOptions]:
+    options = {f"strength {strength}": StylizeOptions(size=SIZE, strength=strength) for strength in STRENGTHS}
+    for weight in RAW_STYLE_WEIGHTS:
+        raw = StylizeOptions(size=SIZE, strength=None, content_weight=1.0, style_weight=weight)
+        options[f"raw style weight {weight:g}"] = raw
+    return options
 
 
-def _opponent(pictures: tuple[Picture, Picture]) -> Picture:
-    *_, last = NeuralStyle(*pictures).optimise(OPPONENT_ITERATIONS)
+def _stylised(engine: Engine, options: StylizeOptions, content: Picture, style: Picture) -> Picture:
+    session = engine.start(content, [Style(style)], options)
+    while not session.finished:
+        session.advance()
+    return session.image()
+
+
+def _neural_style(content: Picture, style: Picture) -> Picture:
+    *_, last = NeuralStyle(content, style).optimise(300)
     return last.picture
+
+
+def _style_transfer_pytorch(content: Picture, style: Picture) -> Picture:
+    return StyleTransferPytorch(content, style).optimise(150)
 
 
 def _sliced_distance(picture: Tensor, style: Tensor, generator: torch.Generator) -> float:

@@ -15,6 +15,7 @@ from nst_engine.backbone import Backbone
 from nst_engine.distributed import digest
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
+from nst_engine.pictures import MID_GREY
 from nst_engine.protection import Protection
 from nst_engine.schedule import named_taps, taps_in_use
 from nst_engine.statistics import make_statistic, statistic_key
@@ -22,16 +23,19 @@ from nst_engine.style_cache import StyleCache
 from nst_engine.style_loss import StyleLoss
 from nst_engine.tiling import Tile
 
-# The balance is struck at the content under so much noise (standard deviation, 0-255 units) that
-# neither side is near its own minimum, where its gradient would vanish and say nothing.
-REFERENCE_NOISE = 100.0
+# The balance is struck at mid-grey under so much noise (standard deviation, 0-255 units): an image that is as far
+# from every content as from every style, so that what is measured is how hard each pulls. Of the images tried, from
+# the content under noise to the style itself, it brings pairs of pictures closest together at one strength.
+BALANCE_NOISE = 10.0
 # Root mean square, per pixel, of a wholly weighted content gradient at that point. It sets what
 # `tv_weight` and `box_weight` mean next to a strength, at any size.
-CONTENT_LEVEL = 1.0
+CONTENT_LEVEL = 0.3
 # The same for style, by statistic: at these ratios, chosen by eye, strength 0.5 gives clear brush strokes
 # and colours of the style on a subject that is still plain. The gradient of the Gram loss fades by orders
 # of magnitude on the way to the result; those of Wasserstein distances and of content do not.
-STYLE_LEVELS = {"gram": 600.0, "moments": 1.3, "sliced": 7.0}
+STYLE_LEVELS = {"gram": 5.0, "moments": 0.21, "sliced": 3.8}
+# The detail of a subject is weighed against content at the content under so much noise.
+DETAIL_NOISE = 100.0
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,8 @@ class Objective:
         That of style to its level over the regions where it goes: elsewhere it is 0. That of content
         as if nothing were protected.
         """
-        content, style = self._gradient_sizes(self._reference_image())
+        grey = torch.full_like(self._content, MID_GREY)
+        content, style = self._gradient_sizes(_noisy(grey, BALANCE_NOISE))
         style_level = self._style_level * self.style_loss.coverage**0.5
         return _ratio(CONTENT_LEVEL, content), _ratio(style_level, style)
 
@@ -200,15 +205,10 @@ class Objective:
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
-        image = self._reference_image()
+        image = _noisy(self._content, DETAIL_NOISE)
         content = self._content_loss(self.features(image), {})
         level = everywhere.detail_level * _gradient_size(content, image)
         return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
-
-    def _reference_image(self) -> Tensor:
-        """Where gradients are measured for a balance: the content under seeded noise."""
-        noise = torch.randn(self._content.shape, generator=torch.Generator().manual_seed(0))
-        return (self._content + REFERENCE_NOISE * noise.to(self._content.device)).requires_grad_(True)
 
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
         """The weights in the order of the network."""
@@ -264,6 +264,12 @@ def evaluations(images: Sequence[Tensor], terms: Sequence[Mapping[str, Tensor]])
         total, slope = next(numbers), next(numbers)
         found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
     return found
+
+
+def _noisy(image: Tensor, deviation: float) -> Tensor:
+    """The image under noise that is the same on every device, to be differentiated in."""
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + deviation * noise.to(image.device)).requires_grad_(True)
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

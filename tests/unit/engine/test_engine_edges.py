@@ -45,7 +45,7 @@ def test_constant_pictures(engine: Engine, photo: Pixels, level: int, statistic:
 
     Two at once are not quite flat, as the network sees the edge of the picture.
     """
-    options = quick(size=32, iterations=5, style_statistic=statistic)
+    options = quick(size=32, iterations=12, style_statistic=statistic)
     for content, style in ((flat(level), photo), (photo, flat(level)), (flat(level), flat(255 - level))):
         reports, session = run(engine, content, style, options)
         assert sound(reports, session)

@@ -235,7 +235,9 @@ def test_strength_balances_them_too(
     sizes = []
     for content, style in ((photo, texture), (texture, checks), (checks, photo)):
         objective = Objective(backbone(torch.float32), as_image(content), [as_image(style)], options, [1.0])
-        sizes.append(objective.evaluate(noisy(content, deviation=100.0)).gradient.square().mean().sqrt().item())
+        sizes.append(
+            objective.evaluate(noisy(np.full_like(content, 127), deviation=10.0)).gradient.square().mean().sqrt().item()
+        )
     assert sizes == pytest.approx([STYLE_LEVELS[name]] * 3, rel=0.1)
 
 
@@ -243,7 +245,7 @@ def test_strength_balances_them_too(
 def test_a_run_gets_nearer_to_the_style_and_resumes_in_the_same_bits(
     engine: Engine, photo: Pixels, texture: Pixels, checks: Pixels, name: str
 ):
-    options = quick(style_statistic=name, iterations=5, seed=7)
+    options = quick(style_statistic=name, strength=0.8, iterations=5, seed=7)
     session = engine.start(photo, shares_of([texture, checks], [1, 3]), options)
     first = steps(engine, session, 2)[0]
     state = checkpoint.loads(checkpoint.dumps(session.state_dict()))
