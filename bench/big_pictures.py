@@ -17,7 +17,7 @@ from report import Facts, Report
 import nst_engine
 from nst_engine.options import StylizeOptions
 
-BUDGET = 2**29
+BUDGET = 2**28
 UNBOUNDED = 2**60
 # Larger pictures would take more than 10 GB at once.
 LARGEST_AT_ONCE = 2048

@@ -103,10 +103,10 @@ class _Winograd:
         height, width = hidden.shape[2:]
         if height * width < WINOGRAD_POSITIONS:
             return self._direct(hidden, bias, relu=relu)
-        points = [
-            _convolve(point, packed, bias if index == winograd.CONSTANT else None, self.PADDING, "none")
-            for index, (point, packed) in enumerate(zip(winograd.spread(hidden), self._packed, strict=True))
-        ]
+        points = winograd.spread(hidden)
+        for index, packed in enumerate(self._packed):  # in place, so that no more is held than there must be
+            own = bias if index == winograd.CONSTANT else None
+            points[index] = _convolve(points[index], packed, own, self.PADDING, "none")
         mapped = winograd.gathered(points, width)
         return mapped.relu_() if relu else mapped
 
