@@ -90,7 +90,9 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives back to the system what `keep_freed_memory` has kept."""
+    """Gives back to the system what `keep_freed_memory` has kept, and to the devices what torch has."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
@@ -28,6 +28,8 @@ from nst_server.model_server.sessions import SessionSource
 from nst_server.options import options_from_proto, steering_from_proto
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_SECONDS = 2.0
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
@@ -125,30 +127,33 @@ class RunningJob:
         self._runner.admit(seat)
 
     async def _follow(self, seat: Seat, pace: Pace) -> None:
-        unread = asyncio.ensure_future(seat.next())
+        while True:
+            item = await self._obeying(seat, seat.next())
+            if isinstance(item, Failure):
+                raise item.error
+            if isinstance(item, Unchanged):
+                if is_overdue(self.lease.record, time.time()):
+                    self._leaves_for = "its time is up"  # who claims it next ends it
+                await self._leave_if_wanted(seat)
+            elif await self._handle(seat, item, pace):
+                return
+
+    async def _obeying(self, seat: Seat, work: Awaitable[T]) -> T:
+        """What comes of work that writes no history, beside which is done what the client wants meanwhile."""
+        waited_for = asyncio.ensure_future(work)
         try:
             while True:
                 looking = asyncio.ensure_future(self._look.wait())
-                await asyncio.wait({unread, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({waited_for, looking}, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 looking.cancel()
                 if self._look.is_set() or time.monotonic() - self._looked_at >= LOOK_SECONDS:
                     self._look.clear()
                     self._looked_at = time.monotonic()
                     await self._obey(seat)
-                if not unread.done():
-                    continue
-                item = unread.result()
-                if isinstance(item, Failure):
-                    raise item.error
-                if isinstance(item, Unchanged):
-                    if is_overdue(self.lease.record, time.time()):
-                        self._leaves_for = "its time is up"  # who claims it next ends it
-                    await self._leave_if_wanted(seat)
-                elif await self._handle(seat, item, pace):
-                    return
-                unread = asyncio.ensure_future(seat.next())
+                if waited_for.done():
+                    return waited_for.result()
         finally:
-            unread.cancel()
+            waited_for.cancel()
 
     async def _obey(self, seat: Seat) -> None:
         """Does what the client wants now, as the record has it."""
@@ -181,7 +186,7 @@ class RunningJob:
             await self._expire(step, progress)
             return True
         if step.picture is not None:
-            await self._preview(step)
+            await self._preview(seat, step)
         now = time.monotonic()
         milestone = pace.scale_ended or step.state is not None or step.control_version != self._told_version
         self._told_version = step.control_version
@@ -241,7 +246,13 @@ class RunningJob:
         if not task.cancelled() and task.exception() is not None:
             log.warning("checkpoint not stored", extra={**self.about(), "error": repr(task.exception())})
 
-    async def _preview(self, step: Step) -> None:
+    async def _preview(self, seat: Seat, step: Step) -> None:
+        preview = await self._obeying(seat, self._store_preview(step))
+        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
+        if step.report.iteration == 1:
+            metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
+
+    async def _store_preview(self, step: Step) -> job_pb2.Preview:
         spec = self.lease.record.spec.preview
         assert step.picture is not None
         picture = step.picture
@@ -251,10 +262,7 @@ class RunningJob:
         data = await asyncio.to_thread(pictures.encode_png, picture)
         digest = await self._previews.put(incarnation(self.lease.record), data)
         reference = image_pb2.ImageReference(sha256=digest)
-        preview = job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
-        await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
-        if step.report.iteration == 1:
-            metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
+        return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
 
     async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
         assert step.report.stop_reason is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nst.v1 import image_pb2, job_pb2
-from nst_engine import Engine, Session, SessionState, Style, checkpoint
+from nst_engine import Engine, OptionError, Session, SessionState, Style, checkpoint
 from nst_server import pictures
 from nst_server.jobs.blobs import BlobNotFound, PictureStore
 from nst_server.jobs.lease import Lease
@@ -47,13 +47,19 @@ class SessionSource:
         changes = steering_from_proto(record.control.weights) if record.control.version > obeyed else {}
         tiled = record.lease.alone
 
-        def make(engine: Engine) -> Session:
+        def begin(engine: Engine, budget: int | None) -> Session:
             masks = {"subject": subject, "hole": hole}
-            budget = engine.memory_budget // RETRY_BUDGET_SHARE if tiled else None
             if state is None:
-                session = engine.start(content, styles, options, initial, **masks, memory_budget=budget)
-            else:
-                session = engine.resume(state, content, styles, **masks, memory_budget=budget)
+                return engine.start(content, styles, options, initial, **masks, memory_budget=budget)
+            return engine.resume(state, content, styles, **masks, memory_budget=budget)
+
+        def make(engine: Engine) -> Session:
+            try:
+                session = begin(engine, engine.memory_budget // RETRY_BUDGET_SHARE if tiled else None)
+            except OptionError:
+                if not tiled:
+                    raise
+                session = begin(engine, None)  # it cannot be worked on in tiles, but has the device to itself now
             session.update(**changes)
             return session
 

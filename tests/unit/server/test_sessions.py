@@ -1,0 +1,82 @@
+"""What a job's session is made from, and how one that ran out of memory is tried again."""
+
+from dataclasses import dataclass, field
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst_engine import Engine, OptionError, Session
+from nst_engine.tiled import TiledObjective
+from nst_server.model_server.sessions import RETRY_BUDGET_SHARE, SessionSource
+
+SIDE = 128
+CONTENT, MASK = "c" * 64, "m" * 64
+WHOLE = 8 * 2**20  # for the maps of the whole picture, for which a quarter is not enough
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass
+class Stored:
+    """The tenant's pictures."""
+
+    files: dict[str, bytes] = field(
+        default_factory=lambda: {
+            CONTENT: png(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
+            MASK: png(np.pad(np.full((SIDE, SIDE // 2), 255, np.uint8), ((0, 0), (0, SIDE // 2)))),
+        }
+    )
+
+    async def get(self, digest: str) -> bytes:
+        return self.files[digest]
+
+
+@dataclass
+class Lease:
+    """A lease of this record."""
+
+    record: JobRecord
+
+
+async def retried(*, masked: bool, alone: bool = True, budget: int = WHOLE) -> Session:
+    """The session of a job that has run out of memory before, if it is `alone`."""
+    record = JobRecord()
+    record.lease.alone = alone
+    record.spec.content.reference.sha256 = CONTENT
+    record.spec.styles.add(weight=1.0).image.reference.sha256 = CONTENT
+    if masked:
+        record.spec.styles[0].region.reference.sha256 = MASK
+    options = record.spec.options
+    options.size, options.scales, options.iterations = SIDE, 1, 2
+    options.style_layers.weights["relu2_1"] = options.content_layers.weights["relu2_1"] = 1.0
+    make = await SessionSource(Lease(record), Stored()).maker()
+    return make(Engine("cpu", threads=1, memory_budget=budget))
+
+
+def in_tiles(session: Session) -> bool:
+    return isinstance(session._stage.objective, TiledObjective)
+
+
+async def test_a_job_that_ran_out_of_memory_is_worked_on_in_smaller_tiles():
+    assert not in_tiles(await retried(masked=False, alone=False))
+    assert in_tiles(await retried(masked=False))
+
+
+async def test_one_that_cannot_be_is_tried_again_whole():
+    with pytest.raises(OptionError):
+        await retried(masked=True, alone=False, budget=WHOLE // RETRY_BUDGET_SHARE)
+    session = await retried(masked=True)
+    assert not in_tiles(session)
+    session.advance()
+
+
+async def test_one_that_fits_nowhere_is_refused():
+    with pytest.raises(OptionError, match="memory budget"):
+        await retried(masked=True, budget=2**20)
