@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_engine import winograd
+from nst_engine import hardware, winograd
 
 # oneDNN packs weights for a picture size. It is always this one, so that the packing, and with it
 # every last bit of a result, does not depend on what a process has computed before.
@@ -28,7 +28,7 @@ class Convolution:
         bias: (O,).
         padding: rows and columns of zeros put around the input, 0 or 1.
         device, dtype: where and in what to compute.
-        sparing: whether to spare multiplications for some more rounding, on a CPU in bfloat16; see `winograd`.
+        sparing: whether to multiply less where that pays, for some more rounding, with a padding of 1; see `winograd`.
     """
 
     def __init__(
@@ -41,29 +41,30 @@ class Convolution:
         *,
         sparing: bool = False,
     ) -> None:
-        self._weight = _rounded(weight.to(device), dtype)
         self._bias = bias.to(device, dtype)
         self._padding = padding
-        self._packed: tuple[_Kernels, _Kernels] | None = None
-        if _can_pack(self._weight):
-            turned = weight.flip(2, 3).transpose(0, 1)
-            if sparing and dtype == torch.bfloat16:
-                self._packed = _Winograd(weight, dtype), _Winograd(turned, dtype)
-            else:
-                self._packed = _Direct(weight, dtype, padding), _Direct(turned, dtype, 2 - padding)
+        self._kernels: Tensor | tuple[_Kernels, _Kernels]
+        turned = weight.flip(2, 3).transpose(0, 1)
+        if not can_pack(device, dtype):
+            self._kernels = _rounded(weight.to(device), dtype)
+        elif sparing and padding == 1 and hardware.multiplies_dearly(device, dtype):
+            self._kernels = _Winograd(weight, dtype), _Winograd(turned, dtype)
+        else:
+            self._kernels = _Direct(weight, dtype, padding), _Direct(turned, dtype, 2 - padding)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
-        return sum(part.nbytes for part in (self._weight, self._bias, *(self._packed or ())))
+        kernels = (self._kernels,) if isinstance(self._kernels, Tensor) else self._kernels
+        return self._bias.nbytes + sum(part.nbytes for part in kernels)
 
     def __call__(self, hidden: Tensor, *, relu: bool) -> Tensor:
         """The maps (N, O, h, w) of (N, I, h, w), channels-last in and out."""
-        if self._packed is not None:
-            mapped: Tensor = _Packed.apply(hidden, *self._packed, self._bias, relu)  # type: ignore[no-untyped-call]
-            return mapped
-        mapped = F.conv2d(hidden, self._weight, self._bias, padding=self._padding)
-        return F.relu(mapped) if relu else mapped
+        if isinstance(self._kernels, Tensor):
+            mapped = F.conv2d(hidden, self._kernels, self._bias, padding=self._padding)
+            return F.relu(mapped) if relu else mapped
+        packed: Tensor = _Packed.apply(hidden, *self._kernels, self._bias, relu)  # type: ignore[no-untyped-call]
+        return packed
 
 
 class _Kernels(Protocol):
@@ -134,10 +135,11 @@ def _convolve(hidden: Tensor, packed: Tensor, bias: Tensor | None, padding: Sequ
     return mapped
 
 
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this dtype here."""
+    if device.type != "cpu" or not torch._C._has_mkldnn:
         return False
-    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _pack(weight: Tensor, dtype: torch.dtype, padding: Sequence[int]) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nst_engine import losses, mosaic
 from nst_engine.backbone import Backbone
+from nst_engine.balance import balance_of, noisy
 from nst_engine.distributed import digest
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
-from nst_engine.pictures import MID_GREY
 from nst_engine.protection import Protection
 from nst_engine.schedule import named_taps, taps_in_use
 from nst_engine.statistics import make_statistic, statistic_key
@@ -23,18 +23,7 @@ from nst_engine.style_cache import StyleCache
 from nst_engine.style_loss import StyleLoss
 from nst_engine.tiling import Tile
 
-# The balance is struck at mid-grey under so much noise (standard deviation, 0-255 units): an image that is as far
-# from every content as from every style, so that what is measured is how hard each pulls. Of the images tried, from
-# the content under noise to the style itself, it brings pairs of pictures closest together at one strength.
-BALANCE_NOISE = 10.0
-# Root mean square, per pixel, of a wholly weighted content gradient at that point. It sets what
-# `tv_weight` and `box_weight` mean next to a strength, at any size.
-CONTENT_LEVEL = 0.3
-# The same for style, by statistic: at these ratios, chosen by eye, strength 0.5 gives clear brush strokes
-# and colours of the style on a subject that is still plain. The gradient of the Gram loss fades by orders
-# of magnitude on the way to the result; those of Wasserstein distances and of content do not.
-STYLE_LEVELS = {"gram": 5.0, "moments": 0.21, "sliced": 3.8}
-# The detail of a subject is weighed against content at the content under so much noise.
+# The detail of a subject is weighed against content at the content under so much noise, 0-255 units.
 DETAIL_NOISE = 100.0
 
 
@@ -96,7 +85,7 @@ class Objective:
             self._content_maps = self._content_targets(content)
             for style, one in zip(styles, masks, strict=True):
                 self.style_loss.add(self._cached(style, one.source_region, options, cache or StyleCache(0)))
-        self._style_level = STYLE_LEVELS[options.chosen_statistic]
+        self._statistic = options.chosen_statistic
         self._content = content
         self._position_weights: dict[str, Tensor] = {}
         self._protection: Protection | None = None
@@ -186,15 +175,15 @@ class Objective:
         return content
 
     def _measure_balance(self) -> tuple[float, float]:
-        """The weights that bring the gradients to `CONTENT_LEVEL` and the statistic's of `STYLE_LEVELS`.
+        """The weights that bring the gradients to the levels of the network's `Balance`.
 
         That of style to its level over the regions where it goes: elsewhere it is 0. That of content
         as if nothing were protected.
         """
-        grey = torch.full_like(self._content, MID_GREY)
-        content, style = self._gradient_sizes(_noisy(grey, BALANCE_NOISE))
-        style_level = self._style_level * self.style_loss.coverage**0.5
-        return _ratio(CONTENT_LEVEL, content), _ratio(style_level, style)
+        balance = balance_of(self._backbone.network)
+        content, style = self._gradient_sizes(balance.image(self._content))
+        style_level = balance.style_levels[self._statistic] * self.style_loss.coverage**0.5
+        return _ratio(balance.content_level, content), _ratio(style_level, style)
 
     def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
         """Root mean squares of the gradients of the unweighted content and style losses; nothing is protected."""
@@ -205,7 +194,7 @@ class Objective:
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
-        image = _noisy(self._content, DETAIL_NOISE)
+        image = noisy(self._content, DETAIL_NOISE)
         content = self._content_loss(self.features(image), {})
         level = everywhere.detail_level * _gradient_size(content, image)
         return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
@@ -264,12 +253,6 @@ def evaluations(images: Sequence[Tensor], terms: Sequence[Mapping[str, Tensor]])
         total, slope = next(numbers), next(numbers)
         found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
     return found
-
-
-def _noisy(image: Tensor, deviation: float) -> Tensor:
-    """The image under noise that is the same on every device, to be differentiated in."""
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    return (image + deviation * noise.to(image.device)).requires_grad_(True)
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

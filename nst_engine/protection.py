@@ -10,7 +10,7 @@ from nst_engine.masks import area_resized
 # much more brings the photograph's colours back, and the mask shows.
 CONTENT_GAIN = 2.0
 # The gradient of the detail loss on the subject, in multiples of the content loss's elsewhere, both
-# at the point where the balance is struck: at ten no paint is left.
+# at the content under noise: at ten no paint is left.
 DETAIL_LEVEL = 2.0
 # Sides in pixels of the cells over which pictures are averaged before their Laplacians are compared.
 CELLS = (2, 4, 8)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
+from nst_engine.balance import PLAIN
 from nst_engine.networks import NETWORKS
+from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import map_bytes_per_pixel
 
 Pixels = NDArray[np.uint8]
@@ -61,6 +63,11 @@ def noisy(picture: Pixels, deviation: float = 12.0, seed: int = 5) -> Tensor:
     """The picture as an image with seeded noise on it, some of it outside 0-255."""
     image = as_image(picture)
     return image + deviation * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def at_balance(picture: Pixels) -> Tensor:
+    """An image of the picture's shape like the one where a strength is balanced, under other noise."""
+    return noisy(np.full_like(picture, int(MID_GREY)), PLAIN.noise)
 
 
 def shares_of(styles: Sequence[Pixels], shares: Sequence[float]) -> list[Style]:

@@ -117,7 +117,7 @@ def test_each_gets_on_with_its_own_rate_and_resumes_bit_for_bit(
     options, style = quick(optimizer=optimizer, iterations=8, weight_decay=0.001), [Style(texture)]
     whole = engine.start(photo, style, options)
     reports = finish(engine, whole)
-    assert reports[-1].total_loss < 0.9 * reports[0].total_loss
+    assert reports[-1].total_loss < 0.95 * reports[0].total_loss
     cut = engine.start(photo, style, options)
     steps(engine, cut, 4)
     resumed = engine.resume(checkpoint.loads(checkpoint.dumps(cut.state_dict())), photo, style)

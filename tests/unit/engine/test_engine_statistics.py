@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from engine_runs import SHALLOW, Pixels, as_image, finish, noisy, quick, shares_of, steps
+from engine_runs import SHALLOW, Pixels, as_image, at_balance, finish, noisy, quick, shares_of, steps
 from numpy.typing import NDArray
 from reference import relative_error
 from torch import Tensor
 
 from nst_engine import Engine, Style, StylizeOptions, checkpoint
 from nst_engine.backbone import Backbone
-from nst_engine.objective import STYLE_LEVELS, Objective
+from nst_engine.balance import PLAIN
+from nst_engine.objective import Objective
 from nst_engine.statistics import Statistic, make_statistic
 from nst_engine.wasserstein import NOISE_SHARE
 
@@ -235,10 +236,8 @@ def test_strength_balances_them_too(
     sizes = []
     for content, style in ((photo, texture), (texture, checks), (checks, photo)):
         objective = Objective(backbone(torch.float32), as_image(content), [as_image(style)], options, [1.0])
-        sizes.append(
-            objective.evaluate(noisy(np.full_like(content, 127), deviation=10.0)).gradient.square().mean().sqrt().item()
-        )
-    assert sizes == pytest.approx([STYLE_LEVELS[name]] * 3, rel=0.1)
+        sizes.append(objective.evaluate(at_balance(content)).gradient.square().mean().sqrt().item())
+    assert sizes == pytest.approx([PLAIN.style_levels[name]] * 3, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["moments", "sliced"])
