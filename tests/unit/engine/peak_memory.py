@@ -22,6 +22,7 @@ CASES = {
     "sliced": {"style_statistic": "sliced"},
     "long history": {"history_size": 90},
     "network": {"parametrization": "network", "optimizer": "adam"},
+    "bfloat16": {"precision": "bfloat16"},
 }
 
 
