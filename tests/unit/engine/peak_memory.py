@@ -36,7 +36,8 @@ def main(folder: Path) -> None:
     content, style = (np.load(folder / f"{name}.npy") for name in ("content", "style"))
     engine = Engine("cpu", threads=1, style_cache_bytes=0)
     plain = StylizeOptions(model=MODEL, size=160, scales=1, iterations=1, precision="float32")
-    engine.start(content, [Style(style)], plain).advance()  # what stays of a first run is the process's own
+    for precision in ("float32", "bfloat16"):  # what stays of a first run, the network above all, is the process's own
+        engine.start(content, [Style(style)], replace(plain, precision=precision)).advance()
     found = {}
     for case, given in CASES.items():
         gc.collect()
