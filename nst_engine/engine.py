@@ -213,8 +213,10 @@ class Engine:
         return [outcomes[index] for index in range(len(sessions))]
 
     def release_memory(self) -> None:
-        """Returns the memory of sessions that are gone to the system."""
+        """Returns the memory of sessions that are gone to the system, and on a GPU to others who use it."""
         hardware.release_freed_memory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _session(
         self,

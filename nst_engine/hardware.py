@@ -100,9 +100,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives back to the system what `keep_freed_memory` has kept, and to the devices what torch has."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Gives back to the system what `keep_freed_memory` has kept."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
