@@ -7,6 +7,7 @@ method is a curve from one to the other as its strength goes from 0 to 1.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +29,8 @@ from nst_engine.options import StylizeOptions
 SIZE = 256
 STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RAW_STYLE_WEIGHTS = (1.0, 10.0, 100.0)  # beside a content weight of 1
+NEURAL_STYLE_ITERATIONS = 300
+ADAM_ITERATIONS = 150
 STYLE_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_2")
 CONTENT_TAP = "relu4_3"
 DIRECTIONS = 128
@@ -67,9 +70,12 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
     """Scores every pair at every strength, with fixed raw weights, and the opponents' results."""
     engine = Engine()
     backbone = Backbone(NETWORK, weights.load(NETWORK.name), torch.device("cpu"), torch.float32)
-    ways = {name: partial(_stylised, engine, options) for name, options in _options().items()}
+    ways: dict[str, Callable[[Picture, Picture], Picture]] = {
+        name: partial(_stylised, engine, options) for name, options in _options().items()
+    }
     if not quick:
-        ways |= {"neural-style-pt, 300": _neural_style, "style-transfer-pytorch, 150": _style_transfer_pytorch}
+        ways[f"neural-style-pt, {NEURAL_STYLE_ITERATIONS}"] = _neural_style
+        ways[f"style-transfer-pytorch, {ADAM_ITERATIONS}"] = _style_transfer_pytorch
     content, style, spread, seconds = (
         Report(f"looks-{name}", f"{title}, {SIZE} px", facts)
         for name, title in (
@@ -119,12 +125,12 @@ def _stylised(engine: Engine, options: StylizeOptions, content: Picture, style: 
 
 
 def _neural_style(content: Picture, style: Picture) -> Picture:
-    *_, last = NeuralStyle(content, style).optimise(300)
+    *_, last = NeuralStyle(content, style).optimise(NEURAL_STYLE_ITERATIONS)
     return last.picture
 
 
 def _style_transfer_pytorch(content: Picture, style: Picture) -> Picture:
-    return StyleTransferPytorch(content, style).optimise(150)
+    return StyleTransferPytorch(content, style).optimise(ADAM_ITERATIONS)
 
 
 def _sliced_distance(picture: Tensor, style: Tensor, generator: torch.Generator) -> float:

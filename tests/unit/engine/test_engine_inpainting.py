@@ -279,9 +279,9 @@ def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels, texture: Pixels):
 
 @pytest.mark.parametrize("parametrization", ["fourier", "network"])
 def test_a_hole_is_filled_in_every_parametrization(engine: Engine, damaged: Pixels, parametrization: str):
-    run = engine.start(damaged, [], quick(size=SIDE, iterations=12, parametrization=parametrization), hole=square())
+    run = engine.start(damaged, [], quick(size=SIDE, iterations=20, parametrization=parametrization), hole=square())
     reports = finish(engine, run)
-    assert reports[-1].total_loss < 0.97 * reports[0].total_loss
+    assert reports[-1].total_loss < 0.95 * reports[0].total_loss
     assert np.array_equal(run.image()[square() == 0], damaged[square() == 0])
 
 

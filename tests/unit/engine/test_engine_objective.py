@@ -18,8 +18,8 @@ Backbones = Callable[[torch.dtype], Backbone]
 # A bfloat16 has 8 bits: its rounding flips ReLUs and the winners of max pooling, which the gradient
 # feels more than the losses do. Rounding nothing but the network's input already costs it 3 % of
 # its length; its direction stays.
-GRAM_LEVEL = PLAIN.style_levels["gram"]
 PRECISIONS = [(torch.float32, 1e-4, 1e-4), (torch.bfloat16, 2e-2, 5e-2)]
+GRAM_LEVEL = PLAIN.style_levels["gram"]
 NEURAL_STYLE_PT = {
     "content_layers": {"relu4_2": 5.0},
     "style_layers": {f"relu{block}_1": 100.0 for block in range(1, 6)},
@@ -116,7 +116,7 @@ def test_several_styles_blend_by_their_shares(
 def test_strength_makes_both_sides_pull_alike_on_any_pair(
     backbone: Backbones, photo: Pixels, texture: Pixels, checks: Pixels, strength: float, level: float
 ):
-    """At mid-grey, as far from one as from the other, the gradient's root mean square is the same for all pictures."""
+    """Where they are balanced, the gradient has the same root mean square whatever the pictures are."""
     options = StylizeOptions(**SHALLOW, style_statistic="gram", strength=strength, tv_weight=0.0, box_weight=0.0)
     for content, style in ((photo, texture), (texture, checks), (checks, photo)):
         objective = Objective(backbone(torch.float32), as_image(content), [as_image(style)], options, [1.0])
