@@ -4,6 +4,7 @@ import time
 
 import torch
 from machine import OtherLoad
+from neural_style import synchronize
 from pairs import PAIRS
 from report import Facts, Report
 
@@ -63,6 +64,5 @@ def _seconds(engine: Engine, batches: list[list[Session]]) -> float:
         for outcome in engine.step(batch):
             if isinstance(outcome, Exception):
                 raise outcome
-    if engine.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - start

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from neural_style import OBJECTIVE
+from neural_style import OBJECTIVE, synchronize
 from pairs import PAIRS
 from report import Facts, Report
 
@@ -76,6 +76,5 @@ def _product_rate(shape: tuple[int, int, int], device: torch.device) -> float:
 def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    synchronize()
     return time.perf_counter() - start

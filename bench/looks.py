@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from neural_style import NETWORK, NeuralStyle, Picture, as_tensor
+from neural_style import NETWORK, NeuralStyle, Picture, as_tensor, synchronize
 from pairs import PAIRS, Pair
 from PIL import Image
 from processes import RESULTS
@@ -31,6 +31,7 @@ STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RAW_STYLE_WEIGHTS = (1.0, 10.0, 100.0)  # beside a content weight of 1
 NEURAL_STYLE_ITERATIONS = 300
 ADAM_ITERATIONS = 150
+LOOKED_AT_EVERY = 3  # iterations of the engine between two looks at whether it is as good
 STYLE_TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_2")
 CONTENT_TAP = "relu4_3"
 DIRECTIONS = 128
@@ -74,15 +75,15 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
         name: partial(_stylised, engine, options) for name, options in _options().items()
     }
     if not quick:
-        ways[f"neural-style-pt, {NEURAL_STYLE_ITERATIONS}"] = _neural_style
-        ways[f"style-transfer-pytorch, {ADAM_ITERATIONS}"] = _style_transfer_pytorch
-    content, style, spread, seconds = (
+        ways |= {name: partial(opponent, engine.device) for name, opponent in OPPONENTS.items()}
+    content, style, spread, seconds, sooner = (
         Report(f"looks-{name}", f"{title}, {SIZE} px", facts)
         for name, title in (
             ("content", "Distance to the content"),
             ("style", "Distance to the style"),
             ("spread", "How far apart the pairs are"),
             ("seconds", "Time that a picture takes"),
+            ("sooner", "How much sooner the engine is as good in both as an opponent's picture"),
         )
     )
     contents: dict[str, list[float]] = {way: [] for way in ways}
@@ -99,6 +100,10 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
         content.add(pair.name, "", "", {way: [score.content] for way, score in scores.items()})
         style.add(pair.name, "", "", {way: [score.style] for way, score in scores.items()})
         seconds.add(pair.name, "s", "", {way: [taken[way]] for way in ways if not way.startswith("raw")})
+        for opponent in OPPONENTS.keys() & ways.keys():
+            if found := _as_good(engine, judge, scores[opponent], *pictures):
+                ratio = {f"strength {found[0]}": [taken[opponent] / found[1]]}
+                sooner.add(f"{pair.name}, {opponent}", "times", "at least 10", ratio)
         unstyled = judge.scores(pictures[0]).style
         for way, score in scores.items():
             contents[way].append(score.content)
@@ -106,7 +111,7 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
         _sheet(pair, pictures, results)
     spread.add("distance to the content", "", "close together", contents)
     spread.add("distance to the style, of the content's own", "", "close together", shares)
-    return [content, style, spread, seconds]
+    return [content, style, spread, seconds, sooner]
 
 
 def _options() -> dict[str, StylizeOptions]:
@@ -124,13 +129,42 @@ def _stylised(engine: Engine, options: StylizeOptions, content: Picture, style: 
     return session.image()
 
 
-def _neural_style(content: Picture, style: Picture) -> Picture:
-    *_, last = NeuralStyle(content, style).optimise(NEURAL_STYLE_ITERATIONS)
+def _as_good(
+    engine: Engine, judge: Judge, goal: Scores, content: Picture, style: Picture
+) -> tuple[float, float] | None:
+    """The strength that is soonest at least as good in both scores as `goal`, and its seconds; None if none is."""
+    found = []
+    for strength in STRENGTHS:
+        start = time.perf_counter()
+        session = engine.start(content, [Style(style)], StylizeOptions(size=SIZE, strength=strength))
+        seconds = time.perf_counter() - start
+        while not session.finished:
+            start = time.perf_counter()
+            report = session.advance()
+            synchronize()
+            seconds += time.perf_counter() - start
+            if report.scale < report.scales or report.iteration % LOOKED_AT_EVERY:
+                continue
+            scores = judge.scores(session.image())
+            if scores.content <= goal.content and scores.style <= goal.style:
+                found.append((seconds, strength))
+                break
+    return None if not found else min(found)[::-1]
+
+
+def _neural_style(device: torch.device, content: Picture, style: Picture) -> Picture:
+    *_, last = NeuralStyle(content, style, device).optimise(NEURAL_STYLE_ITERATIONS)
     return last.picture
 
 
-def _style_transfer_pytorch(content: Picture, style: Picture) -> Picture:
-    return StyleTransferPytorch(content, style).optimise(ADAM_ITERATIONS)
+def _style_transfer_pytorch(device: torch.device, content: Picture, style: Picture) -> Picture:
+    return StyleTransferPytorch(content, style, device).optimise(ADAM_ITERATIONS)
+
+
+OPPONENTS = {
+    f"neural-style-pt, {NEURAL_STYLE_ITERATIONS}": _neural_style,
+    f"style-transfer-pytorch, {ADAM_ITERATIONS}": _style_transfer_pytorch,
+}
 
 
 def _sliced_distance(picture: Tensor, style: Tensor, generator: torch.Generator) -> float:

@@ -52,16 +52,17 @@ class Iterate:
 
 
 class NeuralStyle:
-    """The objective for one content and one style, (H, W, 3) RGB pictures at the working size."""
+    """The objective for one content and one style, (H, W, 3) RGB pictures at the working size, on a device."""
 
-    def __init__(self, content: Picture, style: Picture) -> None:
-        self._kernels = weights.load(NETWORK.name)
-        self._mean = torch.tensor(NETWORK.mean).view(1, 3, 1, 1)
-        self._content = as_tensor(content)
+    def __init__(self, content: Picture, style: Picture, device: torch.device) -> None:
+        self._device = device
+        self._kernels = {name: kernel.to(device) for name, kernel in weights.load(NETWORK.name).items()}
+        self._mean = torch.tensor(NETWORK.mean, device=device).view(1, 3, 1, 1)
+        self._content = as_tensor(content).to(device)
         with torch.no_grad():
             maps = self._features(self._content)
             self._content_maps = {tap: maps[tap] for tap in CONTENT_LAYERS}
-            maps = self._features(as_tensor(style))
+            maps = self._features(as_tensor(style).to(device))
             self._grams = {tap: _gram(maps[tap]) for tap in STYLE_LAYERS}
 
     def loss(self, image: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class NeuralStyle:
     @torch.no_grad()
     def loss_of(self, picture: Picture) -> float:
         """The loss of a picture as saved."""
-        return float(self.loss(as_tensor(picture)))
+        return float(self.loss(as_tensor(picture).to(self._device)))
 
     def optimise(self, iterations: int) -> Iterator[Iterate]:
         """Runs the opponent. What its caller does between two iterations is not timed."""
@@ -97,6 +98,7 @@ class NeuralStyle:
         for _ in range(iterations):
             start = time.perf_counter()
             optimizer.step(closure)
+            synchronize()
             seconds += time.perf_counter() - start
             yield Iterate(seconds, printed.item(), as_picture(image.detach()))
 
@@ -113,6 +115,12 @@ class NeuralStyle:
         return maps
 
 
+def synchronize() -> None:
+    """Waits until what has been launched is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def as_tensor(picture: Picture) -> Tensor:
     """(1, 3, H, W) float32 of an (H, W, 3) picture."""
     return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
@@ -120,7 +128,7 @@ def as_tensor(picture: Picture) -> Tensor:
 
 def as_picture(image: Tensor) -> Picture:
     """What (1, 3, H, W) in 0-255 is saved as."""
-    picture: Picture = image[0].clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    picture: Picture = image[0].clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return picture
 
 

@@ -33,14 +33,14 @@ Moments = tuple[Tensor, Tensor]
 
 
 class StyleTransferPytorch:
-    """The objective for one content and one style, (H, W, 3) RGB pictures at the working size."""
+    """The objective for one content and one style, (H, W, 3) RGB pictures at the working size, on a device."""
 
-    def __init__(self, content: Picture, style: Picture) -> None:
-        self._backbone = Backbone(NETWORK, weights.load(NETWORK.name), torch.device("cpu"), torch.float32)
-        self._start = as_tensor(content) / 255
+    def __init__(self, content: Picture, style: Picture, device: torch.device) -> None:
+        self._backbone = Backbone(NETWORK, weights.load(NETWORK.name), device, torch.float32)
+        self._start = as_tensor(content).to(device) / 255
         with torch.no_grad():
             self._content = self._maps(self._start)[CONTENT_TAP]
-            maps = self._maps(as_tensor(style) / 255)
+            maps = self._maps(as_tensor(style).to(device) / 255)
             self._styles = {tap: _moments(maps[tap]) for tap in STYLE_WEIGHTS}
             self._roots = {tap: _root(covariance) for tap, (_, covariance) in self._styles.items()}
 
@@ -81,7 +81,7 @@ def _moments(features: Tensor) -> Moments:
     mean = rows.mean(1)
     centred = rows - mean[:, None]
     covariance = centred @ centred.T / rows.shape[1]
-    return mean, covariance + VARIANCE * torch.eye(len(rows))
+    return mean, covariance + VARIANCE * torch.eye(len(rows), device=rows.device)
 
 
 def _root(covariance: Tensor) -> Tensor:

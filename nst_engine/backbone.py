@@ -9,10 +9,14 @@ from torch import Tensor
 
 from nst_engine.distributed import Processes
 from nst_engine.network import Network, TorchvisionNetwork
+from nst_engine.recording import Recordings
 from nst_engine.tiling import Tile
 from nst_engine.torchvision_trunk import TorchvisionTrunk
 from nst_engine.vgg import Vgg
 from nst_engine.vgg_trunk import VggTrunk
+
+# One for each session or batch of sessions that is evaluated by turns with others, and some to spare.
+RECORDINGS = 32
 
 
 class Trunk(Protocol):
@@ -38,6 +42,7 @@ class Backbone:
     """A `Network` with its weights, on one device, computing in one dtype.
 
     Where several processes share the pictures, each has a trunk, and `processes` says which is which.
+    `recordings` are of evaluations that it is part of.
     Weights and maps are kept channels-last, the layout in which CPUs and GPUs convolve fastest.
     """
 
@@ -52,6 +57,7 @@ class Backbone:
     ) -> None:
         self.network = network
         self.processes = processes or Processes()
+        self.recordings = Recordings(RECORDINGS)
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"

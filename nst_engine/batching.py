@@ -1,17 +1,15 @@
 """Iterations of several sessions side by side, their pictures evaluated together."""
 
 import logging
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from nst_engine import losses
 from nst_engine.backbone import Backbone
-from nst_engine.objective import Evaluation, Objective, evaluations
+from nst_engine.evaluation import Evaluation, evaluated
+from nst_engine.objective import Objective
 from nst_engine.report import StepReport
-from nst_engine.style_loss import stacked
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def _evaluated(requests: Sequence[Request]) -> list[Evaluation | Exception]:
     """The evaluation of each, or the error that it alone causes."""
     if len(requests) > 1:
         try:
-            return [*_evaluated_together(requests)]
+            return [*evaluated([each.objective for each in requests], [each.image for each in requests])]
         except Exception:
             # Whose fault it is, and whether there is memory for one at a time, shows below.
             log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
@@ -106,43 +104,3 @@ def _evaluated_alone(request: Request) -> Evaluation | Exception:
         return request.objective.evaluate(request.image)
     except Exception as error:
         return error
-
-
-def _evaluated_together(requests: Sequence[Request]) -> list[Evaluation]:
-    """The evaluations, by one pass through the network and back."""
-    objectives = [request.objective for request in requests]
-    images = [request.image.detach().requires_grad_(True) for request in requests]
-    together = torch.cat(images)
-    maps = objectives[0].features(together)
-    # On a CPU each session's losses are computed as if it were alone, so that they are the same to the bit.
-    known = [{} for _ in requests] if together.device.type == "cpu" else stacked_losses(objectives, together, maps)
-    # Split, and not indexed: the gradients of all parts then are gathered at once.
-    parts = {tap: torch.split(features, 1) for tap, features in maps.items()}
-    terms = [
-        objective.terms(image, {tap: split[index] for tap, split in parts.items()}, known[index])
-        for index, (objective, image) in enumerate(zip(objectives, images, strict=True))
-    ]
-    return evaluations(images, terms)
-
-
-def stacked_losses(
-    objectives: Sequence[Objective], images: Tensor, maps: Mapping[str, Tensor]
-) -> list[dict[str, Tensor]]:
-    """The unweighted losses of (N, 3, H, W) images that can be computed of several at once, by name.
-
-    Where it takes as long to launch an operation as to carry it out, as on a GPU with small pictures,
-    this is what makes a batch faster than its sessions one by one.
-    """
-    singles = images[:, None]
-    tv, box = (torch.vmap(loss)(singles).unbind() for loss in (losses.total_variation, losses.box_penalty))
-    found = [{"tv": variation, "box": penalty} for variation, penalty in zip(tv, box, strict=True)]
-    stacks: dict[Hashable, list[int]] = {}
-    for index, objective in enumerate(objectives):
-        stacks.setdefault(objective.style_loss.stack_key, []).append(index)
-    stacks.pop(None, None)
-    for members in stacks.values():
-        own = maps if len(members) == len(images) else {tap: features[members] for tap, features in maps.items()}
-        values = stacked([objectives[index].style_loss for index in members], own)
-        for index, value in zip(members, values.unbind(), strict=True):
-            found[index]["style"] = value
-    return found

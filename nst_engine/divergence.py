@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nst_engine.objective import Evaluation
+from nst_engine.evaluation import Evaluation
 from nst_engine.optimizers import Optimizer
 from nst_engine.options import OptionError
 

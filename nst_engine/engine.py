@@ -215,6 +215,8 @@ class Engine:
     def release_memory(self) -> None:
         """Returns the memory of sessions that are gone to the system, and on a GPU to others who use it."""
         hardware.release_freed_memory()
+        for backbone in self._backbones.values():
+            backbone.recordings.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,15 +1,19 @@
 """L-BFGS, and the preconditioner that it starts from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from nst_engine.recording import Pool, Recording
 
 # The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
 FREQUENCY_EXPONENT = 0.75
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
+
+_POOL = Pool()
 
 
 class LBFGS:
@@ -44,7 +48,10 @@ class LBFGS:
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
         self._products = torch.zeros(history_size, history_size, device=device)  # steps times changes
         self._scale = torch.zeros((), device=device)
-        self._head = 0
+        # Not made on the device: see `FourierPreconditioner`.
+        self._slots = torch.arange(history_size).to(device)
+        self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
+        self._proposing, self._learning = Recording(_POOL), Recording(_POOL)
 
     @property
     def nbytes(self) -> int:
@@ -53,50 +60,63 @@ class LBFGS:
 
     def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `optimizers.Optimizer`."""
-        moved = self._direction(loss, gradient).view_as(parameters)
-        return moved.mul_(step * self._learning_rate).add_(parameters)
+        scalars = [parameters.new_full((), value) for value in (loss, step)]
+        (proposal,) = self._proposing(self._proposal, parameters, gradient, *scalars)
+        return proposal
 
-    def _direction(self, loss: float, gradient: Tensor) -> Tensor:
+    def _proposal(self, parameters: Tensor, gradient: Tensor, loss: Tensor, step: Tensor) -> list[Tensor]:
+        moved = self._direction(loss, gradient).view_as(parameters)
+        return [moved.mul_(step * self._learning_rate).add_(parameters)]
+
+    def _direction(self, loss: Tensor, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
-        oldest_first = (-self._head, -self._head)
-        curvature = self._products.roll(oldest_first, (0, 1)).triu()
+        count = len(self._slots)
+        oldest_first, places = (self._slots + self._head) % count, (self._slots - self._head) % count
+        curvature = self._products[oldest_first][:, oldest_first].triu()
         diagonal = curvature.diagonal().clone()
         curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
-        projected = (self._steps @ flat).roll(-self._head)[:, None]
+        projected = (self._steps @ flat)[oldest_first, None]
         newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
-        residual = newest_effect[:, 0].roll(self._head) @ self._changes
+        residual = newest_effect[places, 0] @ self._changes
         torch.sub(flat, residual, out=residual)
         preconditioned = self._precondition(residual)
         slope = residual @ preconditioned
         polyak = torch.where(slope > 0, loss / slope, 0.0)  # at a minimum there is nowhere to go
         preconditioned *= torch.where(self._scale > 0, self._scale, polyak)
-        projected = (self._changes @ preconditioned).roll(-self._head)[:, None]
+        projected = (self._changes @ preconditioned)[oldest_first, None]
         right = diagonal[:, None] * newest_effect - projected
         combined = torch.linalg.solve_triangular(curvature.T, right, upper=False)
         del residual  # as large as the parameters, like all the vectors here
-        preconditioned += combined[:, 0].roll(self._head) @ self._steps
+        preconditioned += combined[places, 0] @ self._steps
         return preconditioned.neg_()
 
     def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """See `optimizers.Optimizer`."""
+        self._learning(self._learn, parameters, gradient, new_parameters, new_gradient)
+
+    def _learn(
+        self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor
+    ) -> Sequence[Tensor]:
         step = (new_parameters - parameters).flatten()
         change = (new_gradient - gradient).flatten()
         curvature = step @ change
         sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
-        self._steps[self._head] = torch.where(sound, step, 0.0)
-        self._changes[self._head] = torch.where(sound, change, 0.0)
-        self._products[self._head] = self._changes @ self._steps[self._head]
-        self._products[:, self._head] = self._steps @ self._changes[self._head]
         scale = curvature / (change @ self._precondition(change))
-        self._scale = torch.where(sound, scale, self._scale)
-        self._head = (self._head + 1) % len(self._steps)
+        self._scale.copy_(torch.where(sound, scale, self._scale))
+        step, change = torch.where(sound, step, 0.0), torch.where(sound, change, 0.0)
+        self._steps.index_copy_(0, self._head, step[None])
+        self._changes.index_copy_(0, self._head, change[None])
+        self._products.index_copy_(0, self._head, (self._changes @ step)[None])
+        self._products.index_copy_(1, self._head, (self._steps @ change)[:, None])
+        self._head.add_(1).remainder_(len(self._slots))
+        return ()
 
     def restart(self) -> None:
         """See `optimizers.Optimizer`."""
         self._steps.zero_()
         self._changes.zero_()
         self._products.zero_()
-        self._scale = torch.zeros_like(self._scale)
+        self._scale.zero_()
 
     def turn_back(self) -> None:
         """See `optimizers.Optimizer`. The pairs led there, so all of them go."""
@@ -108,8 +128,8 @@ class LBFGS:
             "steps": self._steps.clone(),
             "changes": self._changes.clone(),
             "products": self._products.clone(),
-            "scale": self._scale,
-            "head": torch.tensor(self._head),
+            "scale": self._scale.clone(),
+            "head": self._head[0].clone(),
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -117,10 +137,11 @@ class LBFGS:
         # As many pairs as the run has had: the memory budget may have changed since it began.
         del self._steps, self._changes  # or there would be two histories at once
         device = self._scale.device
-        names = ("steps", "changes", "products")
-        self._steps, self._changes, self._products = (tensors[name].to(device) for name in names)
-        self._scale = tensors["scale"].to(self._scale.device)
-        self._head = int(tensors["head"])
+        names = ("steps", "changes", "products", "scale")
+        self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
+        self._slots = torch.arange(len(self._steps)).to(device)
+        self._head = tensors["head"].view(1).to(device)
+        self._proposing, self._learning = Recording(_POOL), Recording(_POOL)
 
 
 class FourierPreconditioner:

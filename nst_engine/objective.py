@@ -1,10 +1,8 @@
 """What is minimised at one scale: content + style + total variation + box penalty."""
 
-import math
+import itertools
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +12,11 @@ from nst_engine import losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.balance import balance_of, noisy
 from nst_engine.distributed import digest
+from nst_engine.evaluation import Evaluation, evaluated
 from nst_engine.masks import StyleMasks
 from nst_engine.options import StylizeOptions
 from nst_engine.protection import Protection
+from nst_engine.recording import Recordings
 from nst_engine.schedule import named_taps, taps_in_use
 from nst_engine.statistics import make_statistic, statistic_key
 from nst_engine.style_cache import StyleCache
@@ -25,21 +25,9 @@ from nst_engine.tiling import Tile
 
 # The detail of a subject is weighed against content at the content under so much noise, 0-255 units.
 DETAIL_NOISE = 100.0
+LOSSES = ("content", "style", "tv", "box")
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The weighted losses and their sum at one image, and its gradient.
-
-    The losses are "content", "style", "tv", "box" and, where a subject is protected, "detail".
-    `finite` tells whether the total and the squared norm of the gradient are numbers in float32: what
-    an optimiser needs.
-    """
-
-    losses: dict[str, float]
-    total: float
-    gradient: Tensor
-    finite: bool
+_revisions = itertools.count()
 
 
 class Objective:
@@ -55,6 +43,9 @@ class Objective:
         subject: (1, 1, H, W), 0-1: what `options.protection` protects; None is nothing.
         memory_budget: bytes for the maps of one style picture; those of a larger one are computed in tiles.
         cache: where the measured styles are kept for others; None keeps nothing.
+
+    Attributes:
+        revision: another one whenever its losses are others, and never that of another objective.
 
     Raises:
         OptionError: not even the smallest tile fits.
@@ -121,6 +112,43 @@ class Objective:
             content_unit, style_unit = self._balance
             self._content_weight = (1 - options.strength) * content_unit
             self._style_weight = options.strength * style_unit
+        self.revision = next(_revisions)
+
+    @property
+    def recordings(self) -> Recordings:
+        """Those of its network."""
+        return self._backbone.recordings
+
+    @property
+    def loss_names(self) -> Sequence[str]:
+        """Of the losses, in the order of `terms`."""
+        return LOSSES if self._protection is None else (*LOSSES, "detail")
+
+    @property
+    def loss_weights(self) -> Tensor:
+        """What `LOSSES` are multiplied by, (4,)."""
+        weights = self._content_weight, self._style_weight, self._tv_weight, self._box_weight
+        return self._content.new_tensor(weights)
+
+    @property
+    def content_weights(self) -> Mapping[str, float]:
+        """By tap, of those that count."""
+        return {tap: weight for tap, weight in self._content_weights.items() if weight > 0}
+
+    @property
+    def content_targets(self) -> Mapping[str, Tensor]:
+        """The content's maps by tap."""
+        return self._content_maps
+
+    @property
+    def stack_key(self) -> Hashable | None:
+        """Objectives of equal keys can be evaluated by one `evaluation.Stack`; None goes into none.
+
+        Nor does any on a CPU, where each is as if alone, to the bit.
+        """
+        style = self.style_loss.stack_key
+        alone = self._protection is not None or style is None or self._content.device.type == "cpu"
+        return None if alone else (style, tuple(self.content_weights))
 
     @property
     def nbytes(self) -> int:
@@ -132,34 +160,20 @@ class Objective:
 
     def evaluate(self, image: Tensor) -> Evaluation:
         """The losses at `image` (1, 3, H, W), and the gradient of their sum."""
-        image = image.detach().requires_grad_(True)
-        (evaluation,) = evaluations([image], [self.terms(image, self.features(image))])
+        (evaluation,) = evaluated([self], [image])
         return evaluation
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The maps that count, by tap, of (N, 3, H, W) images."""
         return self._backbone.features(images, self._taps_in_use, self._pooling)
 
-    def terms(
-        self, image: Tensor, maps: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The weighted losses of `image` (1, 3, H, W), scalars that are differentiable in it.
-
-        Args:
-            image: what is evaluated.
-            maps: its maps by tap.
-            known: by name, what is known already of "style", "tv" and "box", unweighted.
-        """
-        known = known or {}
-        content = self._content_loss(maps, self._position_weights)
-        style = known["style"] if "style" in known else self.style_loss(maps, image)
-        tv = known["tv"] if "tv" in known else losses.total_variation(image)
-        box = known["box"] if "box" in known else losses.box_penalty(image)
+    def terms(self, image: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted losses of `image` (1, 3, H, W) with these maps by tap, scalars differentiable in it."""
         terms = {
-            "content": content * self._content_weight,
-            "style": style * self._style_weight,
-            "tv": tv * self._tv_weight,
-            "box": box * self._box_weight,
+            "content": self._content_loss(maps, self._position_weights) * self._content_weight,
+            "style": self.style_loss(maps, image) * self._style_weight,
+            "tv": losses.total_variation(image) * self._tv_weight,
+            "box": losses.box_penalty(image) * self._box_weight,
         }
         if self._protection is not None:
             terms["detail"] = self._protection.detail_loss(image) * (self._content_weight * self._detail_share)
@@ -168,10 +182,9 @@ class Objective:
     def _content_loss(self, maps: Mapping[str, Tensor], position_weights: Mapping[str, Tensor]) -> Tensor:
         """The unweighted content loss; at the taps in `position_weights`, positions count by these."""
         content = self._content.new_zeros(())
-        for tap, weight in self._content_weights.items():
-            if weight > 0:
-                error = losses.mean_squared_error(maps[tap], self._content_maps[tap], position_weights.get(tap))
-                content = content + weight * error
+        for tap, weight in self.content_weights.items():
+            error = losses.mean_squared_error(maps[tap], self._content_maps[tap], position_weights.get(tap))
+            content = content + weight * error
         return content
 
     def _measure_balance(self) -> tuple[float, float]:
@@ -237,22 +250,6 @@ class Objective:
         strides = {tap: self._backbone.network.stride(tap) for tap in taps}
         processes = self._backbone.processes
         return mosaic.mean_statistics(features, picture, tiles, strides, self.style_loss.statistic, processes)
-
-
-def evaluations(images: Sequence[Tensor], terms: Sequence[Mapping[str, Tensor]]) -> list[Evaluation]:
-    """What the weighted losses come to at images (1, 3, H, W), each with its own, and their gradients."""
-    totals = [torch.stack(tuple(each.values())).sum() for each in terms]
-    gradients = torch.autograd.grad(totals, images)
-    slopes = map(losses.square_sum, gradients)
-    scalars = [[*each.values(), total, slope] for each, total, slope in zip(terms, totals, slopes, strict=True)]
-    # In one transfer, as each waits for the device.
-    numbers = iter(torch.stack([scalar for each in scalars for scalar in each]).tolist())
-    found = []
-    for each, gradient in zip(terms, gradients, strict=True):
-        values = dict(zip(each, islice(numbers, len(each)), strict=True))
-        total, slope = next(numbers), next(numbers)
-        found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
-    return found
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

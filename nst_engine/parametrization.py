@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nst_engine import losses
+from nst_engine.evaluation import Evaluation
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
-from nst_engine.objective import Evaluation
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import MIB

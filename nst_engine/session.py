@@ -16,9 +16,9 @@ from nst_engine.backbone import Backbone
 from nst_engine.batching import BatchKey, Iteration
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard
+from nst_engine.evaluation import Evaluation
 from nst_engine.material import Material
 from nst_engine.memory import working_bytes
-from nst_engine.objective import Evaluation
 from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_engine.parametrization import check_parametrization
 from nst_engine.report import StepReport

@@ -9,8 +9,8 @@ from nst_engine.backbone import Backbone
 from nst_engine.batching import Request
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard, Point
+from nst_engine.evaluation import Evaluation
 from nst_engine.material import Material
-from nst_engine.objective import Evaluation
 from nst_engine.optimizers import make_optimizer
 from nst_engine.options import StylizeOptions
 from nst_engine.parametrization import Parametrization, make_parametrization, pulled_back

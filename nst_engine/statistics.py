@@ -55,11 +55,14 @@ class Statistic(Protocol[Measured, Target]):
 class Stackable(Protocol):
     """A statistic whose distances of several maps are one operation each, whatever their number."""
 
-    def distances(self, features: Tensor, targets: Sequence[Any]) -> Tensor:
+    def stack(self, targets: Sequence[Any]) -> Any:
+        """Targets for `distances`."""
+
+    def distances(self, features: Tensor, targets: Any) -> Tensor:
         """The distance of each map of (N, C, H, W) to the target of its own, (N,).
 
         Raises:
-            torch.linalg.LinAlgError: features have overflowed in one of them or more.
+            torch.linalg.LinAlgError: features have overflowed in one of them or more, on a CPU.
         """
 
 
@@ -89,11 +92,13 @@ class Gram:
     def distance(self, measured: GramMatrix, target: GramMatrix) -> Tensor:
         return losses.mean_squared_error(measured.matrix, target.matrix)
 
-    def distances(self, features: Tensor, targets: Sequence[GramMatrix]) -> Tensor:
+    def stack(self, targets: Sequence[GramMatrix]) -> GramMatrix:
         """See `Stackable`."""
-        stacked = torch.stack([target.matrix for target in targets])
-        found: Tensor = torch.vmap(losses.mean_squared_error)(losses.gram_matrices(features), stacked)
-        return found
+        return GramMatrix(torch.stack([target.matrix for target in targets]))
+
+    def distances(self, features: Tensor, targets: GramMatrix) -> Tensor:
+        """See `Stackable`."""
+        return (losses.gram_matrices(features) - targets.matrix).square().mean((1, 2))
 
 
 def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:

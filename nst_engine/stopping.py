@@ -4,7 +4,7 @@ import enum
 from collections import deque
 from collections.abc import Iterable
 
-from nst_engine.objective import Evaluation
+from nst_engine.evaluation import Evaluation
 from nst_engine.options import StylizeOptions
 
 

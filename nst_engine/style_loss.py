@@ -89,8 +89,9 @@ class StyleLoss:
 
     @property
     def stack_key(self) -> Hashable | None:
-        """Losses of equal keys go together into `stacked`; None goes into none."""
-        if len(self._aims) != 1 or self._aims[0].region.mask is not None or not isinstance(self.statistic, Stackable):
+        """Losses of equal keys go together into a `StackedStyleLoss`; None goes into none."""
+        whole = len(self._aims) == 1 and self._aims[0].region.mask is None
+        if not whole or not self.taps_in_use or not isinstance(self.statistic, Stackable):
             return None
         return type(self.statistic), tuple(self.taps_in_use)
 
@@ -116,19 +117,26 @@ class StyleLoss:
         }
 
 
-def stacked(losses: Sequence[StyleLoss], maps: Mapping[str, Tensor]) -> Tensor:
-    """The losses (N,) of images with maps (N, C, h, w) by tap; they have one `stack_key`, which is not None.
+class StackedStyleLoss:
+    """Losses of one `stack_key`, which is not None, as one. What is launched is a fraction of what they take singly."""
 
-    What is launched is a fraction of what they take one by one; the rounding is another.
-    """
-    first = losses[0]
-    statistic = first.statistic
-    assert isinstance(statistic, Stackable)
-    weights = torch.tensor(
-        [[loss._weights[tap] for tap in first.taps_in_use] for loss in losses], device=next(iter(maps.values())).device
-    )
-    total = weights.new_zeros(len(losses))
-    for tap, weight in zip(first.taps_in_use, weights.T, strict=True):
-        distances = statistic.distances(maps[tap], [loss._aims[0].targets[tap] for loss in losses])
-        total = total + weight * distances
-    return total
+    def __init__(self, losses: Sequence[StyleLoss]) -> None:
+        first = losses[0]
+        assert isinstance(first.statistic, Stackable)
+        self._statistic = first.statistic
+        self._targets = {
+            tap: first.statistic.stack([loss._aims[0].targets[tap] for loss in losses]) for tap in first.taps_in_use
+        }
+        device = next(iter(self._targets.values()))[0].device
+        self._weights = {
+            tap: torch.tensor([loss._weights[tap] for loss in losses], device=device) for tap in first.taps_in_use
+        }
+
+    def __call__(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The losses (N,) of images with maps (N, C, h, w) by tap."""
+        total: Tensor | None = None
+        for tap, targets in self._targets.items():
+            distance = self._weights[tap] * self._statistic.distances(maps[tap], targets)
+            total = distance if total is None else total + distance
+        assert total is not None
+        return total

@@ -10,10 +10,11 @@ from torch import Tensor
 from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.distributed import Processes
+from nst_engine.evaluation import Evaluation
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks
 from nst_engine.mosaic import computed, owned_within, positions, share_of
-from nst_engine.objective import Evaluation, Objective
+from nst_engine.objective import Objective
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.schedule import named_taps
 from nst_engine.statistics import make_statistic

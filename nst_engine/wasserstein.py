@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nst_engine import losses
+from nst_engine.matrix_root import trace_of_root
 
 # As a share of the largest variance of the target in any direction. White noise of this variance is
 # thought added to both sides, without which the gradient would have no bound in directions where the
@@ -96,40 +97,40 @@ class MeanCovariance:
             # The features have overflowed: a proposal to be dropped.
             return measured.second.sum() * math.inf
 
-    def distances(self, features: Tensor, targets: Sequence[GaussianTarget]) -> Tensor:
+    def stack(self, targets: Sequence[GaussianTarget]) -> GaussianTarget:
+        """See `statistics.Stackable`.
+
+        There are as many directions as for the target that has the most. A direction of zeros in which nothing but
+        the noise varies changes no distance: what it adds to the variances of both sides is what its
+        root takes off.
+        """
+        most = max(len(target.variances) for target in targets)
+        noises = torch.stack([target.noise for target in targets])
+        variances = noises[:, None].repeat(1, most)
+        directions = noises.new_zeros(len(targets), len(targets[0].mean), most)
+        for index, target in enumerate(targets):
+            variances[index, : len(target.variances)] = target.variances
+            directions[index, :, : len(target.variances)] = target.directions
+        means, powers = (torch.stack([getattr(target, name) for target in targets]) for name in ("mean", "power"))
+        return GaussianTarget(means, directions, variances, noises, powers)
+
+    def distances(self, features: Tensor, targets: GaussianTarget) -> Tensor:
         """See `statistics.Stackable`."""
         measured = Moments(*_Moments.apply(losses.rows_of_each(features), None))  # type: ignore[no-untyped-call]
-        found: Tensor = torch.vmap(_distance)(measured, _stacked(targets))
-        return found
+        return _distance(measured, targets)
 
 
 def _distance(measured: Moments, target: GaussianTarget) -> Tensor:
-    covariance = measured.second - torch.outer(measured.mean, measured.mean)
+    """That of one, or of each along the first dimension of all that is given."""
+    covariance = measured.second - measured.mean[..., :, None] * measured.mean[..., None, :]
     deviations = target.variances.sqrt()
-    block = target.directions.T @ covariance @ target.directions + torch.diag(target.noise.expand_as(deviations))
-    inner: Tensor = deviations[:, None] * block * deviations
-    roots = torch.linalg.eigvalsh(inner).clamp(min=target.noise**2).sqrt()
-    own = covariance.trace() + target.noise * len(deviations)
-    between_means = (measured.mean - target.mean).square().sum()
-    distance: Tensor = between_means + own + target.variances.sum() - 2 * roots.sum()
+    noise = torch.diag_embed(target.noise[..., None].expand_as(deviations))
+    block = target.directions.mT @ covariance @ target.directions + noise
+    roots = trace_of_root(deviations[..., :, None] * block * deviations[..., None, :], target.noise**2)
+    own = covariance.diagonal(dim1=-2, dim2=-1).sum(-1) + target.noise * deviations.shape[-1]
+    between_means = (measured.mean - target.mean).square().sum(-1)
+    distance: Tensor = between_means + own + target.variances.sum(-1) - 2 * roots
     return distance / target.power
-
-
-def _stacked(targets: Sequence[GaussianTarget]) -> GaussianTarget:
-    """Targets with a first dimension, and as many directions as the one that has the most.
-
-    A direction of zeros in which nothing but the noise varies changes no distance: what it adds to the
-    variances of both sides is what its root takes off.
-    """
-    most = max(len(target.variances) for target in targets)
-    noises = torch.stack([target.noise for target in targets])
-    variances = noises[:, None].repeat(1, most)
-    directions = noises.new_zeros(len(targets), len(targets[0].mean), most)
-    for index, target in enumerate(targets):
-        variances[index, : len(target.variances)] = target.variances
-        directions[index, :, : len(target.variances)] = target.directions
-    means, powers = (torch.stack([getattr(target, name) for target in targets]) for name in ("mean", "power"))
-    return GaussianTarget(means, directions, variances, noises, powers)
 
 
 class _Moments(torch.autograd.Function):

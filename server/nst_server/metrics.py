@@ -1,5 +1,6 @@
 """The server's Prometheus metrics, and the HTTP port that shows them with the health of the process."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -35,6 +36,7 @@ WATCHERS = Gauge("nst_watchers", "Open WatchJob and Stylize streams.")
 PREVIEWS_DROPPED = Counter("nst_previews_dropped", "Previews sent without their picture to slow watchers.")
 REMOVED = Counter("nst_removed", "Parts of jobs removed from the store, by what they were.", ["kind"])
 STORE_BYTES = Gauge("nst_store_bytes", "Size of what is stored, by NATS's stream.", ["stream"])
+TASKS = Gauge("nst_event_loop_tasks", "Tasks of the process's event loop.")
 RPC_STARTED = Counter("grpc_server_started", "RPCs started.", ["grpc_type", "grpc_service", "grpc_method"])
 RPC_HANDLED = Counter(
     "grpc_server_handled", "RPCs ended, by status.", ["grpc_type", "grpc_service", "grpc_method", "grpc_code"]
@@ -56,6 +58,11 @@ def device_seconds(tenant: str) -> Counter:
     if len(_named_tenants) < NAMED_TENANTS:
         _named_tenants.add(tenant)
     return DEVICE_SECONDS.labels(tenant if tenant in _named_tenants else "other")
+
+
+def count_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Has `TASKS` tell of this loop whenever somebody looks."""
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 class _Server(ThreadingMixIn, WSGIServer):

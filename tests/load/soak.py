@@ -1,4 +1,4 @@
-"""Small jobs without end: whether memory, open files, threads and the job store stay as they are.
+"""Small jobs without end: whether memory, open files, threads, tasks and the job store stay as they are.
 
 python tests/load/soak.py --minutes 20
 """
@@ -14,8 +14,9 @@ from time import monotonic
 
 import psutil
 from clients import LoadClient, running_clients
-from cluster import Cluster, running_cluster
+from cluster import NO_PROXY, Cluster, running_cluster
 from jobs import Work
+from prometheus_client.parser import text_string_to_metric_families
 from table import Table, finish
 from trend import Trend, by_minute, thirds, trend
 
@@ -25,7 +26,7 @@ WARM_UP = 0.25  # the share of the run that is not judged
 CLIENTS = 2
 JOBS_AT_ONCE = 2
 FLAT_PERCENT = 5.0  # of the resident size, in an hour
-FEW = 3  # files or threads more, which a connection that comes back may cost
+FEW = 3  # files, threads or tasks more, which a connection that comes back may cost
 STORE_GROWTH = 1.1
 SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
 # What fills up by design is full by the end of the warm-up.
@@ -40,6 +41,7 @@ class Sample:
     resident: dict[str, int]
     files: dict[str, int]
     threads: dict[str, int]
+    tasks: dict[str, int]
     store: dict[str, int]
 
 
@@ -82,6 +84,7 @@ async def _work(client: LoadClient, rng: Random, slot: int, counts: list[int]) -
 async def _sampled(cluster: Cluster, seconds: float, tasks: Sequence[asyncio.Task[None]]) -> list[Sample]:
     start = monotonic()
     samples = []
+    ports = {member.name: member.ready_port for member in cluster.members if member.ready_port is not None}
     while (now := monotonic() - start) < seconds:
         processes = {member.name: psutil.Process(member.pid) for member in cluster.members}
         samples.append(
@@ -90,6 +93,7 @@ async def _sampled(cluster: Cluster, seconds: float, tasks: Sequence[asyncio.Tas
                 resident={name: process.memory_info().rss for name, process in processes.items()},
                 files={name: process.num_fds() for name, process in processes.items()},
                 threads={name: process.num_threads() for name, process in processes.items()},
+                tasks={name: await asyncio.to_thread(_loop_tasks, port) for name, port in ports.items()},
                 store={name: stream.bytes for name, stream in (await cluster.store()).items()},
             )
         )
@@ -97,6 +101,12 @@ async def _sampled(cluster: Cluster, seconds: float, tasks: Sequence[asyncio.Tas
         for task in done:
             task.result()  # a client gives up: so does the soak
     return samples
+
+
+def _loop_tasks(port: int) -> int:
+    with NO_PROXY.open(f"http://127.0.0.1:{port}/metrics") as response:
+        metrics = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+    return int(metrics["nst_event_loop_tasks"].samples[0].value)
 
 
 def _add_memory(table: Table, samples: Sequence[Sample]) -> None:
@@ -114,12 +124,10 @@ def _growth(found: Trend) -> str:
 
 
 def _add_counts(table: Table, samples: Sequence[Sample]) -> None:
-    for name in samples[0].files:
-        for kind, counts in (
-            ("open files", [sample.files[name] for sample in samples]),
-            ("threads", [sample.threads[name] for sample in samples]),
-        ):
-            first, last = thirds(counts)
+    for kind, of in (("open files", "files"), ("threads", "threads"), ("tasks", "tasks")):
+        by_process: list[dict[str, int]] = [getattr(sample, of) for sample in samples]
+        for name in by_process[0]:
+            first, last = thirds([counts[name] for counts in by_process])
             kept = max(last) <= max(first) + FEW
             table.add(f"{name}: most {kind}, first and last third", f"{max(first)}, {max(last)}", "alike", kept)
 

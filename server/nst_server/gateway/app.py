@@ -156,6 +156,7 @@ async def serve(
             metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
         )
         stack.callback(status.close)
+        metrics.count_tasks(asyncio.get_running_loop())
         heap.set_aside_what_is_loaded()
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         with contextlib.suppress(Stopped):

@@ -220,6 +220,7 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
     async with AsyncExitStack() as stack:
         port = metrics.StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
         stack.callback(port.close)
+        metrics.count_tasks(asyncio.get_running_loop())
         with suppress(Stopped):
             runner = Runner(partial(warm_engine, settings), settings)
             engine = await unless(stop, runner.start())

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, StepReport, Style, checkpoint
 from nst_engine.backbone import Backbone
-from nst_engine.batching import Request, stacked_losses
+from nst_engine.batching import Request
+from nst_engine.evaluation import Stack
 from nst_engine.objective import Objective
 
 ROWS, COLUMNS = 40, 64
@@ -277,6 +278,15 @@ def requests(engine: Engine, photo: Pixels, texture: Pixels, jobs: list[str], **
     return found
 
 
+def stacks(objectives: list[Objective]) -> list[Stack]:
+    """Of all that would be computed at once on a GPU."""
+    groups: dict[Any, list[int]] = {}
+    for place, objective in enumerate(objectives):
+        if (style := objective.style_loss.stack_key) is not None:
+            groups.setdefault((style, tuple(objective.content_weights)), []).append(place)
+    return [Stack(objectives, places) for places in groups.values()]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_losses_of_several_at_once_are_those_of_each(engine: Engine, photo: Pixels, texture: Pixels, precision: str):
     """What a GPU is given; here only its rounding differs. A region and sliced distances are none of it."""
@@ -284,13 +294,15 @@ def test_losses_of_several_at_once_are_those_of_each(engine: Engine, photo: Pixe
     given = requests(engine, photo, texture, jobs, precision=precision)
     images = torch.cat([request.image for request in given])
     objectives = [request.objective for request in given]
-    found = stacked_losses(objectives, images, objectives[0].features(images))
-    assert ["style" in known for known in found] == [True, True, True, False, True, False]
-    for request, known in zip(given, found, strict=True):
-        terms = request.objective.terms(request.image, request.objective.features(request.image))
-        stacked = request.objective.terms(request.image, request.objective.features(request.image), known)
-        for name, value in terms.items():
-            assert stacked[name].item() == pytest.approx(value.item(), rel=1e-3 if name == "style" else 1e-5)
+    maps = objectives[0].features(images)
+    found = stacks(objectives)
+    assert sorted(place for stack in found for place in stack.places) == [0, 1, 2, 4]
+    for stack in found:
+        for place, losses in zip(stack.places, stack(images, maps).unbind(1), strict=True):
+            request = given[place]
+            terms = request.objective.terms(request.image, request.objective.features(request.image))
+            for name, value, own in zip(request.objective.loss_names, losses, terms.values(), strict=True):
+                assert value.item() == pytest.approx(own.item(), rel=1e-3 if name == "style" else 1e-5)
 
 
 def test_gradients_of_several_at_once_are_those_of_each(engine: Engine, photo: Pixels, texture: Pixels):
@@ -298,13 +310,10 @@ def test_gradients_of_several_at_once_are_those_of_each(engine: Engine, photo: P
         given = requests(engine, photo, texture, [job] * 3)
         objectives = [request.objective for request in given]
         images = torch.cat([request.image for request in given]).requires_grad_(True)
-        maps = objectives[0].features(images)
-        known = stacked_losses(objectives, images, maps)
-        (together,) = torch.autograd.grad(torch.stack([each["style"] for each in known]).sum(), images)
+        (stack,) = stacks(objectives)
+        (together,) = torch.autograd.grad(stack(images, objectives[0].features(images)).sum(), images)
         for index, request in enumerate(given):
-            image = request.image.requires_grad_(True)
-            style = request.objective.style_loss(request.objective.features(image), image)
-            (single,) = torch.autograd.grad(style, image)
+            single = request.objective.evaluate(request.image).gradient
             assert relative_error(together[index : index + 1], single) < 1e-3
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, StopReason, Style, checkpoint
 from nst_engine.divergence import BACKOFF, EXPLOSION, MAXIMUM_SETBACKS, Guard, Point
-from nst_engine.objective import Evaluation, Objective
+from nst_engine.evaluation import Evaluation
+from nst_engine.objective import Objective
 from nst_engine.optimizers import Adam
 
 # Far too large for each, in jobs that start near their minimum.

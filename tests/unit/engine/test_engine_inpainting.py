@@ -13,8 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, Style, checkpoint, stylize
+from nst_engine.evaluation import Evaluation
 from nst_engine.inpainting import Hole
-from nst_engine.objective import Evaluation
 from nst_engine.patches import fill_from_patches
 
 Mask = NDArray[np.float64]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nst_engine import Engine, OptionError, Session, Style, StylizeOptions, checkpoint
 from nst_engine.backbone import Backbone
+from nst_engine.evaluation import Evaluation
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
-from nst_engine.objective import Evaluation, Objective
+from nst_engine.objective import Objective
 from nst_engine.optimizers import make_optimizer
 from nst_engine.parametrization import Fourier, Parametrization, hartley, make_parametrization, pulled_back
 

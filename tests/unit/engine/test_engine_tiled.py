@@ -16,8 +16,9 @@ from weight_files import conv_shapes, spread_weights
 
 from nst_engine import Engine, OptionError, Session, Style, StylizeOptions, checkpoint
 from nst_engine.backbone import Backbone
+from nst_engine.evaluation import Evaluation
 from nst_engine.networks import NETWORKS
-from nst_engine.objective import Evaluation, Objective
+from nst_engine.objective import Objective
 from nst_engine.optimizers import MINIMUM_HISTORY, make_optimizer
 from nst_engine.statistics import make_statistic
 from nst_engine.tiled import TiledObjective, in_tiles

@@ -1,0 +1,138 @@
+"""Losses and gradients at pictures: of one objective, or of several by one pass through the network and back."""
+
+import math
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nst_engine import losses
+from nst_engine.style_loss import StackedStyleLoss
+
+if TYPE_CHECKING:
+    from nst_engine.objective import Objective
+
+# Above it a GPU takes longer to compute than Python to launch, and a recording would only hold memory.
+RECORDED_PIXELS = 2**20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The weighted losses and their sum at one image, and its gradient.
+
+    The losses are "content", "style", "tv", "box" and, where a subject is protected, "detail".
+    `finite` tells whether the total and the squared norm of the gradient are numbers in float32: what
+    an optimiser needs.
+    """
+
+    losses: dict[str, float]
+    total: float
+    gradient: Tensor
+    finite: bool
+
+
+def evaluated(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> list[Evaluation]:
+    """Each objective at an image of its own, (1, 3, H, W), all of one size and for one network."""
+    images = [image.detach() for image in images]
+    if images[0].is_cuda and sum(image.shape[2:].numel() for image in images) <= RECORDED_PIXELS:
+        key = tuple(objective.revision for objective in objectives)
+        recordings = objectives[0].recordings
+        numbers, *gradients = recordings.call(key, objectives, partial(Together, objectives), images)
+    else:
+        numbers, *gradients = Together(objectives)(*images)
+    found, left = [], iter(numbers.tolist())  # in one transfer, as each waits for the device
+    for objective, gradient in zip(objectives, gradients, strict=True):
+        names = objective.loss_names
+        values = dict(zip(names, islice(left, len(names)), strict=True))
+        total, slope = next(left), next(left)
+        found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
+    return found
+
+
+class Together:
+    """What `evaluated` computes, as a function of the images that waits for nothing. It keeps no objective alive."""
+
+    def __init__(self, objectives: Sequence["Objective"]) -> None:
+        self._objectives = [weakref.ref(objective) for objective in objectives]
+        self._stacks = [Stack(objectives, places) for places in stackable(objectives)]
+
+    def __call__(self, *images: Tensor) -> list[Tensor]:
+        """The losses, the total and the gradient's squared norm of each in one row, and then the gradients."""
+        leaves = [image.detach().requires_grad_(True) for image in images]
+        terms = self._terms(leaves)
+        totals = [each.sum() for each in terms]
+        gradients = torch.autograd.grad(totals, leaves)
+        rows = [
+            torch.cat((each, torch.stack((total, losses.square_sum(gradient)))))
+            for each, total, gradient in zip(terms, totals, gradients, strict=True)
+        ]
+        return [torch.cat(rows).detach(), *gradients]
+
+    def _terms(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """By objective its weighted losses, in the order of their names."""
+        objectives = [reference() for reference in self._objectives]
+        joined = images[0] if len(images) == 1 else torch.cat(list(images))
+        maps = _alive(objectives[0]).features(joined)
+        found: dict[int, Tensor] = {}
+        for stack in self._stacks:
+            found |= zip(stack.places, stack(joined, maps).unbind(1), strict=True)
+        # Split, and not indexed: the gradients of all parts then are gathered at once.
+        parts = {tap: torch.split(features, 1) for tap, features in maps.items()}
+        for place, image in enumerate(images):
+            if place not in found:
+                own = {tap: split[place] for tap, split in parts.items()}
+                found[place] = torch.stack(tuple(_alive(objectives[place]).terms(image, own).values()))
+        return [found[place] for place in range(len(images))]
+
+
+class Stack:
+    """Objectives of one `Objective.stack_key`, all of whose losses are computed at once.
+
+    Where it takes as long to launch an operation as to carry it out, as on a GPU with small pictures, this is what
+    makes a batch faster than its sessions one by one. The rounding is another than that of each alone.
+    """
+
+    def __init__(self, objectives: Sequence["Objective"], places: Sequence[int]) -> None:
+        """Of those in these places of `objectives`."""
+        self.places = places
+        self._all = len(places) == len(objectives)
+        members = [objectives[place] for place in places]
+        self._weights = torch.stack([member.loss_weights for member in members], 1)
+        self._style = StackedStyleLoss([member.style_loss for member in members])
+        self._targets = {
+            tap: torch.cat([member.content_targets[tap] for member in members]) for tap in members[0].content_weights
+        }
+        self._shares = {
+            tap: self._weights.new_tensor([member.content_weights[tap] for member in members]) for tap in self._targets
+        }
+
+    def __call__(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+        """The weighted losses, (4, N), of the members' own of these images and their maps."""
+        if not self._all:
+            images, maps = images[self.places], {tap: features[self.places] for tap, features in maps.items()}
+        content = torch.zeros_like(self._weights[0])
+        for tap, target in self._targets.items():
+            error = (maps[tap].float() - target.float()).square().mean((1, 2, 3))
+            content = content + self._shares[tap] * error
+        singles = images[:, None]
+        tv, box = (torch.vmap(loss)(singles) for loss in (losses.total_variation, losses.box_penalty))
+        return torch.stack((content, self._style(maps), tv, box)) * self._weights
+
+
+def stackable(objectives: Sequence["Objective"]) -> list[list[int]]:
+    """The places of those that go into one `Stack`, by stacks."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, objective in enumerate(objectives):
+        groups.setdefault(objective.stack_key, []).append(place)
+    groups.pop(None, None)
+    return [places for places in groups.values() if len(places) > 1]
+
+
+def _alive(objective: "Objective | None") -> "Objective":
+    assert objective is not None
+    return objective
