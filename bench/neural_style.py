@@ -7,7 +7,7 @@ search, from the content. One iteration is one evaluation of the loss and its gr
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ CONTENT_LAYERS = {"relu4_2": 5.0}
 STYLE_LAYERS = {f"relu{block}_1": 100.0 for block in range(1, 6)}
 TV_WEIGHT = 1e-3
 HISTORY = 100
+FIRST = 3  # iterations with next to no history
 # The same objective for the engine.
 OBJECTIVE = {
     "content_layers": CONTENT_LAYERS,
@@ -81,26 +82,16 @@ class NeuralStyle:
 
     def optimise(self, iterations: int) -> Iterator[Iterate]:
         """Runs the opponent. What its caller does between two iterations is not timed."""
-        image = self._content.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS(
-            [image], lr=1, max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0
-        )
-        printed = torch.zeros(())
+        return _optimise(self._content, self.loss, iterations)
 
-        def closure() -> Tensor:
-            nonlocal printed
-            optimizer.zero_grad()
-            printed = self.loss(image)
-            printed.backward()
-            return printed
+    def history_seconds(self, iterations: int) -> float:
+        """What the optimiser's history adds to so many iterations: they take longer the more of it there is.
 
-        seconds = 0.0
-        for _ in range(iterations):
-            start = time.perf_counter()
-            optimizer.step(closure)
-            synchronize()
-            seconds += time.perf_counter() - start
-            yield Iterate(seconds, printed.item(), as_picture(image.detach()))
+        On a loss that costs next to nothing, of which the first iterations are taken off.
+        """
+        weights = torch.logspace(0, 3, self._content.numel(), device=self._device).view_as(self._content)
+        *_, last = runs = list(_optimise(self._content, lambda image: (weights * image.square()).sum(), iterations))
+        return last.seconds - len(runs) * (runs[FIRST].seconds - runs[0].seconds) / FIRST
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         hidden = image.flip(1) - self._mean
@@ -113,6 +104,27 @@ class NeuralStyle:
             else:
                 hidden = F.max_pool2d(hidden, 2)
         return maps
+
+
+def _optimise(start: Tensor, loss: Callable[[Tensor], Tensor], iterations: int) -> Iterator[Iterate]:
+    image = start.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([image], lr=1, max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0)
+    printed = torch.zeros(())
+
+    def closure() -> Tensor:
+        nonlocal printed
+        optimizer.zero_grad()
+        printed = loss(image)
+        printed.backward()
+        return printed
+
+    seconds = 0.0
+    for _ in range(iterations):
+        start_time = time.perf_counter()
+        optimizer.step(closure)
+        synchronize()
+        seconds += time.perf_counter() - start_time
+        yield Iterate(seconds, printed.item(), as_picture(image.detach()))
 
 
 def synchronize() -> None:

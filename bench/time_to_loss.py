@@ -75,7 +75,8 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
             if before is None and loss <= getattr(ending, goal):
                 reached[goal] = seconds
     opponent = (opponent + _seconds_per_iteration(yardstick)) / 2
-    return Race(pair, ending, OPPONENT_ITERATIONS * opponent, **reached)
+    seconds = OPPONENT_ITERATIONS * opponent + yardstick.history_seconds(OPPONENT_ITERATIONS)
+    return Race(pair, ending, seconds, **reached)
 
 
 def _options(size: int) -> StylizeOptions:

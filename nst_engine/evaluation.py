@@ -100,9 +100,10 @@ class Stack:
     def __init__(self, objectives: Sequence["Objective"], places: Sequence[int]) -> None:
         """Of those in these places of `objectives`."""
         self.places = places
-        self._all = len(places) == len(objectives)
         members = [objectives[place] for place in places]
         self._weights = torch.stack([member.loss_weights for member in members], 1)
+        # There already: what is recorded cannot wait for indices from the CPU.
+        self._own = None if len(members) == len(objectives) else torch.tensor(places, device=self._weights.device)
         self._style = StackedStyleLoss([member.style_loss for member in members])
         self._targets = {
             tap: torch.cat([member.content_targets[tap] for member in members]) for tap in members[0].content_weights
@@ -113,8 +114,9 @@ class Stack:
 
     def __call__(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses, (4, N), of the members' own of these images and their maps."""
-        if not self._all:
-            images, maps = images[self.places], {tap: features[self.places] for tap, features in maps.items()}
+        if self._own is not None:
+            images = images.index_select(0, self._own)
+            maps = {tap: features.index_select(0, self._own) for tap, features in maps.items()}
         content = torch.zeros_like(self._weights[0])
         for tap, target in self._targets.items():
             error = (maps[tap].float() - target.float()).square().mean((1, 2, 3))

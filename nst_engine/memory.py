@@ -1,5 +1,7 @@
 """How much memory a session takes, told before it does."""
 
+from typing import NamedTuple
+
 import torch
 
 from nst_engine.backbone import Backbone
@@ -22,10 +24,22 @@ EVALUATION = 2.5
 SORTING = 32
 
 
-def working_bytes(
+class WorkingMemory(NamedTuple):
+    """Bytes.
+
+    Attributes:
+        held: from one iteration to the next.
+        evaluating: in an iteration, besides.
+    """
+
+    held: int
+    evaluating: int
+
+
+def working_memory(
     backbone: Backbone, material: Material, scale: Scale, options: StylizeOptions, memory_budget: int
-) -> int:
-    """An estimate of the most that a session holds at a scale while it is stepped alone, without the shared network.
+) -> WorkingMemory:
+    """An estimate of the most that a session takes at a scale while it is stepped alone, without the shared network.
 
     Args:
         backbone: the feature network.
@@ -45,7 +59,8 @@ def working_bytes(
     per_pixel = backbone.bytes_per_pixel(named_taps(options), options.pooling)
     evaluating = EVALUATION * min(max(pixels) * per_pixel, memory_budget)
     painting = BYTES_PER_PIXEL * pixels[0] if options.parametrization == "network" else 0
-    return held + int(evaluating + painting + _target_bytes(backbone, pixels[0], pixels[1:], options))
+    held += int(_target_bytes(backbone, pixels[0], pixels[1:], options))
+    return WorkingMemory(held, int(evaluating + painting))
 
 
 def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: StylizeOptions) -> float:

@@ -18,7 +18,7 @@ from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard
 from nst_engine.evaluation import Evaluation
 from nst_engine.material import Material
-from nst_engine.memory import working_bytes
+from nst_engine.memory import WorkingMemory, working_memory
 from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_engine.parametrization import check_parametrization
 from nst_engine.report import StepReport
@@ -98,13 +98,13 @@ class Session:
         return self._resources.material.nbytes + self._stage.nbytes
 
     @cached_property
-    def working_bytes(self) -> int:
-        """An estimate of the most memory that it takes while it is stepped, at any scale, in bytes.
+    def working_memory(self) -> WorkingMemory:
+        """An estimate of the most memory that it takes while it is stepped, at any scale.
 
         Without the shared network and without the sessions that it is stepped with.
         """
         given = self._resources
-        return working_bytes(given.backbone, given.material, self._scales[-1], self._options, given.memory_budget)
+        return working_memory(given.backbone, given.material, self._scales[-1], self._options, given.memory_budget)
 
     @property
     def batch_key(self) -> BatchKey | None:

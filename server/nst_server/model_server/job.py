@@ -171,6 +171,8 @@ class RunningJob:
             self._applied_version = control.version
         if control.paused or self._leaves_for is not None:
             self._runner.snapshot(seat)
+            if record.spec.preview.interval:  # what is kept of the job if its time is up before it is claimed again
+                self._runner.show(seat)
 
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""

@@ -157,10 +157,9 @@ class Runner:
         self._engine = engine = self._make_engine()
         settings = self._settings
         limit = settings.memory_limit_bytes or memory.default_limit(engine.device)
-        self._seats = Seats(limit, memory.Meter(engine, limit))
-        self._scheduler = Scheduler(
-            parse_weights(settings.tenant_weights), settings.max_batch or memory.default_batch(engine.device)
-        )
+        batch = settings.max_batch or memory.default_batch(engine.device)
+        self._seats = Seats(limit, memory.Meter(engine, limit), batch)
+        self._scheduler = Scheduler(parse_weights(settings.tenant_weights), batch)
 
     def _obey(self, *, wait: bool) -> None:
         """Carries out the orders that have come in; with nothing to turn, waits for one."""

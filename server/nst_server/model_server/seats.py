@@ -61,7 +61,8 @@ class Seat:
     control_version: int
     make: Callable[[Engine], Session] | None = None
     session: Session | None = None
-    working_bytes: int = 0
+    held: int = 0
+    evaluating: int = 0
     seconds: float = 0.0
     when_made: Callable[[], None] | None = None
     admitted: bool = False
@@ -75,7 +76,7 @@ class Seat:
     def take(self, session: Session) -> None:
         """Has the session that has been made for it."""
         self.session = session
-        self.working_bytes = session.working_bytes
+        self.held, self.evaluating = session.working_memory
 
     def leave(self) -> None:
         """Lets its session go, for good."""
@@ -113,18 +114,21 @@ class Seat:
 class Seats:
     """Lets sessions compute as long as all that do fit into memory together.
 
-    One that is too large for now waits at the door. Newer ones may pass it while it still fits beside
-    all that have: so it waits for those that were there before it, and for nobody else. One that is
-    alone always fits: the engine has refused what never would.
+    All of them hold something from turn to turn; what an iteration takes besides, only those take that are
+    turned together, so a very large job leaves room for small ones. One that is too large for now waits at the
+    door. Newer ones may pass it while it still fits beside all that have: so it waits for those that were
+    there before it, and for nobody else. One that is alone always fits: the engine has refused what never would.
 
     Args:
         memory_limit: bytes that sessions may take together.
         memory_used: measures the bytes that they do take.
+        batch: how many are turned together, at most.
     """
 
-    def __init__(self, memory_limit: int, memory_used: Callable[[], int]) -> None:
+    def __init__(self, memory_limit: int, memory_used: Callable[[], int], batch: int) -> None:
         self._memory_limit = memory_limit
         self._memory_used = memory_used
+        self._batch = batch
         self._seats: list[Seat] = []
         self.short = False  # whether there is no memory for another session, however small; any thread may look
 
@@ -160,7 +164,9 @@ class Seats:
                 seat.admitted = self._fit([*self._inside(), seat]) and all(
                     self._fit([older, *self._inside(after=place), seat]) for place, older in self._waiting(place)
                 )
-        made = sum(_bytes_of(seat) for seat in self._seats)
+        made = self._most_bytes(self._inside()) + sum(
+            seat.session.nbytes for seat in self._seats if seat.session is not None and not seat.admitted
+        )
         self.short = made > 0 and max(made, self._memory_used()) >= self._memory_limit
 
     def ready(self) -> list[Seat]:
@@ -179,10 +185,9 @@ class Seats:
         return [(place, seat) for place, seat in older if seat.session is not None and not seat.admitted]
 
     def _fit(self, seats: Sequence[Seat]) -> bool:
-        return len(seats) == 1 or sum(seat.working_bytes for seat in seats) <= self._memory_limit
+        return len(seats) == 1 or self._most_bytes(seats) <= self._memory_limit
 
-
-def _bytes_of(seat: Seat) -> int:
-    if seat.session is None:
-        return 0
-    return seat.working_bytes if seat.admitted else seat.session.nbytes
+    def _most_bytes(self, seats: Sequence[Seat]) -> int:
+        """What these take when those of them that take the most are turned together."""
+        evaluating = sorted((seat.evaluating for seat in seats), reverse=True)
+        return sum(seat.held for seat in seats) + sum(evaluating[: self._batch])

@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
         idle = resident("VmRSS")
         options = replace(plain, scales=2, iterations=2, **given)
         session = engine.start(content, [Style(style)], options)
-        estimate = session.working_bytes
+        estimate = sum(session.working_memory)
         while not session.finished:
             session.advance()
         found[case] = estimate, resident("VmHWM") - idle

@@ -13,7 +13,7 @@ picture = np.zeros((32, 32, 3), np.uint8)
 options = StylizeOptions(size=32, iterations=1, parametrization=sys.argv[1])
 engine = Engine()
 session = engine.start(picture, [Style(picture)], options)
-assert session.working_bytes > 0
+assert sum(session.working_memory) > 0
 engine.step([session])
 assert "torch._dynamo" not in sys.modules
 """

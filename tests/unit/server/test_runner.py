@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ class Session:
 
     batch_key: str | None = None
     error: Exception | None = None
-    working_bytes: int = 1
+    working_memory: tuple[Any, int] = (1, 0)
     nbytes: int = 1
     iteration: int = 0
     given: list[dict[str, float]] = field(default_factory=list)
@@ -190,7 +191,7 @@ async def test_a_lost_device_is_told_to_all(place):
 async def test_a_fault_of_the_thread_itself_is_told_to_all_as_a_lost_device(place, caplog):
     bystander = place.admit(Session())
     await steps(bystander, 1)
-    place.admit(Session(working_bytes="a lot"))
+    place.admit(Session(working_memory=("a lot", 0)))
     assert isinstance((await first(bystander, is_failure)).error, DeviceLost)
     await asyncio.wait_for(place.runner.device_lost.wait(), 30)
     assert place.runner.stuck_after is None
@@ -213,7 +214,7 @@ async def test_memory_that_has_run_out_is_no_lost_device(place):
 
 async def test_a_job_at_the_door_has_no_state_to_keep(place):
     sizes = 2**39, 2**40
-    inside, waiting = [place.admit(Session(working_bytes=size)) for size in sizes]
+    inside, waiting = [place.admit(Session(working_memory=(size, 0))) for size in sizes]
     await steps(inside, 3)
     place.runner.snapshot(waiting)
     assert isinstance(await asyncio.wait_for(waiting.next(), 30), Unchanged)

@@ -14,7 +14,7 @@ LIMIT = 100
 class Sized:
     """A session as far as memory goes."""
 
-    working_bytes: int
+    working_memory: tuple[int, int]
     nbytes: int = 1
     batch_key: None = None
 
@@ -22,14 +22,14 @@ class Sized:
 class Place:
     """Seats, and what is measured there."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = 1) -> None:
         self.used = 0
-        self.seats = Seats(LIMIT, lambda: self.used)
+        self.seats = Seats(LIMIT, lambda: self.used, batch)
 
-    def come(self, working_bytes: int) -> Seat:
+    def come(self, held: int, evaluating: int = 0) -> Seat:
         """A job comes, and its session is made."""
         seat = self.unmade()
-        seat.take(Sized(working_bytes))
+        seat.take(Sized((held, evaluating)))
         self.seats.review()
         return seat
 
@@ -52,6 +52,21 @@ async def test_those_that_fit_together_are_let_in(place):
     assert place.inside() == seats[:2]
     place.seats.remove(seats[0])
     assert place.inside() == seats[1:]
+
+
+async def test_a_large_evaluation_leaves_room_for_small_jobs(place):
+    """One at a time is turned, so the largest evaluation counts once, and what is held always does."""
+    large = place.come(30, 60)
+    small = [place.come(2, 10) for _ in range(5)]
+    assert place.inside() == [large, *small]
+    assert place.come(1, 1) not in place.inside()
+
+
+async def test_evaluations_that_can_be_turned_together_all_count():
+    place = Place(batch=2)
+    seats = [place.come(10, 30) for _ in range(4)]
+    assert place.inside() == seats[:4]
+    assert place.come(1, 1) not in place.inside()
 
 
 async def test_one_that_is_alone_is_let_in_whatever_is_estimated(place):
