@@ -22,8 +22,8 @@ from trend import Trend, by_minute, thirds, trend
 
 MIB = 2**20
 SAMPLE_SECONDS = 5.0
-# The share of the run that is not judged. No object of a gateway grows after a quarter of it (tracemalloc), but the heaps
-# below Python's take ten minutes to settle.
+# The share of the run that is not judged: no object of a gateway grows after a quarter of it (tracemalloc), but the
+# heaps below Python's take ten minutes to settle.
 WARM_UP = 0.5
 CLIENTS = 2
 JOBS_AT_ONCE = 2

@@ -1,0 +1,42 @@
+"""`nst-server model-server`, made slow to warm or short of memory: special_server.py HOW ARGUMENTS..."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from nst_engine import Engine, Session, StepReport
+from nst_server.main import main
+from nst_server.model_server import app
+
+
+def warm_when_told() -> None:
+    """The engine is warm after a line has come in."""
+    warm_engine = app.warm_engine
+
+    def later(settings: app.ModelServerSettings) -> Engine:
+        sys.stdin.readline()
+        return warm_engine(settings)
+
+    app.warm_engine = later
+
+
+def out_of_memory_once() -> None:
+    """Memory runs out in the third iteration of the first job that gets so far."""
+    step = Engine.step
+    failed: list[Session] = []
+
+    def failing(engine: Engine, sessions: Sequence[Session]) -> list[StepReport | Exception]:
+        outcomes = step(engine, sessions)
+        for place, session in enumerate(sessions):
+            if session.iteration == 3 and not failed:
+                failed.append(session)
+                outcomes[place] = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+        return outcomes
+
+    Engine.step = failing  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    globals()[sys.argv.pop(1)]()
+    main()
