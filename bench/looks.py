@@ -64,13 +64,13 @@ class Judge:
 
     @torch.no_grad()
     def _maps(self, picture: Picture) -> dict[str, Tensor]:
-        return self._backbone.features(as_tensor(picture), STYLE_TAPS)
+        return self._backbone.features(as_tensor(picture).to(self._backbone.device), STYLE_TAPS)
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
     """Scores every pair at every strength, with fixed raw weights, and the opponents' results."""
     engine = Engine()
-    backbone = Backbone(NETWORK, weights.load(NETWORK.name), torch.device("cpu"), torch.float32)
+    backbone = Backbone(NETWORK, weights.load(NETWORK.name), engine.device, torch.float32)
     ways: dict[str, Callable[[Picture, Picture], Picture]] = {
         name: partial(_stylised, engine, options) for name, options in _options().items()
     }
@@ -171,8 +171,8 @@ def _sliced_distance(picture: Tensor, style: Tensor, generator: torch.Generator)
     """Sliced Wasserstein-2 of the values at all positions, with the style's quantiles for its size."""
     value, target = picture.flatten(2)[0], style.flatten(2)[0]
     scale = target.std(1, keepdim=True) + 0.01 * target.std()
-    directions = F.normalize(torch.randn(DIRECTIONS, len(value), generator=generator), dim=1)
-    levels = torch.linspace(0, 1, QUANTILES + 2)[1:-1]
+    directions = F.normalize(torch.randn(DIRECTIONS, len(value), generator=generator), dim=1).to(value.device)
+    levels = torch.linspace(0, 1, QUANTILES + 2, device=value.device)[1:-1]
     difference = torch.quantile(directions @ (value / scale), levels, dim=1) - torch.quantile(
         directions @ (target / scale), levels, dim=1
     )

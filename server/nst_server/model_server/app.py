@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
@@ -46,7 +47,8 @@ class ModelServerProcess:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
         self._backbone = backbone
         self._engine = engine
-        self._settings = settings
+        seconds = settings.checkpoint_seconds or memory.default_checkpoint_seconds(engine.device)
+        self._settings = replace(settings, checkpoint_seconds=seconds)
         self._runner = runner
         self._tickets = TicketSource(backbone, self._load)
         self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)

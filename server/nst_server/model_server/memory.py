@@ -1,4 +1,4 @@
-"""What a device has room for: how much memory jobs may take, how much they do, and how many go well together."""
+"""What suits a device: how much memory jobs may take, how many go well together, and how much work may be lost."""
 
 import psutil
 import torch
@@ -10,6 +10,8 @@ JOBS_ON_CPU = 2
 JOBS_ON_GPU = 16
 BATCH_ON_CPU = 1
 BATCH_ON_GPU = 16
+CHECKPOINT_SECONDS_ON_CPU = 4.0
+CHECKPOINT_SECONDS_ON_GPU = 0.5
 
 
 def in_use(device: torch.device) -> int:
@@ -33,6 +35,11 @@ def default_jobs(device: torch.device) -> int:
 def default_batch(device: torch.device) -> int:
     """Jobs that are turned together: a CPU is as fast with one at a time."""
     return BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_GPU
+
+
+def default_checkpoint_seconds(device: torch.device) -> float:
+    """Time between checkpoints of a job: about what a crash costs."""
+    return CHECKPOINT_SECONDS_ON_CPU if device.type == "cpu" else CHECKPOINT_SECONDS_ON_GPU
 
 
 class Meter:
