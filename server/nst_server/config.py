@@ -93,7 +93,7 @@ class ModelServerSettings:
     weights_seconds: float = setting(600.0, "How long a job waits for a network's weights to be fetched and read.")
     checkpoint_seconds: float = setting(
         0.0,
-        "Time between checkpoints of a job; up to twice that when they are slow. 0 means 4 s on a CPU and 0.5 s on a GPU.",
+        "Time between checkpoints of a job, up to twice that where they are slow; 0 is 4 s on a CPU and 0.5 on a GPU.",
     )
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
     hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.")
