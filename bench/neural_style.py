@@ -7,6 +7,7 @@ search, from the content. One iteration is one evaluation of the loss and its gr
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ CONTENT_LAYERS = {"relu4_2": 5.0}
 STYLE_LAYERS = {f"relu{block}_1": 100.0 for block in range(1, 6)}
 TV_WEIGHT = 1e-3
 HISTORY = 100
-FIRST = 3  # iterations with next to no history
 # The same objective for the engine.
 OBJECTIVE = {
     "content_layers": CONTENT_LAYERS,
@@ -87,11 +87,16 @@ class NeuralStyle:
     def history_seconds(self, iterations: int) -> float:
         """What the optimiser's history adds to so many iterations: they take longer the more of it there is.
 
-        On a loss that costs next to nothing, of which the first iterations are taken off.
+        On a loss that costs next to nothing, with the history and without.
         """
         weights = torch.logspace(0, 3, self._content.numel(), device=self._device).view_as(self._content)
-        *_, last = runs = list(_optimise(self._content, lambda image: (weights * image.square()).sum(), iterations))
-        return last.seconds - len(runs) * (runs[FIRST].seconds - runs[0].seconds) / FIRST
+
+        def loss(image: Tensor) -> Tensor:
+            return (weights * image.square()).sum()
+
+        runs = (_optimise(self._content, loss, iterations, history) for history in (HISTORY, 1))
+        whole, none = (deque(run, maxlen=1).pop().seconds for run in runs)
+        return whole - none
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         hidden = image.flip(1) - self._mean
@@ -106,9 +111,11 @@ class NeuralStyle:
         return maps
 
 
-def _optimise(start: Tensor, loss: Callable[[Tensor], Tensor], iterations: int) -> Iterator[Iterate]:
+def _optimise(
+    start: Tensor, loss: Callable[[Tensor], Tensor], iterations: int, history: int = HISTORY
+) -> Iterator[Iterate]:
     image = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([image], lr=1, max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0)
+    optimizer = torch.optim.LBFGS([image], lr=1, max_iter=1, history_size=history, tolerance_grad=0, tolerance_change=0)
     printed = torch.zeros(())
 
     def closure() -> Tensor:

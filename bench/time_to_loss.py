@@ -60,7 +60,7 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
     """One pair at one size."""
     content, style = pair.load(size)
     yardstick = NeuralStyle(content, style, engine.device)
-    ending = _ending(yardstick, pair, size)
+    ending = _ending(yardstick, pair, size, engine.device.type)
     opponent = _seconds_per_iteration(yardstick)
     reached: dict[str, float | None] = {"saved": None, "printed": None}
     session = engine.start(content, [Style(style)], _options(size))
@@ -90,9 +90,9 @@ def _seconds_per_iteration(yardstick: NeuralStyle) -> float:
     return median(later - earlier for earlier, later in pairwise(times))
 
 
-def _ending(yardstick: NeuralStyle, pair: Pair, size: int) -> Ending:
+def _ending(yardstick: NeuralStyle, pair: Pair, size: int, device: str) -> Ending:
     """Runs the opponent to its end, once: its course does not depend on how fast the machine is."""
-    kept = RESULTS / "neural-style" / f"{pair.name} {size} torch {torch.__version__}.json"
+    kept = RESULTS / "neural-style" / f"{pair.name} {size} torch {torch.__version__} {device}.json"
     if not kept.is_file():
         ending = min(_endings(yardstick), key=lambda ending: ending.saved)
         kept.parent.mkdir(parents=True, exist_ok=True)

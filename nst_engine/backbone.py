@@ -57,7 +57,7 @@ class Backbone:
     ) -> None:
         self.network = network
         self.processes = processes or Processes()
-        self.recordings = Recordings(RECORDINGS)
+        self.recordings = Recordings(device, RECORDINGS)
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"

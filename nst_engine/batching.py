@@ -96,6 +96,7 @@ def _evaluated(requests: Sequence[Request]) -> list[Evaluation | Exception]:
         except Exception:
             # Whose fault it is, and whether there is memory for one at a time, shows below.
             log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
+            requests[0].objective.recordings.clear()
     return [_evaluated_alone(request) for request in requests]
 
 

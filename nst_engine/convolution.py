@@ -14,6 +14,9 @@ from nst_engine import hardware, winograd
 PACKING_SIDE = 64
 # On maps with fewer positions it takes longer to start Winograd's operations than the time that they save.
 WINOGRAD_POSITIONS = 512
+# From here on maps may have more numbers than cuDNN indexes; convolutions alone are split by torch. No layer here has
+# more than twice as many channels as the one before it.
+FUSED_NUMBERS = 2**30
 
 
 class Convolution:
@@ -66,12 +69,12 @@ class Convolution:
         if isinstance(self._kernels, Tensor):
             mapped = F.conv2d(hidden, self._kernels, self._bias, padding=self._padding)
             return F.relu(mapped) if relu else mapped
-        packed: Tensor = _Packed.apply(hidden, *self._kernels, self._bias, relu)  # type: ignore[no-untyped-call]
-        return packed
+        frozen: Tensor = _Frozen.apply(hidden, *self._kernels, self._bias, relu)  # type: ignore[no-untyped-call]
+        return frozen
 
 
 class _Kernels(Protocol):
-    """Packed weights, which turn (N, I, h, w) into (N, O, h, w), plus a bias, and with the ReLU if asked."""
+    """Prepared weights, which turn (N, I, h, w) into (N, O, h, w), plus a bias, and with the ReLU if asked."""
 
     @property
     def nbytes(self) -> int: ...
@@ -102,8 +105,9 @@ class _Fused:
         return self._weight.nbytes
 
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        if not relu:
-            return F.conv2d(hidden, self._weight, bias, padding=self._padding)
+        if not relu or hidden.numel() >= FUSED_NUMBERS:
+            mapped = F.conv2d(hidden, self._weight, bias, padding=self._padding)
+            return mapped.relu_() if relu else mapped
         return torch.cudnn_convolution_relu(hidden, self._weight, bias, [1, 1], self._padding, [1, 1], 1)
 
 
@@ -130,7 +134,7 @@ class _Winograd:
         return mapped.relu_() if relu else mapped
 
 
-class _Packed(torch.autograd.Function):
+class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, hidden: Tensor, weight: _Kernels, turned: _Kernels, bias: Tensor, relu: bool) -> Tensor:
         mapped = weight(hidden, bias, relu=relu)
@@ -155,7 +159,8 @@ def _convolve(hidden: Tensor, packed: Tensor, bias: Tensor | None, padding: Sequ
 
 def can_fuse(device: torch.device, weight: Tensor) -> bool:
     """Whether cuDNN convolves here; it wants channels by the eight."""
-    return device.type == "cuda" and torch.version.hip is None and weight.shape[1] % 8 == 0
+    cudnn: bool = torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cuda" and cudnn and weight.shape[1] % 8 == 0
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

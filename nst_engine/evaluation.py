@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from nst_engine import losses
+from nst_engine.recording import RECORDED_PIXELS
 from nst_engine.style_loss import StackedStyleLoss
 
 if TYPE_CHECKING:
     from nst_engine.objective import Objective
-
-# Above it a GPU takes longer to compute than Python to launch, and a recording would only hold memory.
-RECORDED_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,20 +36,32 @@ class Evaluation:
 
 def evaluated(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> list[Evaluation]:
     """Each objective at an image of its own, (1, 3, H, W), all of one size and for one network."""
-    images = [image.detach() for image in images]
-    if images[0].is_cuda and sum(image.shape[2:].numel() for image in images) <= RECORDED_PIXELS:
-        key = tuple(objective.revision for objective in objectives)
-        recordings = objectives[0].recordings
-        numbers, *gradients = recordings.call(key, objectives, partial(Together, objectives), images)
-    else:
-        numbers, *gradients = Together(objectives)(*images)
-    found, left = [], iter(numbers.tolist())  # in one transfer, as each waits for the device
-    for objective, gradient in zip(objectives, gradients, strict=True):
-        names = objective.loss_names
-        values = dict(zip(names, islice(left, len(names)), strict=True))
-        total, slope = next(left), next(left)
-        found.append(Evaluation(values, total, gradient, math.isfinite(total + slope)))
-    return found
+    # In this order whoever comes first, as another one would be another recording.
+    places = sorted(range(len(objectives)), key=lambda place: objectives[place].revision)
+    objectives = [objectives[place] for place in places]
+    numbers, *gradients = _computed(objectives, [images[place].detach() for place in places])
+    left = iter(numbers.tolist())  # in one transfer, as each waits for the device
+    found = {
+        place: _evaluation(objective.loss_names, left, gradient)
+        for place, objective, gradient in zip(places, objectives, gradients, strict=True)
+    }
+    return [found[place] for place in range(len(found))]
+
+
+def _computed(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What `Together` returns, where it pays by a recording."""
+    pixels = sum(image.shape[2:].numel() for image in images)
+    recordable = images[0].is_cuda and pixels <= RECORDED_PIXELS
+    if recordable and all(objective.waits_for_nothing for objective in objectives):
+        return objectives[0].recordings.call(objectives, partial(Together, objectives), images)
+    return Together(objectives)(*images)
+
+
+def _evaluation(names: Sequence[str], numbers: Iterator[float], gradient: Tensor) -> Evaluation:
+    """The next losses, total and squared norm of the gradient, as what they are."""
+    values = dict(zip(names, islice(numbers, len(names)), strict=True))
+    total, slope = next(numbers), next(numbers)
+    return Evaluation(values, total, gradient, math.isfinite(total + slope))
 
 
 class Together:
@@ -59,7 +69,9 @@ class Together:
 
     def __init__(self, objectives: Sequence["Objective"]) -> None:
         self._objectives = [weakref.ref(objective) for objective in objectives]
-        self._stacks = [Stack(objectives, places) for places in stackable(objectives)]
+        # On a CPU each is computed as if alone, to the bit.
+        groups = [] if objectives[0].device.type == "cpu" else stackable(objectives)
+        self._stacks = [Stack(objectives, places) for places in groups]
 
     def __call__(self, *images: Tensor) -> list[Tensor]:
         """The losses, the total and the gradient's squared norm of each in one row, and then the gradients."""
@@ -81,8 +93,8 @@ class Together:
         found: dict[int, Tensor] = {}
         for stack in self._stacks:
             found |= zip(stack.places, stack(joined, maps).unbind(1), strict=True)
-        # Split, and not indexed: the gradients of all parts then are gathered at once.
-        parts = {tap: torch.split(features, 1) for tap, features in maps.items()}
+        # Split, and not indexed: the gradients of all parts then are gathered at once. One alone need not be copied.
+        parts = {tap: torch.split(features, 1) if len(images) > 1 else (features,) for tap, features in maps.items()}
         for place, image in enumerate(images):
             if place not in found:
                 own = {tap: split[place] for tap, split in parts.items()}

@@ -1,11 +1,12 @@
 """L-BFGS, and the preconditioner that it starts from."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from nst_engine.recording import Pool, Recording
+from nst_engine.recording import RECORDED_PIXELS, Function, Pool, Recording
 
 # The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
@@ -13,7 +14,7 @@ FREQUENCY_EXPONENT = 0.75
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
 
-_POOL = Pool()
+_pool = functools.cache(Pool)
 
 
 class LBFGS:
@@ -51,7 +52,13 @@ class LBFGS:
         # Not made on the device: see `FourierPreconditioner`.
         self._slots = torch.arange(history_size).to(device)
         self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
-        self._proposing, self._learning = Recording(_POOL), Recording(_POOL)
+        self._forget_recordings()
+
+    def _forget_recordings(self) -> None:
+        """They are of the tensors that the state is in."""
+        numbers = self._steps.shape[1]
+        pool = _pool(self._steps.device) if numbers <= 3 * RECORDED_PIXELS else None
+        self._proposing, self._learning = (_called if pool is None else Recording(pool) for _ in range(2))
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +67,8 @@ class LBFGS:
 
     def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `optimizers.Optimizer`."""
-        scalars = [parameters.new_full((), value) for value in (loss, step)]
+        largest = torch.finfo(parameters.dtype).max  # a sum of tiles may be beyond it
+        scalars = [parameters.new_full((), min(value, largest)) for value in (loss, step)]
         (proposal,) = self._proposing(self._proposal, parameters, gradient, *scalars)
         return proposal
 
@@ -141,7 +149,11 @@ class LBFGS:
         self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
         self._slots = torch.arange(len(self._steps)).to(device)
         self._head = tensors["head"].view(1).to(device)
-        self._proposing, self._learning = Recording(_POOL), Recording(_POOL)
+        self._forget_recordings()
+
+
+def _called(function: Function, *inputs: Tensor) -> Sequence[Tensor]:
+    return function(*inputs)
 
 
 class FourierPreconditioner:

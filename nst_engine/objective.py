@@ -142,13 +142,19 @@ class Objective:
 
     @property
     def stack_key(self) -> Hashable | None:
-        """Objectives of equal keys can be evaluated by one `evaluation.Stack`; None goes into none.
-
-        Nor does any on a CPU, where each is as if alone, to the bit.
-        """
+        """Objectives of equal keys can be evaluated by one `evaluation.Stack`; None goes into none."""
         style = self.style_loss.stack_key
-        alone = self._protection is not None or style is None or self._content.device.type == "cpu"
-        return None if alone else (style, tuple(self.content_weights))
+        return None if self._protection is not None or style is None else (style, tuple(self.content_weights))
+
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether an evaluation launches all that it does without a look at what has been computed."""
+        return self.style_loss.waits_for_nothing
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._content.device
 
     @property
     def nbytes(self) -> int:

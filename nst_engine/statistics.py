@@ -28,9 +28,11 @@ class Statistic(Protocol[Measured, Target]):
     Attributes:
         additive: whether what is measured of a whole is the mean of what is measured of its parts,
             weighted by their sizes, so that a picture may be measured in parts.
+        picks_positions: whether those of weight 0 are left out, so that shapes depend on weights.
     """
 
     additive: bool
+    picks_positions: bool
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Measured:
         """The statistic of one map, differentiable in the map.
@@ -81,6 +83,7 @@ class Gram:
     """
 
     additive = True
+    picks_positions = False
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> GramMatrix:
         return GramMatrix(losses.gram_matrix(features, weights))

@@ -88,6 +88,11 @@ class StyleLoss:
         ]
 
     @property
+    def waits_for_nothing(self) -> bool:
+        """Whether all is launched without a look at what has been computed, as where a mask picks positions."""
+        return not self.statistic.picks_positions or all(region.mask is None for region in self._regions)
+
+    @property
     def stack_key(self) -> Hashable | None:
         """Losses of equal keys go together into a `StackedStyleLoss`; None goes into none."""
         whole = len(self._aims) == 1 and self._aims[0].region.mask is None

@@ -68,6 +68,7 @@ class MeanCovariance:
     """
 
     additive = True
+    picks_positions = False
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
         rows = losses.rows_of(features)
@@ -184,6 +185,7 @@ class Sliced:
     """
 
     additive = False
+    picks_positions = True
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

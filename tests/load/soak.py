@@ -30,7 +30,7 @@ JOBS_AT_ONCE = 2
 FLAT_PERCENT = 5.0  # of the resident size, in an hour
 FEW = 3  # files, threads or tasks more, which a connection that comes back may cost
 STORE_GROWTH = 1.1
-SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
+SHORTEST_MINUTES = 20.0
 # What fills up by design is full by the end of the warm-up.
 SOON_FULL = {"NST_RETENTION_HOURS": "0.03", "NST_PICTURE_CACHE_BYTES": str(2 * MIB)}
 

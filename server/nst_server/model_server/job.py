@@ -170,9 +170,9 @@ class RunningJob:
             self._runner.steer(seat, steering_from_proto(control.weights), control.version)
             self._applied_version = control.version
         if control.paused or self._leaves_for is not None:
-            self._runner.snapshot(seat)
-            if record.spec.preview.interval:  # what is kept of the job if its time is up before it is claimed again
-                self._runner.show(seat)
+            # Its picture is what is kept if the job's time is up before it is claimed again.
+            kept = deadline_of(record) is not None and record.spec.preview.interval > 0
+            self._runner.snapshot(seat, picture=kept)
 
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""

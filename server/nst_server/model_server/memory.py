@@ -4,6 +4,7 @@ import psutil
 import torch
 
 from nst_engine import Engine, hardware
+from nst_engine.memory import EVALUATION
 
 FREE_SHARE = 0.7
 JOBS_ON_CPU = 2
@@ -25,6 +26,11 @@ def default_limit(device: torch.device) -> int:
     """Bytes that jobs may take, of those that are free now."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else hardware.free_memory()
     return int(FREE_SHARE * free)
+
+
+def most_evaluating(engine: Engine) -> int:
+    """Bytes that no evaluation exceeds: larger ones go in tiles."""
+    return int(EVALUATION * engine.memory_budget)
 
 
 def default_jobs(device: torch.device) -> int:

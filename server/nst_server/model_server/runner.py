@@ -120,9 +120,9 @@ class Runner:
 
         self._orders.put(order)
 
-    def snapshot(self, seat: Seat) -> None:
-        """Asks for a state: with the next step, or for word at once that there is none to be had."""
-        self._ask(seat, state=True)
+    def snapshot(self, seat: Seat, *, picture: bool = False) -> None:
+        """Asks for a state, and its picture: with the next step, or for word at once that there is none to be had."""
+        self._ask(seat, state=True, picture=picture)
 
     def show(self, seat: Seat) -> None:
         """Asks for a picture: with the next step, or for word at once that there is none to be had."""
@@ -158,7 +158,7 @@ class Runner:
         settings = self._settings
         limit = settings.memory_limit_bytes or memory.default_limit(engine.device)
         batch = settings.max_batch or memory.default_batch(engine.device)
-        self._seats = Seats(limit, memory.Meter(engine, limit), batch)
+        self._seats = Seats(limit, memory.Meter(engine, limit), batch, memory.most_evaluating(engine))
         self._scheduler = Scheduler(parse_weights(settings.tenant_weights), batch)
 
     def _obey(self, *, wait: bool) -> None:

@@ -12,6 +12,8 @@ from nst_server.jobs.tickets import Flow
 
 UNREAD_STEPS = 16
 MEGAPIXEL = 10**6
+# What it takes to measure the styles and the balance of a job, by the default network: a generous guess.
+MAKING_BYTES_PER_PIXEL = 2000
 SLOWER_TURN = 10.0  # a new scale has four times the pixels, and measures its styles first
 
 
@@ -123,12 +125,14 @@ class Seats:
         memory_limit: bytes that sessions may take together.
         memory_used: measures the bytes that they do take.
         batch: how many are turned together, at most.
+        most_evaluating: bytes that no evaluation exceeds.
     """
 
-    def __init__(self, memory_limit: int, memory_used: Callable[[], int], batch: int) -> None:
+    def __init__(self, memory_limit: int, memory_used: Callable[[], int], batch: int, most_evaluating: int) -> None:
         self._memory_limit = memory_limit
         self._memory_used = memory_used
         self._batch = batch
+        self._most_evaluating = most_evaluating
         self._seats: list[Seat] = []
         self.short = False  # whether there is no memory for another session, however small; any thread may look
 
@@ -164,18 +168,45 @@ class Seats:
                 seat.admitted = self._fit([*self._inside(), seat]) and all(
                     self._fit([older, *self._inside(after=place), seat]) for place, older in self._waiting(place)
                 )
-        made = self._most_bytes(self._inside()) + sum(
-            seat.session.nbytes for seat in self._seats if seat.session is not None and not seat.admitted
-        )
+        made = self._most_bytes(self._inside()) + self._at_the_door()
         self.short = made > 0 and max(made, self._memory_used()) >= self._memory_limit
 
     def ready(self) -> list[Seat]:
-        """Those that can be turned now."""
-        return [
-            seat
-            for seat in self._seats
-            if not seat.full and (seat.admitted if seat.session is not None else not self.short)
-        ]
+        """Those that can be turned now: inside, or still to be made, with room for that.
+
+        As at the door, newer ones are made before one that there is no room for while they leave it room.
+        """
+        found: list[Seat] = []
+        waiting: list[tuple[int, Seat]] = []
+        for place, seat in enumerate(self._seats):
+            if seat.session is not None:
+                can_be_turned = seat.admitted
+            else:
+                can_be_turned = self._can_make(seat) and all(
+                    self._making(older) + self._making(seat) + self._held(after) <= self._memory_limit
+                    for after, older in waiting
+                )
+                if not can_be_turned:
+                    waiting.append((place, seat))
+            if can_be_turned and not seat.full:
+                found.append(seat)
+        return found
+
+    def _can_make(self, seat: Seat) -> bool:
+        held = self._held() + self._at_the_door()
+        return not self.short and (held == 0 or held + self._making(seat) <= self._memory_limit)
+
+    def _making(self, seat: Seat) -> int:
+        """Bytes that it takes to make a session, by a guess."""
+        return min(MAKING_BYTES_PER_PIXEL * seat.pixels, self._most_evaluating)
+
+    def _held(self, after: int = -1) -> int:
+        """Bytes that those inside hold from turn to turn."""
+        return sum(seat.held for seat in self._inside(after))
+
+    def _at_the_door(self) -> int:
+        """Bytes of sessions that are made and wait."""
+        return sum(seat.session.nbytes for seat in self._seats if seat.session is not None and not seat.admitted)
 
     def _inside(self, after: int = -1) -> list[Seat]:
         return [seat for seat in self._seats[after + 1 :] if seat.admitted]

@@ -19,7 +19,7 @@ from torch import Tensor
 from nst_engine import Engine, OptionError, Session, StepReport, Style, checkpoint
 from nst_engine.backbone import Backbone
 from nst_engine.batching import Request
-from nst_engine.evaluation import Stack
+from nst_engine.evaluation import Stack, stackable
 from nst_engine.objective import Objective
 
 ROWS, COLUMNS = 40, 64
@@ -278,26 +278,17 @@ def requests(engine: Engine, photo: Pixels, texture: Pixels, jobs: list[str], **
     return found
 
 
-def stacks(objectives: list[Objective]) -> list[Stack]:
-    """Of all that would be computed at once on a GPU."""
-    groups: dict[Any, list[int]] = {}
-    for place, objective in enumerate(objectives):
-        if (style := objective.style_loss.stack_key) is not None:
-            groups.setdefault((style, tuple(objective.content_weights)), []).append(place)
-    return [Stack(objectives, places) for places in groups.values()]
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_losses_of_several_at_once_are_those_of_each(engine: Engine, photo: Pixels, texture: Pixels, precision: str):
-    """What a GPU is given; here only its rounding differs. A region and sliced distances are none of it."""
-    jobs = ["moments", "gram, weak", "raw", "region", "moments", "sliced, adam"]
+    """What a GPU is given; here only its rounding differs. A region, sliced distances and a subject are none of it."""
+    jobs = ["moments", "gram, weak", "raw", "region", "moments", "sliced, adam", "protected"]
     given = requests(engine, photo, texture, jobs, precision=precision)
     images = torch.cat([request.image for request in given])
     objectives = [request.objective for request in given]
     maps = objectives[0].features(images)
-    found = stacks(objectives)
-    assert sorted(place for stack in found for place in stack.places) == [0, 1, 2, 4]
-    for stack in found:
+    groups = stackable(objectives)
+    assert sorted(groups) == [[0, 4], [1, 2]]
+    for stack in (Stack(objectives, places) for places in groups):
         for place, losses in zip(stack.places, stack(images, maps).unbind(1), strict=True):
             request = given[place]
             terms = request.objective.terms(request.image, request.objective.features(request.image))
@@ -310,7 +301,7 @@ def test_gradients_of_several_at_once_are_those_of_each(engine: Engine, photo: P
         given = requests(engine, photo, texture, [job] * 3)
         objectives = [request.objective for request in given]
         images = torch.cat([request.image for request in given]).requires_grad_(True)
-        (stack,) = stacks(objectives)
+        stack = Stack(objectives, range(3))
         (together,) = torch.autograd.grad(stack(images, objectives[0].features(images)).sum(), images)
         for index, request in enumerate(given):
             single = request.objective.evaluate(request.image).gradient

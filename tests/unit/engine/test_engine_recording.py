@@ -10,8 +10,7 @@ from engine_runs import Pixels, quick
 from torch import Tensor
 
 from nst_engine import Engine, Session, StepReport, Style
-from nst_engine import recording as recording_module
-from nst_engine.recording import Recordings
+from nst_engine.recording import Pool, Recording, Recordings
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 
@@ -19,38 +18,51 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graph
 class Owner:
     """Something that a function belongs to."""
 
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
 
-def doubled(tensor: Tensor) -> Sequence[Tensor]:
-    return [2 * tensor]
 
-
-def call(recordings: Recordings, key: object, owner: Owner, made: list[object]) -> Tensor:
+def call(recordings: Recordings, owner: Owner, made: list[int]) -> float:
     """The result, with a note of what had to be made for it."""
 
     def make() -> Any:
-        made.append(key)
-        return doubled
+        made.append(owner.revision)
+        return lambda tensor: [2 * tensor]
 
-    (result,) = recordings.call(key, [owner], make, [torch.ones(1)])
-    return result
+    (result,) = recordings.call([owner], make, [torch.ones(1)])
+    return float(result)
 
 
-def test_a_function_is_made_once_as_long_as_its_owner_lives():
-    recordings, made, owner = Recordings(2), list[object](), Owner()
-    assert [call(recordings, "a", owner, made).item() for _ in range(3)] == [2.0] * 3
-    assert made == ["a"]
+@pytest.fixture
+def recordings() -> Recordings:
+    return Recordings(torch.device("cpu"), limit=2)
+
+
+def test_a_function_is_made_once_as_long_as_its_owner_lives(recordings: Recordings):
+    made, owner = list[int](), Owner(1)
+    assert [call(recordings, owner, made) for _ in range(3)] == [2.0] * 3
+    assert made == [1]
     del owner
-    call(recordings, "b", Owner(), made)
+    call(recordings, Owner(2), made)
     assert len(recordings) == 1
-    assert made == ["a", "b"]
+    assert made == [1, 2]
 
 
-def test_the_least_recently_used_makes_room():
-    recordings, made, owner = Recordings(2), list[object](), Owner()
-    for key in ("a", "b", "a", "c", "a", "b"):
-        call(recordings, key, owner, made)
+def test_a_function_is_made_anew_when_its_owner_has_changed(recordings: Recordings):
+    made, owner = list[int](), Owner(1)
+    call(recordings, owner, made)
+    owner.revision = 2
+    call(recordings, owner, made)
+    assert made == [1, 2]
+    assert len(recordings) == 1
+
+
+def test_the_least_recently_used_makes_room(recordings: Recordings):
+    made, owners = list[int](), [Owner(revision) for revision in range(3)]
+    for index in (0, 1, 0, 2, 0, 1):
+        call(recordings, owners[index], made)
         assert len(recordings) <= 2
-    assert made == ["a", "b", "c", "b"]
+    assert made == [0, 1, 2, 1]
     recordings.clear()
     assert len(recordings) == 0
 
@@ -66,6 +78,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "gram": {"style_statistic": "gram"},
     "sliced": {"style_statistic": "sliced"},
+    "sliced, a hole": {"style_statistic": "sliced", "hole": True},
+    "hole": {"hole": True},
     "fourier": {"parametrization": "fourier"},
     "adam": {"optimizer": "adam"},
     "diverging": {"learning_rate": 20.0},
@@ -73,8 +87,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def start(engine: Engine, photo: Pixels, texture: Pixels, **changes: Any) -> Session:
-    return engine.start(photo, [Style(texture)], quick(**{"iterations": 12, **changes}))
+def start(engine: Engine, photo: Pixels, texture: Pixels, *, hole: bool = False, **changes: Any) -> Session:
+    mask = np.zeros(photo.shape[:2], np.uint8)
+    mask[:, : mask.shape[1] // 2] = 255
+    options = quick(**{"iterations": 12, **changes})
+    return engine.start(photo, [Style(texture)], options, hole=mask if hole else None)
 
 
 def stepped(engine: Engine, sessions: Sequence[Session]) -> list[StepReport]:
@@ -102,7 +119,7 @@ def test_a_recorded_run_is_the_launched_one(
     recorded = start(gpu, photo, texture, **OPTIONS[kind])
     losses = finish(gpu, recorded)
     assert not caplog.records
-    monkeypatch.setattr(recording_module, "WARM_UP_CALLS", float("inf"))
+    monkeypatch.setattr(Recording, "_record", lambda *_: None)
     launched = start(gpu, photo, texture, **OPTIONS[kind])
     assert finish(gpu, launched) == losses
     assert np.array_equal(recorded.image(), launched.image())
@@ -138,3 +155,19 @@ def test_what_is_recorded_goes_with_its_sessions(gpu: Engine, photo: Pixels, tex
     sessions.clear()
     gpu.release_memory()
     assert torch.cuda.memory_reserved() <= before
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_is_called_as_it_is(gpu: Engine, caplog: Any):
+    """And does no harm to what can."""
+    pool = Pool(gpu.device)
+    waiting, good = Recording(pool), Recording(pool)
+
+    def looks(tensor: Tensor) -> Sequence[Tensor]:
+        return [tensor * tensor.sum().item()]
+
+    one = torch.ones(3, device=gpu.device)
+    for number in range(1, 5):
+        assert waiting(looks, number * one)[0].tolist() == [3.0 * number**2] * 3
+        assert good(lambda tensor: [tensor + 1], number * one)[0].tolist() == [number + 1.0] * 3
+    assert len(caplog.records) == 1

@@ -60,6 +60,7 @@ class Engine:
     """Notes who was stepped together."""
 
     device = torch.device("cpu")
+    memory_budget = 2**30
 
     def __init__(self) -> None:
         self.steps: list[list[Session]] = []

@@ -8,6 +8,7 @@ from nst_server.jobs.tickets import Flow
 from nst_server.model_server.seats import Seat, Seats
 
 LIMIT = 100
+MOST_EVALUATING = 50
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Place:
 
     def __init__(self, batch: int = 1) -> None:
         self.used = 0
-        self.seats = Seats(LIMIT, lambda: self.used, batch)
+        self.seats = Seats(LIMIT, lambda: self.used, batch, MOST_EVALUATING)
 
     def come(self, held: int, evaluating: int = 0) -> Seat:
         """A job comes, and its session is made."""
@@ -33,8 +34,8 @@ class Place:
         self.seats.review()
         return seat
 
-    def unmade(self) -> Seat:
-        seat = Seat(Flow("interactive", "a"), 1, 0, 0)
+    def unmade(self, pixels: int = 0) -> Seat:
+        seat = Seat(Flow("interactive", "a"), pixels, 0, 0)
         self.seats.add(seat)
         return seat
 
@@ -104,6 +105,29 @@ async def test_measured_memory_counts_where_it_is_more_than_estimated(place):
     place.used = 10
     place.seats.review()
     assert newcomer in place.seats.ready()
+
+
+async def test_a_job_is_made_when_there_is_room_to_measure_its_styles(place):
+    first = place.come(51)
+    large, small = place.unmade(10**6), place.unmade()
+    assert place.seats.ready() == [first, small], "it leaves room for the large one"
+    small.take(Sized((1, 0)))
+    place.seats.review()
+    place.unmade(10**6)
+    assert place.seats.ready() == [first, small]
+    place.seats.remove(first)
+    assert large in place.seats.ready()
+
+
+async def test_who_waits_to_be_made_waits_for_those_before_it_and_for_nobody_else(place):
+    first, large = place.come(51), place.unmade(10**6)
+    newer, late = place.come(40), place.unmade(10**6)
+    assert place.seats.ready() == [first, newer]
+    place.seats.remove(first)
+    assert place.seats.ready() == [large, newer, late]
+    large.take(Sized((20, 0)))
+    place.seats.review()
+    assert place.seats.ready() == [large, newer], "there is no room for both at once"
 
 
 async def test_an_empty_device_is_never_short(place):
