@@ -55,6 +55,9 @@ class Pool:
                 self._graphs.add(graph)
                 try:
                     outputs = function(*inputs)
+                except BaseException:
+                    self._graphs = weakref.WeakSet()  # torch goes on recording into a pool where this has failed
+                    raise
                 finally:
                     graph.capture_end()
             current.wait_stream(self._stream)
