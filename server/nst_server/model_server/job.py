@@ -8,18 +8,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
-from nst.v1 import image_pb2, job_pb2
+from nst.v1 import job_pb2
 from nst_engine import SessionState, WeightsError, checkpoint
-from nst_server import metrics, pictures
+from nst_server import metrics
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone
-from nst_server.jobs.belongings import incarnation
-from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.control import on_nudge
 from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.tickets import Flow
 from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
+from nst_server.model_server.job_pictures import JobPictures
 from nst_server.model_server.networks import Networks
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.runner import Runner
@@ -59,8 +58,7 @@ class RunningJob:
         self._runner = runner
         self._networks = networks
         self._settings = settings
-        self._pictures = PictureStore(backbone, lease.record.tenant, patience=None)
-        self._previews = PreviewStore(backbone, patience=None)
+        self._pictures = JobPictures(backbone, lease)
         self._look = asyncio.Event()
         self._look.set()
         self._leaves_for: str | None = None
@@ -119,7 +117,7 @@ class RunningJob:
         """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
         try:
             await self._networks.ready(options_from_proto(self.lease.record.spec.options))
-            seat.make = await SessionSource(self.lease, self._pictures).maker()
+            seat.make = await SessionSource(self.lease, self._pictures.store).maker()
         except Exception as error:
             seat.post(Failure(error), asyncio.get_running_loop())
             return
@@ -249,22 +247,10 @@ class RunningJob:
             log.warning("checkpoint not stored", extra={**self.about(), "error": repr(task.exception())})
 
     async def _preview(self, seat: Seat, step: Step) -> None:
-        preview = await self._obeying(seat, self._store_preview(step))
+        preview = await self._obeying(seat, self._pictures.preview(step))
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
         if step.report.iteration == 1:
             metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
-
-    async def _store_preview(self, step: Step) -> job_pb2.Preview:
-        spec = self.lease.record.spec.preview
-        assert step.picture is not None
-        picture = step.picture
-        if spec.max_size:
-            picture = await asyncio.to_thread(pictures.shrink, picture, spec.max_size)
-        height, width = picture.shape[:2]
-        data = await asyncio.to_thread(pictures.encode_png, picture)
-        digest = await self._previews.put(incarnation(self.lease.record), data)
-        reference = image_pb2.ImageReference(sha256=digest)
-        return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
 
     async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
         assert step.report.stop_reason is not None
@@ -282,19 +268,10 @@ class RunningJob:
         log.info("job out of time", extra={**self.about(), "iteration": step.report.iteration})
 
     async def _store_result(self, step: Step, progress: job_pb2.Progress) -> job_pb2.Result:
-        assert step.picture is not None
         await self._checkpoint_ended()
-        height, width = step.picture.shape[:2]
-        digest = await self._pictures.put(await asyncio.to_thread(pictures.encode_png, step.picture))
+        result = await self._pictures.result(step, progress, self._run_seconds)
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
-        return job_pb2.Result(
-            iterations=step.report.iteration,
-            width=width,
-            height=height,
-            reference=image_pb2.ImageReference(sha256=digest),
-            progress=progress,
-            run_seconds=self._run_seconds,
-        )
+        return result
 
     async def _failed(self, error: Exception) -> None:
         failure = describe_failure(error)

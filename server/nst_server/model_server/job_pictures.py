@@ -1,0 +1,47 @@
+"""What a job shows: previews on the way, and the picture that it ends with."""
+
+import asyncio
+
+from nst.v1 import image_pb2, job_pb2
+from nst_server import pictures
+from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.belongings import incarnation
+from nst_server.jobs.blobs import PictureStore, PreviewStore
+from nst_server.jobs.lease import Lease
+from nst_server.model_server.seats import Step
+
+
+class JobPictures:
+    """Stores the pictures of one leased job, encoded beside the event loop."""
+
+    def __init__(self, backbone: Backbone, lease: Lease) -> None:
+        self.store = PictureStore(backbone, lease.record.tenant, patience=None)
+        self._previews = PreviewStore(backbone, patience=None)
+        self._lease = lease
+
+    async def preview(self, step: Step) -> job_pb2.Preview:
+        """The step's picture, shrunk to what the client wants."""
+        record = self._lease.record
+        assert step.picture is not None
+        picture = step.picture
+        if limit := record.spec.preview.max_size:
+            picture = await asyncio.to_thread(pictures.shrink, picture, limit)
+        height, width = picture.shape[:2]
+        data = await asyncio.to_thread(pictures.encode_png, picture)
+        digest = await self._previews.put(incarnation(record), data)
+        reference = image_pb2.ImageReference(sha256=digest)
+        return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
+
+    async def result(self, step: Step, progress: job_pb2.Progress, run_seconds: float) -> job_pb2.Result:
+        """The step's picture, as what the job ends with."""
+        assert step.picture is not None
+        height, width = step.picture.shape[:2]
+        digest = await self.store.put(await asyncio.to_thread(pictures.encode_png, step.picture))
+        return job_pb2.Result(
+            iterations=step.report.iteration,
+            width=width,
+            height=height,
+            reference=image_pb2.ImageReference(sha256=digest),
+            progress=progress,
+            run_seconds=run_seconds,
+        )
