@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from statistics import median
 from time import monotonic
@@ -13,12 +14,14 @@ from histories import ended_once, is_gapless, resumes
 from jobs import Plan, Work
 from table import Table
 
-from nst_client import JobStatus
+from nst_client import JobStatus, NotFound
 
 END_SECONDS = 300.0
 # A ticket whose record never followed is dropped after 120 s; and whoever tidies the store needs a while.
 STORE_SECONDS = 150.0
 TICKETS, EVENTS, CHECKPOINTS = "NST_TICKETS", "NST_EVENTS", "NST_CHECKPOINTS"
+WORK_STREAMS = (TICKETS, CHECKPOINTS)
+JOB_STREAMS = (*WORK_STREAMS, EVENTS, "NST_PREVIEWS")
 UNCUT = "uncut"
 
 Pairs = Sequence[tuple[LoadClient, Followed]]
@@ -68,7 +71,7 @@ async def add_findings(table: Table, pairs: Pairs, uncut: dict[Work, str], clust
     await _add_histories(table, pairs, cluster)
     _add_pictures(table, pairs, uncut)
     _add_redone(table, pairs)
-    await _add_leftovers(table, cluster)
+    await _add_leftovers(table, pairs, cluster)
 
 
 async def _add_endings(table: Table, pairs: Pairs) -> None:
@@ -127,20 +130,32 @@ def _add_redone(table: Table, pairs: Pairs) -> None:
     table.details["resumes"] = [asdict(resume) for resume in found]
 
 
-async def _add_leftovers(table: Table, cluster: Cluster) -> None:
-    store, seconds = await _settled(cluster)
+async def _add_leftovers(table: Table, pairs: Pairs, cluster: Cluster) -> None:
+    store, seconds = await _settled(cluster, WORK_STREAMS)
     _add(table, "tickets left behind", sorted(store[TICKETS].subjects))
     _add(table, "checkpoint chunks left behind", sorted(store[CHECKPOINTS].subjects))
     table.add("seconds until the store was clean", round(seconds, 1))
+    await _delete_all(pairs)
+    store, seconds = await _settled(cluster, JOB_STREAMS)
+    left = sorted(subject for name in JOB_STREAMS for subject in store[name].subjects)
+    _add(table, "messages left of deleted jobs", left)
+    table.add("seconds until they were gone", round(seconds, 1))
 
 
-async def _settled(cluster: Cluster) -> tuple[dict[str, Stream], float]:
-    """The job store once no ticket or checkpoint is left, or after a while; and the seconds that took."""
+async def _delete_all(pairs: Pairs) -> None:
+    for client in {client for client, _ in pairs}:
+        for job in [job async for job in client.sdk.jobs()]:
+            with suppress(NotFound):  # clients without a name are one tenant and see each other's
+                await client.sdk.delete_job(job.job_id)
+
+
+async def _settled(cluster: Cluster, names: Sequence[str]) -> tuple[dict[str, Stream], float]:
+    """The job store once these streams are empty, or after a while; and the seconds that took."""
     start = monotonic()
     while True:
         store = await cluster.store()
         seconds = monotonic() - start
-        if not (store[TICKETS].messages or store[CHECKPOINTS].messages) or seconds > STORE_SECONDS:
+        if not any(store[name].messages for name in names) or seconds > STORE_SECONDS:
             return store, seconds
         await asyncio.sleep(1)
 
