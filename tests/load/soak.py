@@ -22,15 +22,13 @@ from trend import Trend, by_minute, thirds, trend
 
 MIB = 2**20
 SAMPLE_SECONDS = 5.0
-# The share of the run that is not judged: no object of a gateway grows after a quarter of it (tracemalloc), but the
-# heaps below Python's take ten minutes to settle.
-WARM_UP = 0.5
+WARM_UP = 0.25  # the share of the run that is not judged
 CLIENTS = 2
 JOBS_AT_ONCE = 2
 FLAT_PERCENT = 5.0  # of the resident size, in an hour
 FEW = 3  # files, threads or tasks more, which a connection that comes back may cost
 STORE_GROWTH = 1.1
-SHORTEST_MINUTES = 20.0
+SHORTEST_MINUTES = 8.0  # the store is flat only once what came first has gone, which the warm-up must cover
 # What fills up by design is full by the end of the warm-up.
 SOON_FULL = {"NST_RETENTION_HOURS": "0.03", "NST_PICTURE_CACHE_BYTES": str(2 * MIB)}
 
@@ -143,7 +141,7 @@ def _add_store(table: Table, samples: Sequence[Sample]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20.0, help="How long, its first half as a warm-up.")
+    parser.add_argument("--minutes", type=float, default=20.0, help="How long, its first quarter as a warm-up.")
     parser.add_argument("--seed", type=int, default=1, help="Of the jobs.")
     arguments = parser.parse_args()
     if arguments.minutes < SHORTEST_MINUTES:

@@ -101,7 +101,9 @@ def test_a_paused_job_ends_with_the_picture_that_it_was_paused_with(call):
     assert job_pb2.JOB_STATE_PAUSED in [event.job_state for event in seen]
     error = assert_out_of_time(call, seen, 3.0)
     *_, last = (event.progress.iteration for event in seen if event.HasField("progress"))
-    assert error.partial.iterations == last > 1
+    previews = [event.preview for event in seen if event.HasField("preview")]
+    assert error.partial.reference == previews[-1].reference
+    assert error.partial.iterations == previews[-1].iteration == last > 1
     assert_picture(call, job_id, error)
 
 
