@@ -1,10 +1,8 @@
 """Small jobs advanced together, against the same jobs one after another."""
 
-import time
-
 import torch
+from clock import timed
 from machine import OtherLoad
-from neural_style import synchronize
 from pairs import PAIRS
 from report import Facts, Report
 
@@ -59,10 +57,10 @@ def _jobs(engine: Engine, size: int, count: int) -> list[Session]:
 
 
 def _seconds(engine: Engine, batches: list[list[Session]]) -> float:
-    start = time.perf_counter()
-    for batch in batches:
-        for outcome in engine.step(batch):
-            if isinstance(outcome, Exception):
-                raise outcome
-    synchronize()
-    return time.perf_counter() - start
+    def step_all() -> None:
+        for batch in batches:
+            for outcome in engine.step(batch):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+    return timed(step_all)[1]

@@ -1,10 +1,8 @@
 """How much of the machine's own matrix rate an iteration uses."""
 
-import time
-from collections.abc import Callable
-
 import torch
-from neural_style import OBJECTIVE, synchronize
+from clock import timed
+from neural_style import OBJECTIVE
 from pairs import PAIRS
 from report import Facts, Report
 
@@ -47,7 +45,7 @@ def _rates(engine: Engine, options: StylizeOptions, rounds: int) -> list[tuple[f
     operations = network_operations(options, *content.shape[:2])
     return [
         (
-            operations / _seconds(session.advance),
+            operations / timed(session.advance)[1],
             max(_product_rate(shape, engine.device) for shape in PRODUCTS),
         )
         for _ in range(rounds)
@@ -70,11 +68,4 @@ def _product_rate(shape: tuple[int, int, int], device: torch.device) -> float:
     rows, inner, columns = shape
     left = torch.randn(rows, inner, dtype=torch.bfloat16, device=device)
     right = torch.randn(inner, columns, dtype=torch.bfloat16, device=device)
-    return 2 * rows * inner * columns / min(_seconds(lambda: left @ right) for _ in range(3))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
+    return 2 * rows * inner * columns / min(timed(lambda: left @ right)[1] for _ in range(3))

@@ -6,7 +6,6 @@ similarity to the content's features at relu4_3, averaged over positions. Lower 
 method is a curve from one to the other as its strength goes from 0 to 1.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,8 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from neural_style import NETWORK, NeuralStyle, Picture, as_tensor, synchronize
+from clock import timed
+from neural_style import NETWORK, NeuralStyle, Picture, as_tensor
 from pairs import PAIRS, Pair
 from PIL import Image
 from processes import RESULTS
@@ -121,11 +121,13 @@ def _options() -> dict[str, StylizeOptions]:
 
 
 def _stylised(engine: Engine, options: StylizeOptions, content: Picture, style: Picture) -> tuple[Picture, float]:
-    start = time.perf_counter()
-    session = engine.start(content, [Style(style)], options)
-    while not session.finished:
-        session.advance()
-    return session.image(), time.perf_counter() - start
+    def picture() -> Picture:
+        session = engine.start(content, [Style(style)], options)
+        while not session.finished:
+            session.advance()
+        return session.image()
+
+    return timed(picture)
 
 
 def _as_good(
@@ -134,14 +136,11 @@ def _as_good(
     """The strength that is soonest at least as good in both scores as `goal`, and its seconds; None if none is."""
     found = []
     for strength in STRENGTHS:
-        start = time.perf_counter()
-        session = engine.start(content, [Style(style)], StylizeOptions(size=SIZE, strength=strength))
-        seconds = time.perf_counter() - start
+        options = StylizeOptions(size=SIZE, strength=strength)
+        session, seconds = timed(partial(engine.start, content, [Style(style)], options))
         while not session.finished:
-            start = time.perf_counter()
-            report = session.advance()
-            synchronize()
-            seconds += time.perf_counter() - start
+            report, more = timed(session.advance)
+            seconds += more
             if report.scale < report.scales or report.iteration % LOOKED_AT_EVERY:
                 continue
             scores = judge.scores(session.image())
@@ -157,7 +156,7 @@ def _neural_style(device: torch.device, content: Picture, style: Picture) -> tup
 
 
 def _style_transfer_pytorch(device: torch.device, content: Picture, style: Picture) -> tuple[Picture, float]:
-    return StyleTransferPytorch(content, style, device).optimise(ADAM_ITERATIONS)
+    return timed(partial(StyleTransferPytorch(content, style, device).optimise, ADAM_ITERATIONS))
 
 
 OPPONENTS = {

@@ -6,7 +6,6 @@ total variation 1e-3 x the sum of absolute differences; torch's L-BFGS with a hi
 search, from the content. One iteration is one evaluation of the loss and its gradient.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from clock import timed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -127,17 +127,8 @@ def _optimise(
 
     seconds = 0.0
     for _ in range(iterations):
-        start_time = time.perf_counter()
-        optimizer.step(closure)
-        synchronize()
-        seconds += time.perf_counter() - start_time
+        seconds += timed(lambda: optimizer.step(closure))[1]
         yield Iterate(seconds, printed.item(), as_picture(image.detach()))
-
-
-def synchronize() -> None:
-    """Waits until what has been launched is done."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def as_tensor(picture: Picture) -> Tensor:

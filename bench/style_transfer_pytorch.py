@@ -8,12 +8,11 @@ iterates, with a decay of 0.99. Its VGG-19 is replaced by the VGG-16 that all he
 range of torchvision's. Roots of matrices come from eigenvalues, which is faster than its own way.
 """
 
-import time
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from neural_style import NETWORK, Picture, as_picture, as_tensor, synchronize
+from neural_style import NETWORK, Picture, as_picture, as_tensor
 from torch import Tensor
 
 from nst_engine import weights
@@ -45,9 +44,8 @@ class StyleTransferPytorch:
             self._styles = {tap: _moments(maps[tap]) for tap in STYLE_WEIGHTS}
             self._roots = {tap: _root(covariance) for tap, (_, covariance) in self._styles.items()}
 
-    def optimise(self, iterations: int) -> tuple[Picture, float]:
-        """The result of so many iterations, and the seconds that these take."""
-        start = time.perf_counter()
+    def optimise(self, iterations: int) -> Picture:
+        """The result of so many iterations."""
         image = self._start.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([image], lr=STEP, betas=BETAS)
         average = self._start * (1 - AVERAGE_DECAY)
@@ -58,9 +56,7 @@ class StyleTransferPytorch:
             with torch.no_grad():
                 image.clamp_(0, 1)
                 average.lerp_(image, 1 - AVERAGE_DECAY)
-        synchronize()
-        seconds = time.perf_counter() - start
-        return as_picture(average / (1 - AVERAGE_DECAY ** (iterations + 1)) * 255), seconds
+        return as_picture(average / (1 - AVERAGE_DECAY ** (iterations + 1)) * 255)
 
     def _loss(self, image: Tensor) -> Tensor:
         maps = self._maps(image)

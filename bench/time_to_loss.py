@@ -1,14 +1,14 @@
 """How soon the engine has what neural-style-pt's objective and optimiser end with, on the same objective."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from statistics import median
 
 import torch
-from neural_style import OBJECTIVE, NeuralStyle, synchronize
+from clock import timed
+from neural_style import OBJECTIVE, NeuralStyle
 from pairs import PAIRS, Pair
 from processes import RESULTS
 from report import Facts, Report
@@ -66,10 +66,7 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
     session = engine.start(content, [Style(style)], _options(size))
     seconds = 0.0
     while not session.finished and reached["printed"] is None:
-        start = time.perf_counter()
-        session.advance()
-        synchronize()
-        seconds += time.perf_counter() - start
+        seconds += timed(session.advance)[1]
         loss = yardstick.loss_of(session.image())
         for goal, before in reached.items():
             if before is None and loss <= getattr(ending, goal):

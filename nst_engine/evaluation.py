@@ -131,7 +131,7 @@ class Stack:
             maps = {tap: features.index_select(0, self._own) for tap, features in maps.items()}
         content = torch.zeros_like(self._weights[0])
         for tap, target in self._targets.items():
-            error = (maps[tap].float() - target.float()).square().mean((1, 2, 3))
+            error = torch.vmap(losses.mean_squared_error)(maps[tap], target)
             content = content + self._shares[tap] * error
         singles = images[:, None]
         tv, box = (torch.vmap(loss)(singles) for loss in (losses.total_variation, losses.box_penalty))

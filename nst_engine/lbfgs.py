@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nst_engine.recording import RECORDED_PIXELS, Function, Pool, Recording
+from nst_engine.recording import RECORDED_PIXELS, Pool, Recording
 
 # The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
@@ -49,16 +49,16 @@ class LBFGS:
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
         self._products = torch.zeros(history_size, history_size, device=device)  # steps times changes
         self._scale = torch.zeros((), device=device)
-        # Not made on the device: see `FourierPreconditioner`.
-        self._slots = torch.arange(history_size).to(device)
         self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
-        self._forget_recordings()
+        self._set_up()
 
-    def _forget_recordings(self) -> None:
-        """They are of the tensors that the state is in."""
-        numbers = self._steps.shape[1]
+    def _set_up(self) -> None:
+        """Makes what goes with the tensors that the state is in."""
+        history_size, numbers = self._steps.shape
+        # Not made on the device: see `FourierPreconditioner`.
+        self._slots = torch.arange(history_size).to(self._steps.device)
         pool = _pool(self._steps.device) if numbers <= 3 * RECORDED_PIXELS else None
-        self._proposing, self._learning = (_called if pool is None else Recording(pool) for _ in range(2))
+        self._proposing, self._learning = Recording(pool), Recording(pool)
 
     @property
     def nbytes(self) -> int:
@@ -147,13 +147,8 @@ class LBFGS:
         device = self._scale.device
         names = ("steps", "changes", "products", "scale")
         self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
-        self._slots = torch.arange(len(self._steps)).to(device)
         self._head = tensors["head"].view(1).to(device)
-        self._forget_recordings()
-
-
-def _called(function: Function, *inputs: Tensor) -> Sequence[Tensor]:
-    return function(*inputs)
+        self._set_up()
 
 
 class FourierPreconditioner:

@@ -68,21 +68,20 @@ class Recording:
     """Calls one function of tensors, on a GPU as a graph from its second call on: the first sets libraries up.
 
     The function must wait for nothing, change nothing but tensors in place, and always be given inputs of the
-    same shapes. One that cannot be recorded is called as it is.
+    same shapes. One that cannot be recorded, or has no pool for it, is called as it is.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool | None) -> None:
         self._pool = pool
         self._warm = False
-        self._refused = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._outputs: Sequence[Tensor] = ()
 
     def __call__(self, function: Function, *inputs: Tensor) -> Sequence[Tensor]:
         """What `function` returns for these inputs; not given at the start, or it would be kept alive."""
-        if self._graph is None and self._warm and not self._refused and inputs[0].is_cuda:
-            self._record(function, inputs)
+        if self._graph is None and self._warm and self._pool is not None and inputs[0].is_cuda:
+            self._record(self._pool, function, inputs)
         if self._graph is None:
             self._warm = True
             return function(*inputs)
@@ -90,13 +89,13 @@ class Recording:
         self._graph.replay()
         return [output.clone() for output in self._outputs]
 
-    def _record(self, function: Function, inputs: Sequence[Tensor]) -> None:
+    def _record(self, pool: Pool, function: Function, inputs: Sequence[Tensor]) -> None:
         own = [tensor.detach().clone() for tensor in inputs]
         try:
-            self._graph, self._outputs = self._pool.record(function, own)
+            self._graph, self._outputs = pool.record(function, own)
         except RuntimeError:
             log.warning("an operation could not be recorded as a CUDA graph", exc_info=True)
-            self._refused = True
+            self._pool = None
             return
         self._inputs = own
 

@@ -101,7 +101,8 @@ class Gram:
 
     def distances(self, features: Tensor, targets: GramMatrix) -> Tensor:
         """See `Stackable`."""
-        return (losses.gram_matrices(features) - targets.matrix).square().mean((1, 2))
+        found: Tensor = torch.vmap(losses.mean_squared_error)(losses.gram_matrices(features), targets.matrix)
+        return found
 
 
 def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:

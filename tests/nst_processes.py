@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,21 @@ def _wait_until_open(address: str) -> None:
 class Process:
     """One command of the project, its output kept in a file."""
 
-    def __init__(self, log: Path, *command: str, **environment: str) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *command: str,
+        program: Sequence[str] = ("-m", "nst_server"),
+        stdin: int = subprocess.DEVNULL,
+        **environment: str,
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "nst_server", *command],
+                [sys.executable, *program, *command],
                 stdout=output,
                 stderr=output,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 env={**os.environ, "NST_THREADS": "1", **environment},
             )
 
@@ -81,7 +88,7 @@ class Process:
 
     def wait_for_log(self, message: str, count: int = 1) -> dict[str, Any]:
         """Waits until a message has been logged `count` times; its latest entry."""
-        self._wait(lambda: len(self.logged(message)) >= count, f"{message!r} in its log")
+        self.wait_until(lambda: len(self.logged(message)) >= count, f"{message!r} in its log")
         return self.logged(message)[-1]
 
     def kill(self) -> None:
@@ -99,7 +106,8 @@ class Process:
             self.kill()
             raise
 
-    def _wait(self, done: Any, what: str) -> None:
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Waits for something of this process."""
         deadline = time.monotonic() + START_SECONDS
         while not done():
             if self.popen.poll() is not None or time.monotonic() > deadline:
@@ -124,7 +132,7 @@ class Server(Process):
 
     def wait_ready(self) -> "Server":
         """Waits until every part answers."""
-        self._wait(self._status_file.exists, "server.json")
+        self.wait_until(self._status_file.exists, "server.json")
         return self
 
     @property
@@ -145,7 +153,7 @@ class Server(Process):
 
     def wait_restarted(self, name: str, old_pid: int) -> None:
         """Waits until the supervisor has put another process in the place of the killed one."""
-        self._wait(lambda: self.status["pids"][name] not in (old_pid, None), f"restart of {name}")
+        self.wait_until(lambda: self.status["pids"][name] not in (old_pid, None), f"restart of {name}")
 
 
 @contextlib.contextmanager

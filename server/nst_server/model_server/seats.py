@@ -172,25 +172,26 @@ class Seats:
         self.short = made > 0 and max(made, self._memory_used()) >= self._memory_limit
 
     def ready(self) -> list[Seat]:
-        """Those that can be turned now: inside, or still to be made, with room for that.
+        """Those that can be turned now: inside, or still to be made, with room for that."""
+        makeable = self._makeable()
+        return [seat for seat in self._seats if not seat.full and (seat.admitted or seat in makeable)]
 
-        As at the door, newer ones are made before one that there is no room for while they leave it room.
-        """
+    def _makeable(self) -> list[Seat]:
+        """As at the door, newer ones are made before one that there is no room for while they leave it room."""
         found: list[Seat] = []
         waiting: list[tuple[int, Seat]] = []
         for place, seat in enumerate(self._seats):
             if seat.session is not None:
-                can_be_turned = seat.admitted
-            else:
-                can_be_turned = self._can_make(seat) and all(
-                    self._making(older) + self._making(seat) + self._held(after) <= self._memory_limit
-                    for after, older in waiting
-                )
-                if not can_be_turned:
-                    waiting.append((place, seat))
-            if can_be_turned and not seat.full:
+                continue
+            if self._can_make(seat) and all(self._leaves_room(seat, older, after) for after, older in waiting):
                 found.append(seat)
+            else:
+                waiting.append((place, seat))
         return found
+
+    def _leaves_room(self, seat: Seat, older: Seat, after: int) -> bool:
+        """Whether both could be made beside all that have come after the older one's place."""
+        return self._making(older) + self._making(seat) + self._held(after) <= self._memory_limit
 
     def _can_make(self, seat: Seat) -> bool:
         held = self._held() + self._at_the_door()

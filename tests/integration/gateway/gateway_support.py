@@ -3,6 +3,7 @@
 import io
 import re
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -167,6 +168,15 @@ def live_jobs(call: Calls) -> list[job_pb2.Job]:
     """The jobs that wait or run."""
     states = [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING]
     return list(call.jobs.ListJobs(job_service_pb2.ListJobsRequest(states=states), timeout=SECONDS).jobs)
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """What a status port answers, and its text."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=SECONDS) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def samples(address: str) -> dict[str, list[Sample]]:

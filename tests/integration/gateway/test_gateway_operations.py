@@ -2,8 +2,6 @@
 
 import hashlib
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 import grpc
@@ -15,6 +13,7 @@ from gateway_support import (
     SECONDS,
     Gateway,
     cancel,
+    get,
     read_status,
     run_tiny,
     running_gateway,
@@ -35,14 +34,6 @@ from nst_calls import Calls, metric, until
 SERVICES = ("nst.v1.StyleTransferService", "nst.v1.JobService")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def get(address: str, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=SECONDS) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])

@@ -8,7 +8,7 @@ from nst_calls import assert_gapless, calls
 
 
 def test_a_job_out_of_memory_is_tried_again_alone_and_both_succeed(tmp_path):
-    with special_server(tmp_path, "out_of_memory_once") as server, calls(server.address) as call:
+    with special_server(tmp_path, "out_of_memory_once") as server, calls(server.gateway) as call:
         histories = [list(call.watch(job_id)) for job_id in [call.create(tiny_spec(iterations=40)) for _ in range(2)]]
     for history in histories:
         assert_gapless(history)

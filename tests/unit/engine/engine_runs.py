@@ -28,12 +28,20 @@ def quick(**changes: Any) -> StylizeOptions:
     )
 
 
+def stepped(engine: Engine, sessions: Sequence[Session]) -> list[StepReport]:
+    """One iteration of all; raises what the first of them ended in."""
+    reports = []
+    for outcome in engine.step(sessions):
+        if isinstance(outcome, Exception):
+            raise outcome
+        reports.append(outcome)
+    return reports
+
+
 def step(engine: Engine, session: Session) -> StepReport:
     """One iteration; raises what it ended in."""
-    (outcome,) = engine.step([session])
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    (report,) = stepped(engine, [session])
+    return report
 
 
 def finish(engine: Engine, session: Session) -> list[StepReport]:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, quick
+from engine_runs import Pixels, finish, quick, step, stepped
 from torch import Tensor
 
-from nst_engine import Engine, Session, StepReport, Style
+from nst_engine import Engine, Session, Style
 from nst_engine.recording import Pool, Recording, Recordings
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
@@ -94,34 +94,17 @@ def start(engine: Engine, photo: Pixels, texture: Pixels, *, hole: bool = False,
     return engine.start(photo, [Style(texture)], options, hole=mask if hole else None)
 
 
-def stepped(engine: Engine, sessions: Sequence[Session]) -> list[StepReport]:
-    reports = []
-    for outcome in engine.step(sessions):
-        assert isinstance(outcome, StepReport), outcome
-        reports.append(outcome)
-    return reports
-
-
-def finish(engine: Engine, session: Session) -> list[float]:
-    """The losses on the way."""
-    losses = []
-    while not session.finished:
-        (report,) = stepped(engine, [session])
-        losses.append(report.total_loss)
-    return losses
-
-
 @needs_gpu
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_a_recorded_run_is_the_launched_one(
     gpu: Engine, photo: Pixels, texture: Pixels, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ):
     recorded = start(gpu, photo, texture, **OPTIONS[kind])
-    losses = finish(gpu, recorded)
+    reports = finish(gpu, recorded)
     assert not caplog.records
     monkeypatch.setattr(Recording, "_record", lambda *_: None)
     launched = start(gpu, photo, texture, **OPTIONS[kind])
-    assert finish(gpu, launched) == losses
+    assert finish(gpu, launched) == reports
     assert np.array_equal(recorded.image(), launched.image())
 
 
@@ -138,7 +121,7 @@ def test_a_recorded_batch_is_about_its_sessions_alone(gpu: Engine, photo: Pixels
         running = [index for index, session in enumerate(together) if not session.finished]
         reports = stepped(gpu, [together[index] for index in running])
         for index, report in zip(running, reports, strict=True):
-            (single,) = stepped(gpu, [alone[index]])
+            single = step(gpu, alone[index])
             assert report.total_loss == pytest.approx(single.total_loss, rel=2e-2), (turn, index)
     assert not caplog.records
 
