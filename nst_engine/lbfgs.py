@@ -11,6 +11,10 @@ from nst_engine.recording import RECORDED_PIXELS, Pool, Recording
 # The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
 FREQUENCY_EXPONENT = 0.75
+# The newest pair lies where the loss is steep, and the initial inverse Hessian serves the directions that the pairs
+# leave out, which are flatter. With 1.5 to 2 times the newest pair's scale runs need 8 to 23 % fewer iterations; with
+# 3 times they go astray.
+LENGTHENING = 1.75
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
 
@@ -23,7 +27,8 @@ class LBFGS:
     The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
     Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
     slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
-    every product, so that nothing here waits for the device.
+    every product, so that nothing here waits for the device. The pairs are read four times in an iteration:
+    only older steps times newer changes are wanted, and these are what the steps' products with the gradient grow by.
     While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
     halves the distance to a minimum of zero on a quadratic.
 
@@ -47,7 +52,8 @@ class LBFGS:
         self._precondition = precondition or (lambda flat: flat)
         self._steps = torch.zeros(history_size, shape.numel(), device=device)
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
-        self._products = torch.zeros(history_size, history_size, device=device)  # steps times changes
+        self._products = torch.zeros(history_size, history_size, device=device)  # older steps times newer changes
+        self._projected = torch.zeros(history_size, device=device)  # steps times the gradient
         self._scale = torch.zeros((), device=device)
         self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
         self._set_up()
@@ -83,7 +89,7 @@ class LBFGS:
         curvature = self._products[oldest_first][:, oldest_first].triu()
         diagonal = curvature.diagonal().clone()
         curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
-        projected = (self._steps @ flat)[oldest_first, None]
+        projected = self._projected[oldest_first, None]
         newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
         residual = newest_effect[places, 0] @ self._changes
         torch.sub(flat, residual, out=residual)
@@ -109,13 +115,15 @@ class LBFGS:
         change = (new_gradient - gradient).flatten()
         curvature = step @ change
         sound = curvature > MINIMUM_CURVATURE * torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
-        scale = curvature / (change @ self._precondition(change))
+        scale = LENGTHENING * curvature / (change @ self._precondition(change))
         self._scale.copy_(torch.where(sound, scale, self._scale))
         step, change = torch.where(sound, step, 0.0), torch.where(sound, change, 0.0)
         self._steps.index_copy_(0, self._head, step[None])
         self._changes.index_copy_(0, self._head, change[None])
-        self._products.index_copy_(0, self._head, (self._changes @ step)[None])
-        self._products.index_copy_(1, self._head, (self._steps @ change)[:, None])
+        projected = self._steps @ new_gradient.flatten()
+        products = (projected - self._projected).index_copy_(0, self._head, curvature[None])
+        self._products.index_copy_(1, self._head, torch.where(sound, products, 0.0)[:, None])
+        self._projected.copy_(projected)
         self._head.add_(1).remainder_(len(self._slots))
         return ()
 
@@ -124,6 +132,7 @@ class LBFGS:
         self._steps.zero_()
         self._changes.zero_()
         self._products.zero_()
+        self._projected.zero_()
         self._scale.zero_()
 
     def turn_back(self) -> None:
@@ -136,6 +145,7 @@ class LBFGS:
             "steps": self._steps.clone(),
             "changes": self._changes.clone(),
             "products": self._products.clone(),
+            "projected": self._projected.clone(),
             "scale": self._scale.clone(),
             "head": self._head[0].clone(),
         }
@@ -145,8 +155,10 @@ class LBFGS:
         # As many pairs as the run has had: the memory budget may have changed since it began.
         del self._steps, self._changes  # or there would be two histories at once
         device = self._scale.device
-        names = ("steps", "changes", "products", "scale")
-        self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
+        names = ("steps", "changes", "products", "projected", "scale")
+        self._steps, self._changes, self._products, self._projected, self._scale = (
+            tensors[name].to(device) for name in names
+        )
         self._head = tensors["head"].view(1).to(device)
         self._set_up()
 
