@@ -1,17 +1,15 @@
 """3x3 convolutions with frozen weights, as one operation each way where oneDNN or cuDNN has it."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_engine import hardware, winograd
+from nst_engine import hardware
+from nst_engine.onednn import Packed, can_pack, rounded
+from nst_engine.winograd import Winograd
 
-# oneDNN packs weights for a picture size. It is always this one, so that the packing, and with it
-# every last bit of a result, does not depend on what a process has computed before.
-PACKING_SIDE = 64
 # On maps with fewer positions it takes longer to start Winograd's operations than the time that they save.
 WINOGRAD_POSITIONS = 512
 # From here on maps may have more numbers than cuDNN indexes; convolutions alone are split by torch. No layer here has
@@ -52,11 +50,11 @@ class Convolution:
         if can_fuse(device, weight):
             self._kernels = _Fused(weight, device, dtype, padding), _Fused(turned, device, dtype, 2 - padding)
         elif not can_pack(device, dtype):
-            self._kernels = _rounded(weight.to(device), dtype)
+            self._kernels = rounded(weight.to(device), dtype)
         elif sparing and padding == 1 and hardware.multiplies_dearly(device, dtype):
-            self._kernels = _Winograd(weight, dtype), _Winograd(turned, dtype)
+            self._kernels = _Sparing(weight, dtype), _Sparing(turned, dtype)
         else:
-            self._kernels = _Direct(weight, dtype, padding), _Direct(turned, dtype, 2 - padding)
+            self._kernels = Packed(weight, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
 
     @property
     def nbytes(self) -> int:
@@ -82,23 +80,10 @@ class _Kernels(Protocol):
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor: ...
 
 
-class _Direct:
-    def __init__(self, weight: Tensor, dtype: torch.dtype, padding: int) -> None:
-        self._padding = [padding, padding]
-        self._packed = _pack(weight, dtype, self._padding)
-
-    @property
-    def nbytes(self) -> int:
-        return self._packed.nbytes
-
-    def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        return _convolve(hidden, self._packed, bias, self._padding, "relu" if relu else "none")
-
-
 class _Fused:
     def __init__(self, weight: Tensor, device: torch.device, dtype: torch.dtype, padding: int) -> None:
         self._padding = [padding, padding]
-        self._weight = _rounded(weight.to(device), dtype)
+        self._weight = rounded(weight.to(device), dtype)
 
     @property
     def nbytes(self) -> int:
@@ -111,27 +96,19 @@ class _Fused:
         return torch.cudnn_convolution_relu(hidden, self._weight, bias, [1, 1], self._padding, [1, 1], 1)
 
 
-class _Winograd:
-    PADDING = (1, 0)
+class _Sparing:
+    """Multiplies less where there is enough to multiply."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self._packed = [_pack(kernel, dtype, self.PADDING) for kernel in winograd.transformed(weight)]
-        self._direct = _Direct(weight, dtype, padding=1)
+        self._winograd, self._direct = Winograd(weight, dtype), Packed(weight, dtype, padding=(1, 1))
 
     @property
     def nbytes(self) -> int:
-        return self._direct.nbytes + sum(packed.nbytes for packed in self._packed)
+        return self._winograd.nbytes + self._direct.nbytes
 
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        height, width = hidden.shape[2:]
-        if height * width < WINOGRAD_POSITIONS:
-            return self._direct(hidden, bias, relu=relu)
-        points = winograd.spread(hidden)
-        for index, packed in enumerate(self._packed):  # in place, so that no more is held than there must be
-            own = bias if index == winograd.CONSTANT else None
-            points[index] = _convolve(points[index], packed, own, self.PADDING, "none")
-        mapped = winograd.gathered(points, width)
-        return mapped.relu_() if relu else mapped
+        few = hidden.shape[2:].numel() < WINOGRAD_POSITIONS
+        return (self._direct if few else self._winograd)(hidden, bias, relu=relu)
 
 
 class _Frozen(torch.autograd.Function):
@@ -150,33 +127,7 @@ class _Frozen(torch.autograd.Function):
         return context.turned(gradient, None, relu=False), None, None, None, None
 
 
-def _convolve(hidden: Tensor, packed: Tensor, bias: Tensor | None, padding: Sequence[int], then: str) -> Tensor:
-    mapped: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        hidden, packed, bias, padding, [1, 1], [1, 1], 1, then, [], ""
-    )
-    return mapped
-
-
 def can_fuse(device: torch.device, weight: Tensor) -> bool:
     """Whether cuDNN convolves here; it wants channels by the eight."""
     cudnn: bool = torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
     return device.type == "cuda" and cudnn and weight.shape[1] % 8 == 0
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this dtype here."""
-    if device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _pack(weight: Tensor, dtype: torch.dtype, padding: Sequence[int]) -> Tensor:
-    shape = [1, weight.shape[1], PACKING_SIDE, PACKING_SIDE]
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        _rounded(weight, dtype), padding, [1, 1], [1, 1], 1, shape
-    )
-    return packed
-
-
-def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype).contiguous(memory_format=torch.channels_last)

@@ -1,9 +1,24 @@
 """3x3 convolutions with half the multiplications, by Winograd's minimal filtering along the rows."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# What a row of the kernel becomes at the points 0, 1, -1, 2, -2 and infinity, divided by what the input is spared.
+from nst_engine.onednn import Packed
+
+# F(4, 3) of Lavin and Gray (arXiv 1509.09308, section 4.3), along rows only: two dimensions would spare more
+# multiplications, but cost more additions, and twice the rounding error. The points are 0, 1, -1, 2, -2 and infinity.
+ZERO, ONE, MINUS_ONE, TWO, MINUS_TWO, INFINITY = range(6)
+# What six neighbours in a row become at the points: whole numbers, which bfloat16 holds.
+INPUT_TRANSFORM = (
+    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
+    (0.0, -4.0, -4.0, 1.0, 1.0, 0.0),
+    (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
+    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0),
+    (0.0, 2.0, -1.0, -2.0, 1.0, 0.0),
+    (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
+)
+# What a row of the kernel becomes, divided by what the input is spared.
 KERNEL_TRANSFORM = (
     (1 / 4, 0.0, 0.0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -12,48 +27,57 @@ KERNEL_TRANSFORM = (
     (1 / 24, -1 / 12, 1 / 6),
     (0.0, 0.0, 1.0),
 )
-# The point to whose values a bias is added: a constant row is 1 there and 0 at the others.
-CONSTANT = 1
 # Outputs of a row that are computed together.
 TILE = 4
 
 
-def transformed(weight: Tensor) -> list[Tensor]:
-    """The kernels of the six convolutions that take the place of one, (O, I, 3, 1) each, of (O, I, 3, 3)."""
-    points = weight @ weight.new_tensor(KERNEL_TRANSFORM).T
-    return [kernel.unsqueeze(-1) for kernel in points.unbind(-1)]
+class Winograd:
+    """A 3x3 convolution with a padding of 1, for oneDNN: as six depthwise ones, six of 3x1, and additions.
 
-
-def spread(hidden: Tensor) -> list[Tensor]:
-    """Rows at the six points, (N, C, H, ceil(W / 4)) each, of (N, C, H, W), channels-last in and out.
-
-    F(4, 3) of Lavin and Gray (arXiv 1509.09308, section 4.3), along rows only: two dimensions would spare more
-    multiplications, but cost more additions, and twice the rounding error.
+    Args:
+        weight: (O, I, 3, 3), float32.
+        dtype: what to compute in.
     """
-    width = hidden.shape[3]
-    tiles = -(-width // TILE)
-    # Channels-last, where a step along the row is one over whole vectors of channels.
-    inner = hidden.permute(0, 2, 3, 1)
-    rows = inner.new_empty(*inner.shape[:2], TILE * tiles + 2, inner.shape[3])
-    rows[:, :, :1], rows[:, :, 1 : width + 1], rows[:, :, width + 1 :] = 0, inner, 0
-    x = [rows[:, :, offset : offset + TILE * tiles - 3 : TILE] for offset in range(6)]
-    even, odd = torch.sub(x[4], x[2], alpha=4), torch.sub(x[3], x[1], alpha=4)
-    points = [even + odd, even - odd]
-    even, odd = x[4] - x[2], x[3] - x[1]
-    points += [torch.add(even, odd, alpha=2), torch.sub(even, odd, alpha=2)]
-    zero, infinity = torch.add(even, x[0] - x[2], alpha=4), torch.sub(x[5] - x[3], odd, alpha=4)
-    return [point.permute(0, 3, 1, 2) for point in (zero, *points, infinity)]
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        channels = weight.shape[1]
+        rows = (weight.new_tensor(row).expand(channels, 1, 1, -1) for row in INPUT_TRANSFORM)
+        self._spread = [Packed(row, dtype, padding=(0, 1), stride=(1, TILE), groups=channels) for row in rows]
+        columns = (weight @ weight.new_tensor(KERNEL_TRANSFORM).T).unbind(-1)
+        self._multiply = [Packed(column.unsqueeze(-1), dtype, padding=(1, 0)) for column in columns]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(packed.nbytes for packed in (*self._spread, *self._multiply))
+
+    def __call__(self, hidden: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """See `Packed`."""
+        width = hidden.shape[3]
+        if width % TILE:
+            hidden = F.pad(hidden, (0, -width % TILE))
+        minus_one, minus_two = self._at(MINUS_ONE, hidden), self._at(MINUS_TWO, hidden)
+        # A constant row is 1 at the point 1 and 0 at the others: so is a bias.
+        ones = self._onto(minus_one, ONE, hidden, bias)
+        twos = self._onto(minus_two, TWO, hidden)
+        zero = self._onto(ones, ZERO, hidden)
+        odd_ones, odd_twos = torch.sub(ones, minus_one, alpha=2), torch.sub(twos, minus_two, alpha=2)
+        infinity = self._onto(odd_ones, INFINITY, hidden)
+        del minus_one, minus_two, hidden
+        mapped = _interleaved((zero, odd_ones, ones, infinity), (twos, odd_twos, twos, odd_twos))[..., :width]
+        return mapped.relu_() if relu else mapped
+
+    def _at(self, point: int, hidden: Tensor) -> Tensor:
+        return self._multiply[point](self._spread[point](hidden))
+
+    def _onto(self, maps: Tensor, point: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._multiply[point].onto(maps, self._spread[point](hidden), bias)
 
 
-def gathered(points: list[Tensor], width: int) -> Tensor:
-    """The rows, (N, C, H, `width`), of which `points` are the values at the six points."""
-    zero, one, minus_one, two, minus_two, infinity = (point.permute(0, 2, 3, 1) for point in points)
-    batch, height, tiles, channels = zero.shape
-    rows = zero.new_empty(batch, height, TILE * tiles, channels)
-    ones, twos = one + minus_one, two + minus_two
-    torch.add(zero + ones, twos, out=rows[:, :, 0::TILE])
-    torch.add(ones, twos, alpha=4, out=rows[:, :, 2::TILE])
-    ones, twos = one - minus_one, two - minus_two
-    torch.add(ones, twos, alpha=2, out=rows[:, :, 1::TILE])
-    torch.add(infinity + ones, twos, alpha=8, out=rows[:, :, 3::TILE])
-    return rows[:, :, :width].permute(0, 3, 1, 2)
+def _interleaved(parts: tuple[Tensor, ...], twos: tuple[Tensor, ...]) -> Tensor:
+    """Every fourth column, from the first to the fourth on: `parts`, and 1, 2, 4 and 8 times `twos` added to them."""
+    batch, channels, height, tiles = parts[0].shape
+    columns = parts[0].new_empty(batch, height, tiles, TILE, channels)
+    for offset, (part, two) in enumerate(zip(parts, twos, strict=True)):
+        torch.add(part.permute(0, 2, 3, 1), two.permute(0, 2, 3, 1), alpha=2**offset, out=columns[:, :, :, offset])
+    return columns.flatten(2, 3).permute(0, 3, 1, 2)
