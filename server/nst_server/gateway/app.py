@@ -161,7 +161,10 @@ async def serve(
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         with contextlib.suppress(Stopped):
             await unless(
-                stop, asyncio.gather(gateway.watch_over(), gateway.feeds.check(), Keeper(backbone, store).run())
+                stop,
+                asyncio.gather(
+                    gateway.watch_over(), gateway.feeds.check(), Keeper(backbone, store).run(), heap.keep_tidy()
+                ),
             )
         await gateway.drain()
     log.info("gateway stopped")
