@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from nst.v1 import (
     image_pb2,
@@ -99,15 +100,21 @@ def inline(path: Path) -> image_pb2.Image:
     return image_pb2.Image(encoded=image_pb2.EncodedImage(data=path.read_bytes()))
 
 
-def metric(address: str, name: str, **labels: str) -> float:
-    """The value of one sample at a status port; 0 when it is not there yet."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+def samples(address: str) -> dict[str, list[Sample]]:
+    """What a status port's /metrics holds, by the samples' names."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as response:
         text = response.read().decode()
+    found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                return float(sample.value)
-    return 0.0
+            found.setdefault(sample.name, []).append(sample)
+    return found
+
+
+def metric(address: str, name: str, **labels: str) -> float:
+    """The value of one sample at a status port; 0 when it is not there yet."""
+    values = (sample.value for sample in samples(address).get(name, []) if labels.items() <= sample.labels.items())
+    return float(next(values, 0.0))
 
 
 def assert_gapless(events: list[job_pb2.JobEvent]) -> None:

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import grpc
 import machine
 import psutil
-from gateway_support import CONTENT, samples, upload_messages
+from gateway_support import CONTENT, upload_messages
 from hostile_calls import Attacker, Outcome
 from load_server import LoadServer, load_server
 from processes import RESULTS
@@ -27,6 +27,7 @@ from reading_cases import CASES, picture_files, run_case
 from report import Report
 
 from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
+from nst_calls import samples
 
 SHARE_IN_PROCESS = 0.6
 CASE_SECONDS = 20

@@ -13,7 +13,7 @@ from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
 from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, state_event
-from nst_server.jobs.queue import TicketQueue
+from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
 from nst_server.jobs.unheld import UnheldJobs
@@ -99,9 +99,12 @@ class JobCommands:
     async def check_room(self, request_id: str, tenant: str) -> None:
         """Refuses at little cost what `create` would refuse for want of room; see there."""
         try:
-            await self.records.get(derive_job_id(tenant, request_id))
-        except JobNotFound:
             await self._tickets.check_room(tenant)
+        except (QueueFull, TenantQueueFull) as full:
+            try:
+                await self.records.get(derive_job_id(tenant, request_id))
+            except JobNotFound:
+                raise full from None
 
     async def _existing(self, job_id: str, digest: str) -> job_pb2.Job | None:
         try:

@@ -19,8 +19,6 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from nst.v1 import image_pb2, job_pb2, job_service_pb2, options_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
@@ -177,17 +175,6 @@ def get(address: str, path: str) -> tuple[int, str]:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def samples(address: str) -> dict[str, list[Sample]]:
-    """What a status port's /metrics holds, by the samples' names."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=SECONDS) as response:
-        text = response.read().decode()
-    found: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample)
-    return found
 
 
 @dataclass(frozen=True)

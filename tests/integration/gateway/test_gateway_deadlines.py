@@ -15,7 +15,6 @@ from gateway_support import (
     refusal_of,
     result_bytes,
     running_gateway,
-    samples,
     tiny_spec,
     update,
 )
@@ -25,7 +24,7 @@ from PIL import Image
 
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
-from nst_calls import Calls, assert_gapless, calls, until
+from nst_calls import Calls, assert_gapless, calls, samples, until
 from nst_processes import Process, running_nats
 
 

@@ -17,7 +17,6 @@ from gateway_support import (
     read_status,
     run_tiny,
     running_gateway,
-    samples,
     tiny_spec,
     upload_messages,
     wait_until,
@@ -29,7 +28,7 @@ from stylize_stream import is_running, stylize
 from nst.v1 import job_pb2
 from nst.v1.job_service_pb2 import WatchJobRequest
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, UploadImageRequest
-from nst_calls import Calls, metric, until
+from nst_calls import Calls, metric, samples, until
 
 SERVICES = ("nst.v1.StyleTransferService", "nst.v1.JobService")
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -88,6 +87,14 @@ def test_metrics_of_both_processes_after_a_job(server, call):
     for name in ("nst_job_queue_seconds", "nst_job_run_seconds", "nst_iteration_seconds", "nst_batch_size"):
         assert model_server[f"{name}_count"][0].value >= 1
     assert model_server["nst_device_memory_bytes"][0].value > 0
+
+
+def test_memory_is_tidied_while_it_serves(server):
+    def collections() -> float:
+        return metric(server.status["metrics_address"], "python_gc_collections_total", generation="2")
+
+    before = collections()
+    wait_until(lambda: collections() > before, "a search of all that was made")
 
 
 def test_refused_calls_are_counted_by_their_code(server, call):

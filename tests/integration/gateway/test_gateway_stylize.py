@@ -13,7 +13,6 @@ from gateway_support import (
     pixels,
     result_bytes,
     run_tiny,
-    samples,
     tiny_spec,
     wait_until,
 )
@@ -22,7 +21,7 @@ from stylize_stream import attached, chunk, is_running, states, stylize
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.job_service_pb2 import ListJobsRequest
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest, StylizeRequest, StylizeStart
-from nst_calls import assert_gapless, until
+from nst_calls import assert_gapless, samples, until
 
 QUEUED, RUNNING, PAUSED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED
 SUCCEEDED, CANCELLED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_CANCELLED

@@ -22,7 +22,6 @@ from gateway_support import (
     read_status,
     refusal_of,
     running_gateway,
-    samples,
     tiny_spec,
     update,
     upload,
@@ -34,7 +33,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
-from nst_calls import Calls, calls
+from nst_calls import Calls, calls, samples
 from nst_processes import Server, running_nats
 
 LIMITS = {"NST_MAX_TENANT_JOBS": "2", "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024)}
