@@ -12,9 +12,9 @@ from nst_engine.recording import RECORDED_PIXELS, Pool, Recording
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
 FREQUENCY_EXPONENT = 0.75
 # The newest pair lies where the loss is steep, and the initial inverse Hessian serves the directions that the pairs
-# leave out, which are flatter. With 1.5 to 2 times the newest pair's scale runs need 8 to 23 % fewer iterations; with
+# leave out, which are flatter. With 1.5 to 2 times the newest pair's scale runs need up to 23 % fewer iterations; with
 # 3 times they go astray.
-LENGTHENING = 1.75
+LENGTHENING = 1.5
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
 

@@ -119,7 +119,7 @@ def test_a_resumed_run_stops_where_it_would_have(engine: Engine, photo: Pixels, 
     """Cut within the first window, when the first scale has just ended early, and within the last window."""
     style = [Style(texture)]
     raw = {"strength": None, "style_weight": 1000.0, "padding": "replicate"}
-    session = engine.start(photo, style, quick(**TWO_SCALES, min_improvement=0.6, window=WINDOW, **raw))
+    session = engine.start(photo, style, quick(**TWO_SCALES, min_improvement=0.7, window=WINDOW, **raw))
     reports, saved = [], []
     while not session.finished:
         reports.append(session.advance())
