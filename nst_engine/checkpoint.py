@@ -12,7 +12,7 @@ from torch import Tensor
 from nst_engine.options import OptionError, StylizeOptions
 
 FORMAT = "nst-checkpoint"
-VERSION = 6
+VERSION = 5
 
 
 @dataclass(frozen=True)

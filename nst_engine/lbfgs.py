@@ -27,8 +27,7 @@ class LBFGS:
     The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
     Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
     slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
-    every product, so that nothing here waits for the device. The pairs are read four times in an iteration:
-    only older steps times newer changes are wanted, and these are what the steps' products with the gradient grow by.
+    every product, so that nothing here waits for the device.
     While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
     halves the distance to a minimum of zero on a quadratic.
 
@@ -53,7 +52,6 @@ class LBFGS:
         self._steps = torch.zeros(history_size, shape.numel(), device=device)
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
         self._products = torch.zeros(history_size, history_size, device=device)  # older steps times newer changes
-        self._projected = torch.zeros(history_size, device=device)  # steps times the gradient
         self._scale = torch.zeros((), device=device)
         self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
         self._set_up()
@@ -89,7 +87,7 @@ class LBFGS:
         curvature = self._products[oldest_first][:, oldest_first].triu()
         diagonal = curvature.diagonal().clone()
         curvature.diagonal().masked_fill_(diagonal == 0, 1.0)
-        projected = self._projected[oldest_first, None]
+        projected = (self._steps @ flat)[oldest_first, None]
         newest_effect = torch.linalg.solve_triangular(curvature, projected, upper=True)
         residual = newest_effect[places, 0] @ self._changes
         torch.sub(flat, residual, out=residual)
@@ -120,10 +118,7 @@ class LBFGS:
         step, change = torch.where(sound, step, 0.0), torch.where(sound, change, 0.0)
         self._steps.index_copy_(0, self._head, step[None])
         self._changes.index_copy_(0, self._head, change[None])
-        projected = self._steps @ new_gradient.flatten()
-        products = (projected - self._projected).index_copy_(0, self._head, curvature[None])
-        self._products.index_copy_(1, self._head, torch.where(sound, products, 0.0)[:, None])
-        self._projected.copy_(projected)
+        self._products.index_copy_(1, self._head, (self._steps @ change)[:, None])
         self._head.add_(1).remainder_(len(self._slots))
         return ()
 
@@ -132,7 +127,6 @@ class LBFGS:
         self._steps.zero_()
         self._changes.zero_()
         self._products.zero_()
-        self._projected.zero_()
         self._scale.zero_()
 
     def turn_back(self) -> None:
@@ -145,7 +139,6 @@ class LBFGS:
             "steps": self._steps.clone(),
             "changes": self._changes.clone(),
             "products": self._products.clone(),
-            "projected": self._projected.clone(),
             "scale": self._scale.clone(),
             "head": self._head[0].clone(),
         }
@@ -155,10 +148,8 @@ class LBFGS:
         # As many pairs as the run has had: the memory budget may have changed since it began.
         del self._steps, self._changes  # or there would be two histories at once
         device = self._scale.device
-        names = ("steps", "changes", "products", "projected", "scale")
-        self._steps, self._changes, self._products, self._projected, self._scale = (
-            tensors[name].to(device) for name in names
-        )
+        names = ("steps", "changes", "products", "scale")
+        self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
         self._head = tensors["head"].view(1).to(device)
         self._set_up()
 

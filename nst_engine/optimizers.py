@@ -34,10 +34,7 @@ class Optimizer(Protocol):
         """Bytes of the state."""
 
     def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
-        """The next parameters to try, `step` times as far as the rule says.
-
-        `gradient` is the one that was accepted last, unless what was learnt has been forgotten since.
-        """
+        """The next parameters to try, `step` times as far as the rule says."""
 
     def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
         """Learns from a proposal that was taken."""

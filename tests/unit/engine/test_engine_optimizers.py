@@ -1,7 +1,6 @@
 """L-BFGS against the two-loop recursion in float64, Adam against torch's."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import pytest
 import torch
@@ -127,22 +126,24 @@ def test_lbfgs_converges_on_a_quadratic():
     assert losses[-1] < plain[-1]
 
 
-@pytest.mark.parametrize("spoilt", ["negative", "zero", "tiny"])
-def test_pairs_of_bad_curvature_are_skipped(spoilt: str, preconditioner: Tensor):
+@pytest.mark.parametrize("spoilt", ["negative", "zero", "tiny", "nan"])
+def test_pairs_of_bad_curvature_are_skipped(spoilt: str):
     function, optimizer = Quadratic(), lbfgs()
-    visited = walk(optimizer, function, 4)
-    pairs = [(exact(there - here), exact(after - before)) for (here, before), (there, after) in pairwise(visited)]
-    image, gradient = visited[-1]
+    image, gradient = walk(optimizer, function, 4)[-1]
+    loss, _ = function(image)
+    before = optimizer.propose(image, loss, gradient, 1.0)
     step = torch.ones(SHAPE)
-    change = {"negative": -step, "zero": torch.zeros(SHAPE), "tiny": 1e-7 * step}[spoilt]
+    change = {
+        "negative": -step,
+        "zero": torch.zeros(SHAPE),
+        "tiny": 1e-7 * step,
+        "nan": torch.full(SHAPE, torch.nan),
+    }[spoilt]
     if spoilt == "tiny":
         change[..., ::2] += 1.0
         change[..., 1::2] -= (change[..., ::2].sum() / change[..., 1::2].numel()).item()
     optimizer.accept(image, gradient, image + step, gradient + change)
-    newest, its_change = pairs[-1]
-    scale = LENGTHENING * (newest @ its_change) / (its_change @ preconditioner @ its_change)
-    expected = two_loop(exact(gradient + change), pairs, lambda r: scale * preconditioner @ r)
-    assert relative_error(optimizer.propose(image + step, 1.0, gradient + change, 1.0) - image - step, expected) < 1e-3
+    assert relative_error(optimizer.propose(image, loss, gradient, 1.0) - image, before - image) < 1e-5
 
 
 def test_the_step_factor_and_the_learning_rate_scale_the_step():
