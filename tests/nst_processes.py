@@ -33,8 +33,15 @@ def running_nats(folder: Path, storage: Mapping[str, int] | None = None) -> Iter
     settings = json.loads(config.read_text())
     settings["jetstream"] |= storage or {}
     config.write_text(json.dumps(settings))
+    with nats_process(folder, address, "-c", str(config)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def nats_process(folder: Path, address: str, *arguments: str) -> Iterator[str]:
+    """The URL of a nats-server that listens on `address`, as its arguments say; its log is kept in `folder`."""
     with (folder / "nats.log").open("wb") as output:
-        process = subprocess.Popen([find_nats_server(), "-c", str(config)], stdout=output, stderr=output)
+        process = subprocess.Popen([find_nats_server(), *arguments], stdout=output, stderr=output)
     try:
         _wait_until_open(address)
         yield f"nats://{address}"

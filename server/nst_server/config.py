@@ -24,7 +24,7 @@ class StoreSettings:
     max_tenant_running_jobs: int = setting(
         100, "A tenant's jobs that run at once, of one priority, on all model servers; more wait, none is refused."
     )
-    max_record_bytes: int = setting(1 * GIB, "Size of the job records.")
+    max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
     max_preview_bytes: int = setting(4 * GIB, "Size of all previews; the oldest make room for new ones.")

@@ -1,5 +1,6 @@
 """The Kubernetes manifests and container files are valid, and agree with each other and the command line."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import pytest
 import yaml
 
 from nst_engine.weights import cache_directory
+from nst_processes import free_port, nats_process
 from nst_server.config import GatewaySettings, StoreSettings
+from nst_server.jobs.backbone import connect
+from nst_server.supervisor import write_nats_config
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("[!k]*.yaml"))
 BIN = Path(sys.executable).parent
-GIB = 2**30
 
 
 def documents() -> list[dict[str, Any]]:
@@ -174,25 +177,33 @@ def test_there_is_time_to_drain():
     assert grace > waits + GatewaySettings().drain_seconds
 
 
-def test_the_volume_holds_what_the_store_may_hold():
-    store = StoreSettings()
-    needed = (
-        store.max_record_bytes + store.max_event_bytes + store.max_picture_bytes + store.max_checkpoint_bytes
-    ) / GIB
-    config = named("ConfigMap", "nats")["data"]["nats.conf"]
+def test_the_volume_holds_what_nats_may_store():
     # NATS counts in powers of two.
-    (allowed,) = re.findall(r"max_file_store: (\d+)GB", config)
+    (allowed,) = re.findall(r"max_file_store: (\d+)GB", nats_configuration())
     (claim,) = named("StatefulSet", "nats")["spec"]["volumeClaimTemplates"]
-    volume = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
-    assert needed < int(allowed) < volume
+    assert int(allowed) < int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
 
 
-def test_nats_accepts_its_configuration(tmp_path, monkeypatch):
+def nats_configuration() -> str:
+    return named("ConfigMap", "nats")["data"]["nats.conf"]
+
+
+async def test_a_gateway_with_its_defaults_sets_the_store_up_in_the_nats_of_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("POD_NAME", "nats-0")
     path = tmp_path / "nats.conf"
-    path.write_text(named("ConfigMap", "nats")["data"]["nats.conf"])
-    run = subprocess.run([BIN / "nats-server", "-t", "-c", path], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    path.write_text(nats_configuration().replace("store_dir: /data", f"store_dir: {tmp_path}/data"))
+    ports = free_port(), free_port()
+    elsewhere = ("-a", "127.0.0.1", "-p", str(ports[0]), "-m", str(ports[1]))
+    with nats_process(tmp_path, f"127.0.0.1:{ports[0]}", "-c", str(path), *elsewhere) as url:
+        async with connect(url, "gateway", StoreSettings()) as backbone:
+            stored = await backbone.jetstream.account_info()
+    assert stored.streams > 0
+
+
+def test_what_nats_has_acknowledged_is_on_the_disk_as_with_the_private_one(tmp_path):
+    private = json.loads(write_nats_config(tmp_path, "127.0.0.1:4222").read_text())
+    (interval,) = re.findall(r"sync_interval: (\w+)", nats_configuration())
+    assert interval == private["jetstream"]["sync_interval"] == "always"
 
 
 @pytest.mark.parametrize(("file", "extra"), [("gateway", "gateway"), ("model-server", "server")])
