@@ -50,7 +50,8 @@ class AsyncClient:
         tls: credentials from `grpc.ssl_channel_credentials`; None talks without TLS.
         tenant: whom the jobs and pictures belong to, 1 to 64 letters, digits, `-`, `_` or `.`; None is "anonymous".
         reconnect_timeout: seconds for which a server that has answered before is looked for when
-            the connection breaks. A server that never answered is not waited for.
+            the connection breaks, and for which one that has no room to show a job is asked again. A server
+            that never answered is not waited for.
         silence_timeout: seconds without any message, heartbeats included, after which a stream of
             events is attached anew. Keep it at several of the server's heartbeat periods.
 

@@ -48,7 +48,7 @@ async def download(transport: Transport, job_id: str, form: image_pb2.ImageForma
         request = GetResultRequest(job_id=job_id, format=form)
         return await _assemble(transport.transfer.GetResult(request, metadata=transport.metadata))
 
-    return await transport.repeat(attempt)
+    return await transport.repeat(attempt, patient=True)
 
 
 async def _upload_messages(header: image_pb2.ImageHeader, data: bytes) -> AsyncIterator[UploadImageRequest]:

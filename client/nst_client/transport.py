@@ -14,7 +14,7 @@ import grpc
 
 from nst.v1.job_service_pb2_grpc import JobServiceStub
 from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
-from nst_client.errors import NstError, ServerUnavailable, from_rpc, has_details, is_broken_connection
+from nst_client.errors import NstError, ServerBusy, ServerUnavailable, from_rpc, has_details, is_broken_connection
 
 if TYPE_CHECKING:
     from nst.v1.job_service_pb2_grpc import JobServiceAsyncStub
@@ -97,13 +97,15 @@ class Transport:
         pairs = {"x-nst-tenant": self._tenant} if self._tenant else {}
         return grpc.aio.Metadata(*pairs.items(), *_trace_headers().items())
 
-    async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
-        """A call that is safe to repeat, repeated while the connection is broken. Raises NstError."""
+    async def call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, patient: bool = False
+    ) -> Response:
+        """A call that is safe to repeat; see `repeat`. Raises NstError."""
 
         async def attempt() -> Response:
             return await method(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_SECONDS)
 
-        return await self.repeat(attempt)
+        return await self.repeat(attempt, patient=patient)
 
     async def call_once(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
@@ -114,9 +116,12 @@ class Transport:
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.address) from error
 
-    async def repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` returns, made again from its start while the connection is broken. Raises NstError."""
-        reconnect = Reconnect(self)
+    async def repeat(self, attempt: Callable[[], Awaitable[T]], *, patient: bool = False) -> T:
+        """What `attempt` returns, made again from its start while the connection is broken; see `Reconnect`.
+
+        Raises NstError.
+        """
+        reconnect = Reconnect(self, patient=patient)
         while True:
             try:
                 answer = await attempt()
@@ -133,10 +138,15 @@ class Transport:
 
 
 class Reconnect:
-    """The pauses between attempts at one thing, and when to give up."""
+    """The pauses between attempts at one thing, and when to give up.
 
-    def __init__(self, transport: Transport) -> None:
+    One that is `patient` also tries again when the server has no room now: what is asked for is there,
+    and so many may ask at once only because they all have lost the same gateway.
+    """
+
+    def __init__(self, transport: Transport, *, patient: bool = False) -> None:
         self._transport = transport
+        self._patient = patient
         self._deadline: float | None = None
         self._delay = _FIRST_DELAY_SECONDS
 
@@ -151,16 +161,20 @@ class Reconnect:
 
         Raises:
             NstError: trying again is of no use. The request itself failed, nothing has ever answered
-                at this address, or `reconnect_timeout` has passed.
+                at this address, there is no room and patience, or `reconnect_timeout` has passed.
         """
         transport = self._transport
         now = monotonic()
         self._deadline = self._deadline or now + transport.reconnect_timeout
         transport.reached |= error is None or has_details(error)
-        if (error and not is_broken_connection(error)) or not transport.reached or now >= self._deadline:
-            raise self._failure(error) from error
+        failure = self._failure(error)
+        pause = failure.retry_after if self._patient and isinstance(failure, ServerBusy) else 0.0
+        of_use = error is None or is_broken_connection(error) or pause > 0
+        if not of_use or not transport.reached or now >= self._deadline:
+            raise failure from error
         # Jitter: the clients of a restarted gateway must not come back all at once.
-        await asyncio.sleep(min(self._delay * random.uniform(0.5, 1.0), self._deadline - now))
+        pause += self._delay * random.uniform(0.5, 1.0)
+        await asyncio.sleep(min(pause, self._deadline - now))
         self._delay = min(self._delay * _DELAY_GROWTH, _LONGEST_DELAY_SECONDS)
 
     def _failure(self, error: grpc.aio.AioRpcError | None) -> NstError:

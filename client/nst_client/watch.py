@@ -18,13 +18,13 @@ async def watch(
 ) -> AsyncGenerator[AnyEvent, None]:
     """The events after `after_sequence`, each once and in order, to the job's last.
 
-    A stream that breaks, falls silent or ends too early is attached again after the last event seen.
+    A stream that breaks, falls silent, ends too early or finds no room is attached again after the last event seen.
 
     Raises:
         NstError: there is no such job, or the server stayed away for `reconnect_timeout`.
     """
     last = after_sequence
-    reconnect = Reconnect(transport)
+    reconnect = Reconnect(transport, patient=True)
     while True:
         request = WatchJobRequest(job_id=job_id, after_sequence=last, omit_pictures=omit_pictures)
         call = transport.jobs.WatchJob(request, metadata=transport.metadata)
@@ -57,5 +57,5 @@ async def _next_message(call: WatchCall, silence_timeout: float) -> WatchJobResp
 
 
 async def _has_ended(transport: Transport, job_id: str, last: int) -> bool:
-    answer = await transport.call(transport.jobs.GetJob, GetJobRequest(job_id=job_id))
+    answer = await transport.call(transport.jobs.GetJob, GetJobRequest(job_id=job_id), patient=True)
     return JobState(answer.job.state).is_final and answer.job.last_sequence <= last

@@ -5,7 +5,8 @@ import threading
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from scripted_server import (
     JOB_ID,
     Breaker,
@@ -45,6 +46,9 @@ BREAKS = {
     "stream removed": abort(grpc.StatusCode.UNKNOWN, "Stream removed"),
     "cancelled by the peer": abort(grpc.StatusCode.CANCELLED, "CANCELLED"),
     "end too early": end_early,
+    "no room": abort(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls", RetryInfo(retry_delay=Duration(nanos=5_000_000))
+    ),
 }
 
 
