@@ -25,7 +25,7 @@ help:
 	@echo "make fuzz     send the gateway what nobody should, for MINUTES (5)"
 	@echo "make chaos    kill, freeze and cut everything under load, and see what is lost"
 	@echo "make drain    restart everything under load, and see who notices"
-	@echo "make soak     run small jobs for 20 minutes, and see what grows"
+	@echo "make soak     run small jobs for 30 minutes, and see what grows"
 	@echo "make scale    two model servers against one, and jobs together against one by one"
 	@echo "make protos   regenerate the stubs after a change to a .proto file"
 	@echo "make clean    remove caches and results; the virtual environment stays"
