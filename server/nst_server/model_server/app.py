@@ -20,7 +20,7 @@ from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.claims import Leases, LeftToOthers
-from nst_server.jobs.lease import Lease
+from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import LAST_PRIORITY
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 ANNOUNCE_SECONDS = 5.0
 OTHER_TICKET_SECONDS = 0.2
 OTHER_SERVER_SECONDS = 2.0
+LAST_SECONDS = 5.0  # for what is left to do when an iteration has outlasted hand_back_seconds
 SHUTTING_DOWN = "the model server is shutting down"
 
 
@@ -80,15 +81,30 @@ class ModelServerProcess:
         for job in self._running.values():
             job.drain(SHUTTING_DOWN)
         if self._tasks:
-            # While NATS is away nothing can be handed back; the leases then run out.
             await asyncio.wait(self._tasks, timeout=self._settings.hand_back_seconds)
-        try:
-            await asyncio.wait_for(self._runner.stop(), self._settings.hand_back_seconds)
-        except TimeoutError:
-            log.critical("an iteration does not end within hand_back_seconds, ending")
-            os._exit(os.EX_SOFTWARE)
+        handed_back = await self._hand_back_at_once()
         with suppress(Exception):
             await self._backbone.servers.delete(self.name)
+        try:
+            await asyncio.wait_for(self._runner.stop(), LAST_SECONDS)
+        except TimeoutError:
+            log.warning("an iteration does not end within hand_back_seconds, ending in the middle of it")
+            os._exit(os.EX_OK if handed_back else os.EX_SOFTWARE)
+
+    async def _hand_back_at_once(self) -> bool:
+        """Gives the jobs that are left to others, to continue from their last checkpoints; whether all were."""
+        left = [job.lease for job in self._running.values()]
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await asyncio.gather(*(lease.hand_back(SHUTTING_DOWN) for lease in left))
+        except (Superseded, TimeoutError):
+            # While NATS is away nothing can be handed back; the leases then run out.
+            return False
+        return not self._runner.device_lost.is_set()
 
     async def _pull(self, leases: Leases) -> None:
         while True:

@@ -23,13 +23,15 @@ class Special:
 
 
 @contextmanager
-def special_server(folder: Path, how: str) -> Iterator[Special]:
+def special_server(folder: Path, how: str, **environment: str) -> Iterator[Special]:
     """A model server that is changed by the function `how` of special_server.py."""
     status = f"127.0.0.1:{free_port()}"
     with running_nats(folder) as nats_url, running_gateway(folder, nats_url) as gateway:
         address = gateway.address  # the gateway makes the job store
         command = (how, "model-server", "--nats", nats_url, "--metrics-listen", status)
-        process = Process(folder / "model-server.log", *command, program=[str(PROGRAM)], stdin=subprocess.PIPE)
+        process = Process(
+            folder / "model-server.log", *command, program=[str(PROGRAM)], stdin=subprocess.PIPE, **environment
+        )
         try:
             yield Special(address, process, status)
         finally:

@@ -1,4 +1,4 @@
-"""`nst-server model-server`, made slow to warm or short of memory: special_server.py HOW ARGUMENTS..."""
+"""`nst-server model-server`, made slow or short of memory: special_server.py HOW ARGUMENTS..."""
 
 import sys
 from collections.abc import Sequence
@@ -35,6 +35,18 @@ def out_of_memory_once() -> None:
         return outcomes
 
     Engine.step = failing  # type: ignore[method-assign]
+
+
+def without_end() -> None:
+    """The second iteration of a job does not end."""
+    step = Engine.step
+
+    def hanging(engine: Engine, sessions: Sequence[Session]) -> list[StepReport | Exception]:
+        if any(session.iteration == 1 for session in sessions):
+            sys.stdin.readline()
+        return step(engine, sessions)
+
+    Engine.step = hanging  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
