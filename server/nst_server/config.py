@@ -24,6 +24,7 @@ class StoreSettings:
     max_tenant_running_jobs: int = setting(
         100, "A tenant's jobs that run at once, of one priority, on all model servers; more wait, none is refused."
     )
+    max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.")
     max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
@@ -126,5 +127,5 @@ def parse_weights(text: str) -> dict[str, float]:
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:
     """The limits that clients are told, by name."""
     named = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name.startswith("max_")}
-    shared = ("max_queued_jobs", "max_tenant_jobs", "max_tenant_running_jobs")
+    shared = ("max_queued_jobs", "max_tenant_jobs", "max_tenant_running_jobs", "max_tenant_paused_jobs")
     return {**named, **{name: getattr(store, name) for name in shared}}

@@ -12,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from nst_engine.options import OptionError
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull
 from nst_server.jobs.commands import RequestReused
+from nst_server.jobs.pauses import TooManyPaused
 from nst_server.jobs.queue import QueueFull, TenantQueueFull
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
@@ -131,6 +132,16 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
             f"{error}: try again later",
             retry_seconds=QUEUE_RETRY_SECONDS,
             metadata={"limit": "max_tenant_jobs"},
+        ),
+    ),
+    (
+        TooManyPaused,
+        lambda error: Refusal(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "TENANT_PAUSED_FULL",
+            f"{error}: resume or cancel one, and try again",
+            retry_seconds=QUEUE_RETRY_SECONDS,
+            metadata={"limit": "max_tenant_paused_jobs"},
         ),
     ),
     (

@@ -64,14 +64,17 @@ class PictureQuota:
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
 
     async def check(self, tenant: str, size: int) -> None:
-        """Refuses pictures of `size` bytes for which the tenant has no room.
+        """Refuses pictures of `size` bytes for which the tenant, or the store, has no room.
 
         Raises:
             Refusal: they would be too many bytes.
+            StoreFull: what is left is for results.
         """
         known = self._stored.get(tenant)
         if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
-            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
+            store = self._store_of(tenant)
+            await store.check_room()
+            known = _Stored(await store.size(), time.monotonic())
             self._stored[tenant] = known
             self._stored.move_to_end(tenant)
             if len(self._stored) > REMEMBERED_TENANTS:

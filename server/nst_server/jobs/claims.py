@@ -68,6 +68,7 @@ class Leases:
             return lease if await self._starts(lease) else None
         except Superseded:
             # The ticket is the later attempt's now, so it is not ours to acknowledge.
+            await lease.take_back_loss()
             return None
 
     def _take(self, record: JobRecord, message: Msg, alone: bool, without: Set[str]) -> None:
@@ -82,7 +83,7 @@ class Leases:
         if lease.held and lease.server != self._server:
             if message.metadata.num_delivered <= lease.delivery:
                 raise Superseded
-            lease.lost_attempts += 1
+            lease.lost_attempts.append(lease.attempt)
         if not alone and needs_server_to_itself(record, self._max_lost_attempts):
             raise MustRunAlone
         lease.attempt += 1

@@ -16,6 +16,8 @@ from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, St
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
+from nst_server.jobs.room import check_room
+from nst_server.jobs.topology import EVENTS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
 from nst_server.jobs.updates import JobUpdates
 
@@ -30,6 +32,7 @@ class JobCommands:
     def __init__(self, backbone: Backbone, *, patience: float) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds."""
         self._backbone = backbone
+        self._patience = patience
         self.records = Records(backbone, patience=patience)
         self.events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
@@ -46,13 +49,14 @@ class JobCommands:
 
         Raises:
             QueueFull, TenantQueueFull: as many jobs as allowed wait or run, of all tenants or of this one.
-            StoreFull: the histories leave no room for another job.
+            StoreFull: histories or records leave no room for another job.
             RequestReused: the request id belongs to another spec.
         """
         job_id = derive_job_id(tenant, request_id)
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
-            await self.events.check_room()
+            for stream in (EVENTS, f"KV_{RECORDS}"):
+                await check_room(self._backbone, stream, patience=self._patience)
             record = JobRecord(
                 job_id=job_id,
                 request_id=request_id,
@@ -166,6 +170,7 @@ class JobCommands:
             JobEnded: it has ended.
             NotWaiting: its priority cannot change any more.
             QueueFull, TenantQueueFull: there is no place in the queue to resume it, or to move it by way of.
+            TooManyPaused: the tenant may have no more jobs paused.
         """
         record = await self._updates.apply(job_id, update)
         await nudge(self._backbone, job_id)

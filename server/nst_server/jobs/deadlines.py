@@ -61,7 +61,12 @@ class Deadlines:
         if deadline := deadline_of(record):
             await self._notes.put(_name(deadline))
 
-    async def forget(self, deadline: Deadline) -> None:
+    async def forget(self, record: JobRecord) -> None:
+        """Drops the note of a job that has ended, if it has a deadline."""
+        if deadline := deadline_of(record):
+            await self.drop(deadline)
+
+    async def drop(self, deadline: Deadline) -> None:
         """Drops the note, if there is one."""
         await self._notes.drop(_name(deadline))
 

@@ -12,13 +12,12 @@ from nats.js.errors import APIError, NotFoundError
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 from nst_server import metrics
-from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, persistently, stored_subjects
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, persistently, stored_subjects
 from nst_server.jobs.batches import next_messages, sequence_of
-from nst_server.jobs.topology import EVENTS, LIMITS
+from nst_server.jobs.topology import EVENTS
 
 log = logging.getLogger(__name__)
 
-ROOM_FOR_NEW_JOBS = 0.8
 ABANDONED_SECONDS = 600.0  # a history without a record is that of no job any more; far longer than a job takes to make
 
 FINAL_STATES = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED})
@@ -118,17 +117,6 @@ class EventLog:
             self._count(event)
             return Stored(event, message.seq or 0)
         raise HistoryMoved(_stored(message))
-
-    async def check_room(self) -> None:
-        """Keeps the last part of the store for the jobs that are there already, so that they can end.
-
-        Raises:
-            StoreFull: the part for new jobs is used up.
-        """
-        info = await persistently(lambda: self._jetstream.stream_info(EVENTS), seconds=self._patience)
-        limit = info.config.max_bytes or -1
-        if limit > 0 and info.state.bytes > ROOM_FOR_NEW_JOBS * limit:
-            raise StoreFull(LIMITS[EVENTS], "the histories of the jobs take up too much of it")
 
     async def last(self, job_id: str) -> Stored | None:
         """The latest event, or None when there is none."""

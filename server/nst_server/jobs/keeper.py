@@ -32,7 +32,8 @@ from nst_server.jobs.unheld import UnheldJobs
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0
-DEADLINE_SECONDS = KEEPER_LOCK_SECONDS / 4
+LOCK_SECONDS = KEEPER_LOCK_SECONDS / 4
+DEADLINE_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 QUEUE_SECONDS = 5.0
 SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
@@ -81,15 +82,18 @@ class Keeper:
     async def run(self) -> None:
         """Keeps the store, for ever."""
         await asyncio.gather(
-            _every(DEADLINE_SECONDS, self.look_at_deadlines),
+            _every(LOCK_SECONDS, self.take_lock),
+            _every(DEADLINE_SECONDS, self._look_at_deadlines),
             _every(SWEEP_SECONDS, self._watch_store),
             _every(QUEUE_SECONDS, self.tend_queue),
         )
 
-    async def look_at_deadlines(self) -> None:
-        """Takes the lock, or holds it for longer, and then ends what is out of time."""
+    async def take_lock(self) -> None:
+        """Takes the lock, or holds it for longer."""
         self._holds = False
         self._holds = await self._lock.take()
+
+    async def _look_at_deadlines(self) -> None:
         if self._holds:
             await self.end_overdue()
 
@@ -120,7 +124,7 @@ class Keeper:
                 # Until then the job may still be in the making.
                 done = self._clock() - deadline.time > ABANDONED_SECONDS
             if done:
-                await self._deadlines.forget(deadline)
+                await self._deadlines.drop(deadline)
 
     async def _is_done(self, deadline: Deadline) -> bool:
         """Ends the job, if that is the keeper's to do; True when the deadline needs no more looking at."""

@@ -17,6 +17,7 @@ from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
+from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.suspicion import clear, is_suspected
@@ -36,6 +37,10 @@ class _StillWanted(Exception):
     """The client has taken the pause back."""
 
 
+class _NotLost(Exception):
+    """The attempt does not count as lost."""
+
+
 class Lease:
     """One attempt at one job."""
 
@@ -44,6 +49,7 @@ class Lease:
         self._records = Records(backbone, patience=None)
         self._events = EventLog(backbone, patience=None)
         self._checkpoints = CheckpointStore(backbone, patience=None)
+        self._deadlines = Deadlines(backbone, patience=None)
         self.record = record
         self.job_id = record.job_id
         self.attempt = record.lease.attempt
@@ -167,7 +173,6 @@ class Lease:
             Superseded: a later attempt has the job.
         """
         checkpoint.object = checkpoint_name(incarnation(self.record), self.attempt, self._checkpoints_written)
-        self._checkpoints_written += 1
         await self._checkpoints.put(checkpoint.object, data)
 
         def change(record: JobRecord) -> None:
@@ -175,6 +180,8 @@ class Lease:
             clear(record, checkpoint.iteration)
 
         await self._update(change)
+        # Only now: one that could not be stored is not to be followed by one in the place of the last good one.
+        self._checkpoints_written += 1
 
     async def fail(self, error: job_pb2.JobError) -> None:
         """Ends the job as failed."""
@@ -183,15 +190,14 @@ class Lease:
 
     async def pause_or_hand_back(self) -> None:
         """Lets the job go until its client resumes it; if that has happened already, to go on at once."""
-        self._leaving = True
 
         def change(record: JobRecord) -> None:
             if not record.control.paused:
                 raise _StillWanted
-            record.lease.held = False
 
         try:
-            await self._update(change)
+            if not await self._let_go(change):
+                return
         except _StillWanted:
             await self.hand_back("resumed")
             return
@@ -205,29 +211,49 @@ class Lease:
 
     async def hand_back(self, reason: str, *, alone: bool = False) -> None:
         """Lets the job go for another model server to continue at once; `alone` if it ran out of memory."""
-        self._leaving = True
         reached = self.reached
 
         def change(record: JobRecord) -> None:
-            if record.control.cancel:
-                raise _CancelWanted
-            record.lease.held = False
             if alone:
                 record.lease.alone = True
                 record.lease.furthest = reached
 
+        if await self._let_go(change):
+            await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
+            await self._message.nak()
+
+    async def _let_go(self, change: Callable[[JobRecord], None]) -> bool:
+        """Holds the job no longer, with a change; False when it has ended instead, as its client has cancelled it."""
+        self._leaving = True
+
+        def unless_cancelled(record: JobRecord) -> None:
+            if record.control.cancel:
+                raise _CancelWanted
+            change(record)
+            record.lease.held = False
+
         try:
-            await self._update(change)
+            await self._update(unless_cancelled)
         except _CancelWanted:
             await self.cancel()
-            return
-        await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
-        await self._message.nak()
+            return False
+        return True
 
     async def abandon(self) -> None:
         """Leaves the job to another model server, as a loss."""
         self._leaving = True
         await self._message.nak()
+
+    async def take_back_loss(self) -> None:
+        """Once superseded: that its model server still lives shows that the job has not ended it."""
+
+        def change(record: JobRecord) -> None:
+            if not same_incarnation(record, self.record) or self.attempt not in record.lease.lost_attempts:
+                raise _NotLost
+            record.lease.lost_attempts.remove(self.attempt)
+
+        with contextlib.suppress(_NotLost, JobNotFound):
+            await self._records.update(self.job_id, change)
 
     async def close(self) -> None:
         """After the last event: removes what the job no longer needs and takes its ticket away."""
@@ -242,6 +268,7 @@ class Lease:
 
         await self._update(change)
         await self._checkpoints.remove_all(incarnation(self.record))
+        await self._deadlines.forget(self.record)
         await self._message.ack()
 
     async def _update(self, change: Callable[[JobRecord], None]) -> None:

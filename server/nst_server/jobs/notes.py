@@ -6,6 +6,7 @@ from nst_server.jobs.backbone import Backbone, persistently, stored_subjects
 from nst_server.jobs.topology import NOTES
 
 DEADLINE = "deadline"  # TIME.JOB: the job's time is up then, in Unix milliseconds
+PAUSED = "paused"  # TENANT.JOB: the job is paused
 RELEASED = "released"  # a picture's name: a job that had it is gone, so it need not be kept as an upload is
 
 
@@ -27,9 +28,10 @@ class Notes:
         publish = partial(self._backbone.jetstream.publish, self._prefix + name, b"")
         await persistently(publish, seconds=self._patience, stream=NOTES)
 
-    async def all(self) -> set[str]:
-        """Every name that there is a note of."""
-        subjects = await stored_subjects(self._backbone, NOTES, f"{self._prefix}>", seconds=self._patience)
+    async def all(self, below: str = "") -> set[str]:
+        """Every name that there is a note of, or those that begin with `below` and a `.`."""
+        pattern = f"{self._prefix}{below}.>" if below else f"{self._prefix}>"
+        subjects = await stored_subjects(self._backbone, NOTES, pattern, seconds=self._patience)
         return {subject.removeprefix(self._prefix) for subject in subjects}
 
     async def drop(self, name: str) -> None:

@@ -7,7 +7,7 @@ from nst_server import metrics
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, incarnation, pictures_of
 from nst_server.jobs.blobs import CheckpointStore, PreviewStore
-from nst_server.jobs.deadlines import Deadlines, deadline_of
+from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import EventLog, Stored
 from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.records import Records
@@ -62,8 +62,7 @@ class Remover:
             await self.remove_history(job_id, last)
         await self.remove_checkpoints(incarnation(record))
         await self.remove_previews(incarnation(record))
-        if deadline := deadline_of(record):
-            await self._deadlines.forget(deadline)
+        await self._deadlines.forget(record)
         for picture in pictures_of(record):
             await self._released.put(picture)
 

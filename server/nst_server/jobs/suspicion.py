@@ -1,8 +1,8 @@
 """Which jobs may harm the model server that works on them, by what their records say.
 
-A lease that ends without a word counts against the job, whoever was to blame. It is suspected until a
-checkpoint is stored beyond the furthest iteration reached: so one that fails at the same place each
-time never clears itself.
+A lease that ends without a word counts against the job, until its model server turns out to be alive. It
+is suspected until a checkpoint is stored beyond the furthest iteration reached: so one that fails at the
+same place each time never clears itself.
 """
 
 import time
@@ -20,12 +20,12 @@ class MustRunAlone(Exception):
 
 def is_suspected(record: JobRecord) -> bool:
     """Whether the job may have killed its model server, or ran out of memory, and has not got on since."""
-    return record.lease.lost_attempts > 0 or record.lease.alone
+    return bool(record.lease.lost_attempts) or record.lease.alone
 
 
 def is_quarantined(record: JobRecord, max_lost_attempts: int) -> bool:
     """Whether it has been given enough model servers."""
-    return record.lease.lost_attempts >= max_lost_attempts
+    return len(record.lease.lost_attempts) >= max_lost_attempts
 
 
 def needs_server_to_itself(record: JobRecord, max_lost_attempts: int) -> bool:
@@ -38,7 +38,7 @@ def needs_server_to_itself(record: JobRecord, max_lost_attempts: int) -> bool:
 def clear(record: JobRecord, iteration: int) -> None:
     """Takes the suspicion away if a checkpoint of this iteration shows that the job gets on."""
     if iteration > record.lease.furthest:
-        record.lease.lost_attempts = 0
+        del record.lease.lost_attempts[:]
         record.lease.alone = False
 
 
@@ -47,6 +47,6 @@ def quarantine_error(record: JobRecord, reached: int, max_lost_attempts: int) ->
     return job_pb2.JobError(
         code=code_pb2.RESOURCE_EXHAUSTED if record.lease.alone else code_pb2.ABORTED,
         reason="QUARANTINED",
-        message=f"{record.lease.lost_attempts} model servers stopped while they worked on this job, which came no "
+        message=f"{len(record.lease.lost_attempts)} model servers stopped while they worked on this job, which came no "
         f"further than iteration {reached}; the limit is max_lost_attempts = {max_lost_attempts}",
     )

@@ -10,16 +10,17 @@ from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
-from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
+from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore, Head
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.notes import RELEASED, Notes
+from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.removal import JobInUse, JobNotEnded, Remover
-from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS
+from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
 
-# Jobs go when a stream is fuller than the one, until it is as empty as the other. Histories make room
-# before new jobs are refused for want of it (`ROOM_FOR_NEW_JOBS`).
+# Jobs go when a stream is fuller than the one, until it is as empty as the other: before what is new is
+# refused for want of room (`room.FOR_WHAT_IS_NEW`).
 HIGH_WATER = 0.7
 LOW_WATER = 0.5
 
@@ -45,6 +46,7 @@ class Sweep:
         self._pictures, self._previews, self._checkpoints = (
             BlobStore(backbone, blobs, patience=patience) for blobs in (PICTURES, PREVIEWS, CHECKPOINTS)
         )
+        self._paused = PausedJobs(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
         self._jobs: dict[str, JobRecord] = {}
@@ -53,6 +55,7 @@ class Sweep:
     async def run(self) -> None:
         """The whole pass."""
         released = await self._released.all()
+        paused = await self._paused.noted()
         histories = await self._events.job_ids()
         pictures = await self._pictures.names()
         previews = await self._previews.names()
@@ -68,6 +71,7 @@ class Sweep:
         await self._collect_pictures(pictures)
         for name in released - pictures:
             await self._released.drop(name)
+        await self._paused.correct(paused, list(self._jobs.values()))
         await self._collect_previews(previews)
         await self._collect_checkpoints(checkpoints)
         await self._collect_histories(histories)
@@ -124,16 +128,30 @@ class Sweep:
         return self._drop(record.job_id)
 
     async def _make_room(self, removable: deque[JobRecord], pictures: set[str]) -> None:
-        limit = self._settings.max_event_bytes
-        if await self._bytes(EVENTS) > HIGH_WATER * limit:
-            while removable and await self._bytes(EVENTS) > LOW_WATER * limit:
-                await self._remove(removable.popleft())
-        limit = self._settings.max_picture_bytes
+        settings = self._settings
+        for stream, limit in ((EVENTS, settings.max_event_bytes), (f"KV_{RECORDS}", settings.max_record_bytes)):
+            if await self._bytes(stream) > HIGH_WATER * limit:
+                while removable and await self._bytes(stream) > LOW_WATER * limit:
+                    await self._remove(removable.popleft())
+        limit = settings.max_picture_bytes
         staying = await self._bytes(PICTURES.stream)
         if staying > HIGH_WATER * limit:
             staying -= await self._bytes_going(pictures)
+            # An upload that no job uses can be sent again, and a result would have to be computed again: the
+            # uploads go first, and those that may be about to be used are no reason for a result to go.
+            for head, name in await self._unused(pictures):
+                if staying > LOW_WATER * limit and head.time < self._now - UNKEPT_SECONDS:
+                    await self._pictures.remove(name, head)
+                    metrics.REMOVED.labels("picture").inc()
+                staying -= head.size
             while removable and staying > LOW_WATER * limit:
                 staying -= await self._size(await self._remove(removable.popleft()))
+
+    async def _unused(self, pictures: set[str]) -> list[tuple[Head, str]]:
+        """Uploads that no job uses, the oldest first."""
+        names = [name for name in pictures - await self._released.all() if not self._references[name]]
+        heads = [(await self._pictures.head(name), name) for name in names]
+        return sorted(((head, name) for head, name in heads if head is not None), key=lambda upload: upload[0].time)
 
     async def _bytes(self, stream: str) -> int:
         info = await persistently(lambda: self._backbone.jetstream.stream_info(stream), seconds=self._patience)

@@ -1,6 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from urllib.parse import quote, unquote
 
 from nats.js import JetStreamContext, api
@@ -61,6 +61,7 @@ class QueueRules:
     lease_seconds: float
     max_tenant_jobs: int
     max_tenant_running_jobs: int
+    max_tenant_paused_jobs: int
 
     def to_metadata(self) -> dict[str, str]:
         """As the stream carries it."""
@@ -79,6 +80,7 @@ class QueueRules:
                 lease_seconds=float(metadata["lease_seconds"]),
                 max_tenant_jobs=int(metadata["max_tenant_jobs"]),
                 max_tenant_running_jobs=int(metadata["max_tenant_running_jobs"]),
+                max_tenant_paused_jobs=int(metadata["max_tenant_paused_jobs"]),
             )
         except KeyError as error:
             raise NotFoundError from error
@@ -148,7 +150,7 @@ async def ticket_consumers(jetstream: JetStreamContext) -> list[api.ConsumerInfo
 
 
 def _rules(settings: StoreSettings) -> QueueRules:
-    return QueueRules(settings.lease_seconds, settings.max_tenant_jobs, settings.max_tenant_running_jobs)
+    return QueueRules(**{rule.name: getattr(settings, rule.name) for rule in fields(QueueRules)})
 
 
 async def _tickets(jetstream: JetStreamContext, settings: StoreSettings) -> api.StreamConfig:

@@ -8,7 +8,9 @@ from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore
+from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import EventLog, HistoryMoved
+from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
 
@@ -22,6 +24,8 @@ class UnheldJobs:
         self._events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
         self._checkpoints = CheckpointStore(backbone, patience=patience)
+        self._deadlines = Deadlines(backbone, patience=patience)
+        self._paused = PausedJobs(backbone, patience=patience)
 
     async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent | None]) -> None:
         """Appends a change of state, unless a model server works on the job, which will write it itself.
@@ -59,3 +63,6 @@ class UnheldJobs:
         with contextlib.suppress(JobNotFound):
             await self._records.update(record.job_id, change)
         await self._checkpoints.remove_all(incarnation(record))
+        await self._deadlines.forget(record)
+        if record.control.paused:
+            await self._paused.forget(record)

@@ -7,6 +7,7 @@ from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.events import EventLog, state_event
+from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import Records
 from nst_server.jobs.unheld import UnheldJobs
@@ -35,6 +36,7 @@ class JobUpdates:
         self._events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
+        self._paused = PausedJobs(backbone, patience=patience)
 
     async def apply(self, job_id: str, update: job_pb2.JobUpdate) -> JobRecord:
         """Stores a change; see `JobCommands.update`.
@@ -62,6 +64,7 @@ class JobUpdates:
             record.control.paused = True
             record.control.version += 1
 
+        await self._paused.note(record)
         record = await self._records.update(record.job_id, change)
         paused = partial(_state_if, job_pb2.JOB_STATE_PAUSED, "paused before it ran", paused=True)
         await self._unheld.write(record.job_id, paused)
@@ -78,6 +81,7 @@ class JobUpdates:
             record.control.version += 1
 
         record = await self._records.update(record.job_id, change)
+        await self._paused.forget(record)
         if record.ticket == ticket:
             queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
             await self._unheld.write(record.job_id, queued)

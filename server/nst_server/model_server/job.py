@@ -88,6 +88,7 @@ class RunningJob:
             log.info("job let go", extra=self.about())
         except Superseded:
             log.warning("job taken over", extra=self.about())
+            await self.lease.take_back_loss()
         except Exception as error:
             await self._failed(error)
         finally:

@@ -51,7 +51,7 @@ async def test_the_keeper_removes_consumers_without_tickets(backbone, store_sett
     await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"gone", "leased", "waiting", "kept"}, "nobody has the lock"
     for keeper in keepers:
-        await keeper.look_at_deadlines()
+        await keeper.take_lock()
     await tended(keepers[1:])
     assert "gone" in await tenants_with_consumers(backbone), "the other one has it"
     await tended(keepers)
@@ -97,7 +97,7 @@ async def test_a_paused_consumer_gives_nothing_out_even_when_it_is_made_again(ba
     flow = Flow("interactive", "a")
     until = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     await backbone.jetstream.pause_consumer("NST_TICKETS", flow.consumer, until)
-    await make_consumer(backbone, flow, QueueRules(LEASE_SECONDS, 40, 30))
+    await make_consumer(backbone, flow, QueueRules(LEASE_SECONDS, 40, 30, 20))
     await nothing(source, 0.3)
     await backbone.jetstream.resume_consumer("NST_TICKETS", flow.consumer)
     assert job_of(await taken(source)) == "job"

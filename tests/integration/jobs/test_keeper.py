@@ -12,11 +12,11 @@ from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs import blobs as blobs_module
 from nst_server.jobs import topology
-from nst_server.jobs.backbone import connect
-from nst_server.jobs.belongings import USE_NOTE_SECONDS, pictures_of
+from nst_server.jobs.belongings import pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
 from nst_server.jobs.keeper import Lock
 from nst_server.jobs.lease import Superseded
+from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.topology import PICTURES, picture_name
 
@@ -154,51 +154,6 @@ async def test_a_picture_that_is_uploaded_again_is_an_upload_again(bench):
     assert not await bench.has(b"style")
 
 
-async def test_the_least_recently_used_jobs_make_room(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        await bench.tickets.open()
-        jobs = [await bench.run(str(number), result=bytes([number]) * 10**6) for number in range(8)]
-        bench.ahead = USE_NOTE_SECONDS + 1
-
-        def use(record) -> None:
-            record.last_use_time.FromNanoseconds(int((time.time() + HOUR) * 1e9))
-
-        await bench.commands.records.update(jobs[0], use)  # its client has come back for it
-        await bench.sweep(ahead=10 * HOUR)
-        left = [record.job_id async for record in bench.commands.records.all()]
-        assert set(left) == {jobs[0], *jobs[-3:]}
-        before = await bench.stored()
-        await bench.sweep(ahead=10 * HOUR)
-        assert await bench.stored() == before, "there is room: nothing more goes"
-
-
-async def test_pictures_that_are_about_to_go_count_as_gone(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        await bench.tickets.open()
-        for number in range(8):
-            await bench.run(str(number), result=bytes([number]) * 10**6)
-        for _ in range(3):
-            await bench.sweep(ahead=UNKEPT_SECONDS / 2)
-            assert len([record async for record in bench.commands.records.all()]) == 4
-
-
-async def test_histories_make_room_before_new_jobs_are_refused(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_event_bytes=6000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        for number in range(60):
-            await bench.commands.cancel(await bench.create(str(number)))
-            if number % 5 == 4:
-                await bench.sweep()
-        assert await bench.commands.get(
-            (await bench.commands.create("last", "tenant", await bench.spec(b"c", b"s"), "")).job_id
-        )
-
-
 async def test_a_job_in_use_is_not_removed(bench):
     job_id = await bench.run("request")
     five_hours_ago = int((time.time() - 5 * HOUR) * 1e9)
@@ -290,3 +245,24 @@ async def test_two_sweeps_at_once_harm_nothing(bench):
     for name in pictures_of(record):
         assert await bench.pictures.get(name.removeprefix("tenant."))
     assert [record.job_id async for record in bench.commands.records.all()] == [live]
+
+
+async def test_the_note_of_a_deadline_goes_when_the_job_ends(bench):
+    limit = {"time_limit": {"seconds": 1000}}
+    await bench.commands.cancel(await bench.create("cancelled", **limit))
+    await bench.create("done", **limit)
+    await bench.succeed(await bench.claim(), b"result")
+    await bench.create("waiting", **limit)
+    assert (await bench.stored())["NST_NOTES"][0] == 1
+
+
+async def test_notes_of_pauses_become_what_the_records_say(bench):
+    waiting, paused = await bench.create("waiting"), await bench.create("paused")
+    notes = PausedJobs(bench.backbone, patience=5)
+    await bench.commands.update(paused, job_pb2.JobUpdate(paused=True))
+    noted = await notes.noted()
+    assert noted == {f"tenant.{paused}"}
+    await notes.note(await bench.commands.records.get(waiting))  # who was about to pause it has died
+    await notes.forget(await bench.commands.records.get(paused))
+    await bench.sweep()
+    assert await notes.noted() == noted

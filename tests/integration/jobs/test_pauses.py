@@ -2,10 +2,13 @@
 
 import asyncio
 
+import pytest
 from lease_support import claimed, history, no_ticket_left
 
 from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
+from nst_server.config import StoreSettings
+from nst_server.jobs.pauses import TooManyPaused
 
 
 async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
@@ -109,3 +112,32 @@ async def test_a_pause_that_a_resume_has_overtaken_writes_nothing(commands, monk
     assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_QUEUED
     info = await commands._backbone.jetstream.get_msg("NST_TICKETS", record.ticket.stream_sequence)
     assert Ticket.FromString(info.data).job_id == job.job_id
+
+
+async def test_a_job_that_is_cancelled_while_it_is_paused_ends(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await commands.cancel(job.job_id)  # as its checkpoint is being stored
+    await lease.pause_or_hand_back()
+    assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED
+    await no_ticket_left(backbone)
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2, lease_seconds=1)])
+async def test_a_tenant_may_have_so_many_jobs_paused(commands, spec):
+    jobs = [(await commands.create(str(number), "tenant", spec, "")).job_id for number in range(4)]
+    other = (await commands.create("request", "tenant.2", spec, "")).job_id
+
+    async def pause(job_id: str, paused: bool = True) -> job_pb2.Job:
+        return await commands.update(job_id, job_pb2.JobUpdate(paused=paused))
+
+    for job_id in (*jobs[:2], jobs[0], other):
+        assert (await pause(job_id)).state == job_pb2.JOB_STATE_PAUSED
+    with pytest.raises(TooManyPaused, match="max_tenant_paused_jobs = 2"):
+        await pause(jobs[2])
+    assert (await commands.get(jobs[2])).state == job_pb2.JOB_STATE_QUEUED
+    await pause(jobs[0], paused=False)
+    await pause(jobs[2])
+    await commands.cancel(jobs[1])
+    await pause(jobs[3])

@@ -9,6 +9,7 @@ from lease_support import LEASE_SECONDS, claimed, of_server, progress
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import TicketSource
@@ -83,7 +84,7 @@ async def test_what_ran_out_of_memory_is_alone_until_it_has_got_on(commands, lea
         await other_leases.claim(message, alone=False)
     heir = await other_leases.claim(message)
     assert heir.record.lease.alone
-    assert heir.record.lease.lost_attempts == 0
+    assert not heir.record.lease.lost_attempts
     await heir.save_checkpoint(b"state", Checkpoint(iteration=3))
     assert heir.suspected
     await heir.save_checkpoint(b"state", Checkpoint(iteration=4))
@@ -94,4 +95,38 @@ async def test_an_abandoned_job_comes_again_at_once_and_counts_as_lost(commands,
     await commands.create("request", "tenant", spec, "")
     await (await claimed(leases, tickets)).abandon()
     heir = await other_leases.claim(await asyncio.wait_for(tickets.next(list), LEASE_SECONDS / 2))
-    assert heir.record.lease.lost_attempts == 1
+    assert heir.record.lease.lost_attempts == [1]
+
+
+async def test_a_server_that_turns_out_to_be_alive_takes_its_loss_back(
+    backbone, commands, leases, other_leases, tickets, spec
+):
+    job = await commands.create("request", "tenant", spec, "")
+    frozen = await claimed(leases, tickets)
+    heir = await claimed(other_leases, tickets)
+    assert heir.suspected
+    for _ in range(2):  # once is all that it takes
+        await frozen.take_back_loss()
+    assert not (await heir.refresh()).lease.lost_attempts
+    last = await claimed(of_server(backbone, 3), tickets)
+    assert last.record.lease.lost_attempts == [2], "the heir has not been heard of again"
+    await frozen.take_back_loss()
+    assert (await commands.records.get(job.job_id)).lease.lost_attempts == [2]
+
+
+async def test_a_claim_that_is_overtaken_is_no_loss(
+    backbone, commands, leases, other_leases, tickets, spec, monkeypatch
+):
+    job = await commands.create("request", "tenant", spec, "")
+    message = await asyncio.wait_for(tickets.next(list), 10)
+    starts = Leases._starts
+
+    async def slowly(self, lease):
+        monkeypatch.undo()
+        await claimed(other_leases, tickets)
+        return await starts(self, lease)
+
+    monkeypatch.setattr(Leases, "_starts", slowly)
+    assert await leases.claim(message) is None
+    record = await commands.records.get(job.job_id)
+    assert (record.lease.attempt, list(record.lease.lost_attempts)) == (2, [])

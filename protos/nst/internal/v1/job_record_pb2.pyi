@@ -220,8 +220,6 @@ class Lease(_message.Message):
     """The model server."""
     held: _builtins.bool
     """True from the claim until the attempt hands the job back or ends it."""
-    lost_attempts: _builtins.int
-    """How many attempts ended without a word since a checkpoint was last stored beyond `furthest`."""
     delivery: _builtins.int
     """How often the queue had delivered the ticket when this attempt took it. A delivery that is not
     later was overtaken while it lay in its receiver's memory.
@@ -234,13 +232,19 @@ class Lease(_message.Message):
     """True while the job is suspected because it ran out of memory: it is to have a model server to
     itself, and to be worked on in smaller tiles.
     """
+    @_builtins.property
+    def lost_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The attempts that ended without a word since a checkpoint was last stored beyond `furthest`, but for
+        those whose model server turned out to be alive.
+        """
+
     def __init__(
         self,
         *,
         attempt: _builtins.int = ...,
         server: _builtins.str = ...,
         held: _builtins.bool = ...,
-        lost_attempts: _builtins.int = ...,
+        lost_attempts: _abc.Iterable[_builtins.int] | None = ...,
         delivery: _builtins.int = ...,
         furthest: _builtins.int = ...,
         alone: _builtins.bool = ...,

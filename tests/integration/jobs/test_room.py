@@ -1,0 +1,87 @@
+"""How the keeper makes room in a store that fills up, on a real nats-server. Clocks are the tests' own."""
+
+import time
+
+import pytest
+from store_bench import HOUR, Bench
+
+from nst_server.config import StoreSettings
+from nst_server.jobs.backbone import StoreFull, connect
+from nst_server.jobs.belongings import USE_NOTE_SECONDS
+from nst_server.jobs.blobs import UNKEPT_SECONDS
+
+
+async def test_the_least_recently_used_jobs_make_room(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        await bench.tickets.open()
+        jobs = [await bench.run(str(number), result=bytes([number]) * 10**6) for number in range(8)]
+        bench.ahead = USE_NOTE_SECONDS + 1
+
+        def use(record) -> None:
+            record.last_use_time.FromNanoseconds(int((time.time() + HOUR) * 1e9))
+
+        await bench.commands.records.update(jobs[0], use)  # its client has come back for it
+        await bench.sweep(ahead=10 * HOUR)
+        left = [record.job_id async for record in bench.commands.records.all()]
+        assert set(left) == {jobs[0], *jobs[-3:]}
+        before = await bench.stored()
+        await bench.sweep(ahead=10 * HOUR)
+        assert await bench.stored() == before, "there is room: nothing more goes"
+
+
+async def test_pictures_that_are_about_to_go_count_as_gone(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        await bench.tickets.open()
+        for number in range(8):
+            await bench.run(str(number), result=bytes([number]) * 10**6)
+        for _ in range(3):
+            await bench.sweep(ahead=UNKEPT_SECONDS / 2)
+            assert len([record async for record in bench.commands.records.all()]) == 4
+
+
+async def test_histories_make_room_before_new_jobs_are_refused(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_event_bytes=6000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        for number in range(60):
+            await bench.commands.cancel(await bench.create(str(number)))
+            if number % 5 == 4:
+                await bench.sweep()
+        assert await bench.commands.get(
+            (await bench.commands.create("last", "tenant", await bench.spec(b"c", b"s"), "")).job_id
+        )
+
+
+async def test_uploads_that_nobody_uses_make_room_before_results_do(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        await bench.tickets.open()
+        job_id = await bench.run("request", result=b"r" * 2 * 10**6)
+        uploads = [bytes([number]) * 10**6 for number in range(6)]
+        for upload in uploads:
+            await bench.pictures.put(upload)
+        await bench.sweep(ahead=UNKEPT_SECONDS / 2)
+        assert all([await bench.has(upload) for upload in uploads]), "one of them may be about to be used"
+        await bench.sweep(ahead=HOUR)
+        assert [await bench.has(upload) for upload in uploads] == [False] * 4 + [True] * 2, "the oldest went"
+        assert await bench.has(b"r" * 2 * 10**6)
+        assert await bench.commands.get(job_id)
+
+
+async def test_records_make_room_before_new_jobs_are_refused(nats_url):
+    settings = StoreSettings(max_queued_jobs=50, max_record_bytes=20_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        bench = Bench(backbone, settings)
+        for number in range(80):
+            await bench.commands.cancel(await bench.create(str(number)))
+            if number % 5 == 4:
+                await bench.sweep()
+                for picture in await bench.pictures._released.all():
+                    await bench.pictures._released.drop(picture)
+        with pytest.raises(StoreFull, match="max_record_bytes"):
+            [await bench.create(f"one of too many {number}") for number in range(50)]
