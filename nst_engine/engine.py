@@ -235,10 +235,11 @@ class Engine:
         inputs = {"content": content, "styles": styles, "initial": initial, "subject": subject, "hole": hole}
         with self._processes.in_step({**inputs, "state": state, **self._chosen(options)}):
             start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
-            material = to_material(content, styles, subject, hole, find_faces=options.faces, device=self.device)
-            shares = [style.weight for style in styles] if state is None else state.style_shares
-            if material.hole is not None:
+            if hole is not None:
                 options = replace(options, content_layers={})
+            material = to_material(content, styles, subject, hole, options, self.device)
+            shares = [style.weight for style in styles] if state is None else state.style_shares
+            if hole is not None:
                 shares = shares or [1.0]
             backbone = self._backbone(options)
         return Session(

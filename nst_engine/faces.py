@@ -1,5 +1,6 @@
 """Faces in a picture, and a mask of them. OpenCV, from the extra `faces`, is imported when first needed."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -29,6 +30,10 @@ class Face(NamedTuple):
     top: float
     side: float
 
+    def scaled(self, factor: float) -> "Face":
+        """The same face in the picture at another size."""
+        return Face(*(factor * value for value in self))
+
 
 def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     """Upright faces seen from the front, in an (H, W, 3) RGB picture.
@@ -53,17 +58,17 @@ def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     return [Face(*(float(value) / shrinkage for value in (left, top, side))) for left, top, side, _ in found]
 
 
-def face_mask(height: int, width: int, faces: list[Face]) -> NDArray[np.float32]:
+def face_mask(height: int, width: int, faces: Sequence[Face]) -> NDArray[np.float32]:
     """(height, width): 1 on the faces, falling softly to 0 around their outlines, which are ellipses."""
-    rows, columns = np.mgrid[:height, :width] + 0.5
-    mask = np.zeros((height, width))
+    rows, columns = (np.arange(side, dtype=np.float32) + np.float32(0.5) for side in (height, width))
+    mask = np.zeros((height, width), np.float32)
     inner, outer = FALLOFF
     for left, top, side in faces:
         across = (columns - (left + side / 2)) / (SEMI_AXES[0] * side)
         down = (rows - (top + side * (0.5 - RISE))) / (SEMI_AXES[1] * side)
-        ramp = np.clip((outer - np.hypot(across, down)) / (outer - inner), 0, 1)
-        mask = np.maximum(mask, ramp**2 * (3 - 2 * ramp))
-    return mask.astype(np.float32)
+        ramp = np.clip((outer - np.hypot(across, down[:, None])) / (outer - inner), 0, 1)
+        np.maximum(mask, ramp**2 * (3 - 2 * ramp), out=mask)
+    return mask
 
 
 def _opencv() -> Any:

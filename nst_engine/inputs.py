@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nst_engine import pictures
+from nst_engine import faces, pictures
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
-from nst_engine.material import Material
-from nst_engine.options import OptionError
+from nst_engine.material import Material, style_size
+from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
+from nst_engine.schedule import plan
 
 
 @dataclass(frozen=True)
@@ -39,32 +40,39 @@ def to_material(
     styles: Sequence[Style],
     subject: Picture | None,
     hole: Picture | None,
-    *,
-    find_faces: bool,
+    options: StylizeOptions,
     device: torch.device,
 ) -> Material:
     """The pictures and masks as tensors on the device; see `Engine.start` for what is given.
 
+    What is larger than it is ever needed is shrunk at once, so that a session's memory follows its own size.
+
     Raises:
         OptionError: a picture or a mask is unusable, or there is a hole together with a subject or faces, or faces
-            are to be found without OpenCV; `field` names it.
+            are to be found without OpenCV, or at this size nothing is left of the content; `field` names it.
     """
-    target = pictures.to_tensor(content, "content", device)
-    images = [pictures.to_tensor(style.image, f"styles[{index}].image", device) for index, style in enumerate(styles)]
-    masks = [_masks(style, f"styles[{index}]", device) for index, style in enumerate(styles)]
-    protected = subject_mask(target, _mask(subject, "subject", device), find_faces=find_faces)
+    whole = pictures.to_tensor(content, "content", device)
+    last = plan(whole.shape[2], whole.shape[3], options)[-1]
+    size = last.height, last.width
+    parts = [_style(style, f"styles[{index}]", options, device) for index, style in enumerate(styles)]
+    images, masks = [image for image, _ in parts], [mask for _, mask in parts]
     if hole is None:
-        return Material(target, images, masks, protected)
-    if subject is not None or find_faces:
+        found = faces.find_faces(pictures.to_picture(whole)) if options.faces else []
+        target = pictures.shrunk(whole, size)
+        found = [face.scaled(target.shape[3] / whole.shape[3]) for face in found]
+        protected = subject_mask(target, _mask(subject, "subject", device), found)
+        return Material(target, images, masks, protected).shrunk(size)
+    if subject is not None or options.faces:
         raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
-    opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), target), target)
-    return Material(*opened.open(images, masks), hole=opened)
+    opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole), whole)
+    return Material(*opened.open(images, masks), hole=opened).shrunk(size)
 
 
-def _masks(style: Style, name: str, device: torch.device) -> StyleMasks:
-    return StyleMasks(
-        _mask(style.region, f"{name}.region", device), _mask(style.source_region, f"{name}.source_region", device)
-    )
+def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
+    image = pictures.to_tensor(style.image, f"{name}.image", device)
+    image = pictures.shrunk(image, style_size(image, options.size, options))
+    region = _mask(style.region, f"{name}.region", device)
+    return image, StyleMasks(region, _mask(style.source_region, f"{name}.source_region", device))
 
 
 def _mask(mask: Picture | None, name: str, device: torch.device) -> Tensor | None:

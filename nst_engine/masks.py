@@ -20,6 +20,13 @@ class StyleMasks:
     region: Tensor | None = None
     source_region: Tensor | None = None
 
+    def shrunk(self, content: Tensor, style: Tensor) -> "StyleMasks":
+        """The masks, no larger than their pictures, (1, 3, H, W)."""
+        return StyleMasks(
+            None if self.region is None else area_shrunk(self.region, content),
+            None if self.source_region is None else area_shrunk(self.source_region, style),
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the masks."""
@@ -73,6 +80,12 @@ def area_resized(mask: Tensor, like: Tensor) -> Tensor:
     if mask.shape[2] < height or mask.shape[3] < width:
         mask = F.interpolate(mask, size=(max(height, mask.shape[2]), max(width, mask.shape[3])), mode="bilinear")
     return F.interpolate(mask, size=(height, width), mode="area")
+
+
+def area_shrunk(mask: Tensor, like: Tensor) -> Tensor:
+    """The mask with no side longer than that of a (1, C, H, W) picture: (1, 1, h, w), means over areas."""
+    sides = [min(pair) for pair in zip(mask.shape[2:], like.shape[2:], strict=True)]
+    return F.interpolate(mask, size=sides, mode="area")
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -1,14 +1,14 @@
 """What a run is given, and what becomes of it at a scale."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from nst_engine import colors, pictures
 from nst_engine.backbone import Backbone
 from nst_engine.inpainting import Hole
-from nst_engine.masks import StyleMasks, area_resized, position_weights
+from nst_engine.masks import StyleMasks, area_resized, area_shrunk, position_weights
 from nst_engine.networks import NETWORKS
 from nst_engine.objective import Objective
 from nst_engine.options import StylizeOptions
@@ -20,7 +20,7 @@ from nst_engine.tiled import TiledObjective, check_memory, in_tiles
 
 @dataclass(frozen=True)
 class Material:
-    """The pictures and masks of a run, at the sizes in which they were given.
+    """The pictures and masks of a run, at the sizes in which they were given, but no larger than the last scale's.
 
     Attributes:
         content: (1, 3, H, W) float32, 0-255; filled in where there is a hole.
@@ -35,6 +35,19 @@ class Material:
     masks: Sequence[StyleMasks]
     subject: Tensor | None = None
     hole: Hole | None = None
+
+    def shrunk(self, size: tuple[int, int]) -> "Material":
+        """The same with nothing in the content's frame larger than `size`, (height, width)."""
+        content = pictures.shrunk(self.content, size)
+        styles = [pictures.shrunk(style, size) if style is self.content else style for style in self.styles]
+        return replace(
+            self,
+            content=content,
+            styles=styles,
+            masks=[masks.shrunk(content, style) for masks, style in zip(self.masks, styles, strict=True)],
+            subject=None if self.subject is None else area_shrunk(self.subject, content),
+            hole=self.hole if self.hole is None or content is self.content else self.hole.resized(size),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -101,9 +114,7 @@ class Material:
 
     def style_sizes(self, scale: Scale, options: StylizeOptions) -> list[tuple[int, int]]:
         """Height and width of each style at the scale."""
-        minimum = NETWORKS[options.model].minimum_side(named_taps(options))
-        shapes = [style.shape for style in self.styles]
-        return [pictures.fitted_size(shape[2], shape[3], scale.long_side, minimum) for shape in shapes]
+        return [style_size(style, scale.long_side, options) for style in self.styles]
 
     def _styles_at(self, scale: Scale, options: StylizeOptions) -> list[Tensor]:
         """The styles at their sizes for the scale, in the colours to be taken from them."""
@@ -120,3 +131,9 @@ class Material:
             )
             for style, masks in zip(styles, self.masks, strict=True)
         ]
+
+
+def style_size(style: Tensor, long_side: int, options: StylizeOptions) -> tuple[int, int]:
+    """Height and width of a style, (1, 3, H, W), in a picture with this long side."""
+    minimum = NETWORKS[options.model].minimum_side(named_taps(options))
+    return pictures.fitted_size(style.shape[2], style.shape[3], long_side, minimum)

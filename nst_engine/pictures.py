@@ -67,6 +67,11 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
+def shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, 3, H, W) at `size` (height, width), as by `resize`, unless it is no larger."""
+    return resize(image, size) if max(image.shape[2:]) > max(size) else image
+
+
 def fitted_size(height: int, width: int, long_side: int, minimum: int) -> tuple[int, int]:
     """(height, width) with the given long side and the same aspect; no side below `minimum`."""
     ratio = long_side / max(height, width)

@@ -1,9 +1,12 @@
 """Keeping a subject recognisable: more content weight where it is, and its fine structure."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from nst_engine import faces, losses, pictures
+from nst_engine import losses
+from nst_engine.faces import Face, face_mask
 from nst_engine.masks import area_resized
 
 # At full protection, by eye. The content weight on the subject, in multiples of that elsewhere:
@@ -16,23 +19,19 @@ DETAIL_LEVEL = 2.0
 CELLS = (2, 4, 8)
 
 
-def subject_mask(content: Tensor, given: Tensor | None, *, find_faces: bool) -> Tensor | None:
+def subject_mask(content: Tensor, given: Tensor | None, found: Sequence[Face]) -> Tensor | None:
     """Where the subject is, (1, 1, H, W), 0-1: the mask given together with the faces; None where there is neither.
 
     Args:
         content: (1, 3, H, W), 0-255.
         given: (1, 1, h, w), 0-1, stretched to the content's shape.
-        find_faces: whether to look for faces in the content.
-
-    Raises:
-        OptionError: faces are to be found without OpenCV.
+        found: the faces in it.
     """
     mask = None if given is None else area_resized(given, content)
-    found = faces.find_faces(pictures.to_picture(content)) if find_faces else []
     if not found:
         return mask
     height, width = content.shape[2:]
-    heads = torch.from_numpy(faces.face_mask(height, width, found)).to(content.device)[None, None]
+    heads = torch.from_numpy(face_mask(height, width, found)).to(content.device)[None, None]
     return heads if mask is None else torch.maximum(mask, heads)
 
 

@@ -10,6 +10,7 @@ from nst_engine.torchvision_import import build
 from nst_engine.vgg import Vgg
 from nst_engine.weight_sources import WeightsError
 
+FEATURE_WEIGHT = re.compile(r"features\.(\d+)\.weight")
 # torchvision's DenseNet files are older than its module, which has "norm1" for their "norm.1".
 OLD_DENSE_LAYER = re.compile(r"(?<=\.)(norm|conv)\.(?=[12]\.)")
 
@@ -51,7 +52,7 @@ def _layout(tensors: Mapping[str, Tensor], network: Network) -> Layout:
 
 def _vgg_layout(tensors: Mapping[str, Tensor], network: Vgg) -> Layout:
     """Files count the layers: the convolutions are "features.0.weight", "features.2.weight" and so on."""
-    indices = sorted(int(key.split(".")[1]) for key in tensors if key.startswith("features.") and "weight" in key)
+    indices = sorted(int(match[1]) for key in tensors if (match := FEATURE_WEIGHT.fullmatch(key)))
     shapes: dict[str, tuple[int, ...]] = {}
     renamed = dict(tensors)
     for name, (inputs, outputs) in network.convs.items():

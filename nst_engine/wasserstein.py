@@ -96,7 +96,7 @@ class MeanCovariance:
             return _distance(measured, target)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # The features have overflowed: a proposal to be dropped.
-            return measured.second.sum() * math.inf
+            return (measured.mean.sum() + measured.second.sum()) * math.inf
 
     def stack(self, targets: Sequence[GaussianTarget]) -> GaussianTarget:
         """See `statistics.Stackable`.

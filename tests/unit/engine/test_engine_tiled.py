@@ -1,6 +1,7 @@
 """What is computed in tiles is what is computed at once."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,13 @@ def test_moments_differ_by_their_rounding_alone(networks: dict[str, Backbone]):
     assert len(tiled._tiles) > 2
     assert found.losses == pytest.approx(truth.losses, rel=1e-3)
     assert relative_error(found.gradient, truth.gradient) < 2e-3
+
+
+@pytest.mark.parametrize("statistic", ["gram", "moments"])
+def test_features_that_overflow_are_a_loss_to_be_dropped_and_no_error(networks: dict[str, Backbone], statistic: str):
+    options = StylizeOptions(**SHALLOW, style_statistic=statistic, strength=None)
+    tiled, _, _ = both(networks[MODEL], (101, 75), options, bytes_for(options, 64 * 64))
+    assert not math.isfinite(tiled.evaluate(1e20 * random_image(101, 75, seed=2)).total)
 
 
 def test_tiles_agree_with_a_float64_reference(networks: dict[str, Backbone], real_weights: dict[str, Tensor]):

@@ -74,7 +74,10 @@ def test_a_missing_tensor_is_named(tmp_path: Path):
         weights.read_file(tmp_path / "short.pth", NETWORKS[RESNET])
 
 
-@pytest.mark.parametrize(("name", "other"), [(RESNET, DENSENET), (DENSENET, RESNET), ("vgg16-torchvision", RESNET)])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [(RESNET, DENSENET), (DENSENET, RESNET), ("vgg16-torchvision", RESNET), ("vgg16-torchvision", DENSENET)],
+)
 def test_the_weights_of_another_network_are_refused(name: str, other: str, files: dict[str, Path]):
     with pytest.raises(WeightsError, match=rf"is missing; {name} needs"):
         weights.read_file(files[other], NETWORKS[name])
