@@ -53,7 +53,7 @@ class GatewaySettings:
         4 * GIB, "Pictures and results that a tenant may have stored; each counts in whole chunks of 512 KiB."
     )
     max_tenant_requests_per_second: int = setting(
-        200, "Calls of a tenant to one gateway, of which two seconds' worth may come at once."
+        200, "Calls, and messages to jobs, of a tenant to one gateway; two seconds' worth may come at once."
     )
     max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
     heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")

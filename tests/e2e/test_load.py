@@ -5,11 +5,12 @@ from concurrent.futures import ProcessPoolExecutor
 import full_queue
 import watchers
 from load_server import load_server
+from table import Table
 
 
 async def test_a_small_queue_fills_and_refuses():
-    report = await full_queue.measure(8)
-    assert sum("refusal past the limit" in figure.name for figure in report.figures) == len(full_queue.CALLERS)
+    table = await full_queue.measure(8)
+    assert sum(row.name.startswith("refusal past the limit") for row in table.rows) == len(full_queue.CALLERS)
 
 
 def test_a_few_watchers_hear_of_every_job(monkeypatch):
@@ -19,8 +20,8 @@ def test_a_few_watchers_hear_of_every_job(monkeypatch):
         watchers.running_jobs(server.nats_url, 2) as job_ids,
         ProcessPoolExecutor(watchers.CLIENTS, mp_context=watchers.SPAWN) as pool,
     ):
-        measurement = watchers.Measurement(server, job_ids, pool)
-        measurement.lags("pictures", 8, 2.0, omit_pictures=False)
-    figures = {name: ways["pictures"] for (name, _, _), ways in measurement.figures.items()}
-    assert figures["events a second, all watchers"][0] > 0
-    assert figures["previews that came with their picture"] == [100]
+        table = Table("a few", "A few")
+        watchers.Measurement(table, server, job_ids, pool).lags("pictures", 8, 2.0, omit_pictures=False)
+    found = {row.name: row.value for row in table.rows}
+    assert found["pictures: events a second, all watchers"] > 0
+    assert found["pictures: previews that came with their picture (%)"] == 100

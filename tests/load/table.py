@@ -68,6 +68,12 @@ class Table:
         path.write_text(json.dumps(found, indent=2) + "\n")
         return path
 
+    def told(self) -> int:
+        """Shows the table and writes it; 0 when every promise was kept."""
+        self.show()
+        self.write()
+        return 1 if self.broken else 0
+
 
 def finish(name: str, run: Callable[[Path], Table]) -> int:
     """Does the run in a folder of its own, shows what it found and writes it down; 0 when every promise was kept.
@@ -78,10 +84,7 @@ def finish(name: str, run: Callable[[Path], Table]) -> int:
     folder = RESULTS / f"{name}-files"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    table = run(folder)
-    table.show()
-    table.write()
-    if table.broken:
+    if run(folder).told():
         print(f"The logs are in {folder}")
         return 1
     shutil.rmtree(folder)

@@ -63,14 +63,15 @@ class Gateway:
         self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
         commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
+        rates = RequestRates(settings)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(RequestRates(settings))],
+            interceptors=[CallInterceptor(rates)],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_open_watches + settings.max_streams,
         )
-        self._add_services(commands, store)
+        self._add_services(commands, store, rates)
 
-    def _add_services(self, commands: JobCommands, store: StoreSettings) -> None:
+    def _add_services(self, commands: JobCommands, store: StoreSettings, rates: RequestRates) -> None:
         settings = self._settings
         limits = pictures.PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
         stored = partial(PictureStore, self._backbone, patience=PATIENCE_SECONDS)
@@ -81,7 +82,7 @@ class Gateway:
         gallery = Gallery(stored, previews, settings)
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
-        streams = StylizeStreams(commands, specs, uploads, quota, watching, info)
+        streams = StylizeStreams(commands, specs, uploads, quota, watching, info, rates)
         making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info)
         style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, specs, watching), self._server)

@@ -30,7 +30,7 @@ class RequestRates:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def count(self, tenant: str) -> None:
-        """Takes a token for a call of the tenant.
+        """Takes a token for a call of the tenant, or for a message to a job that an open call steers.
 
         Raises:
             Refusal: there is none.

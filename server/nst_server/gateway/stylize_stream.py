@@ -12,7 +12,7 @@ from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.fields import check_request_id
 from nst_server.gateway.info import ServerInfo
-from nst_server.gateway.quotas import PictureQuota
+from nst_server.gateway.quotas import PictureQuota, RequestRates
 from nst_server.gateway.specs import SpecReader, images_of
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
@@ -35,6 +35,7 @@ class StylizeStreams:
         quota: PictureQuota,
         watching: Watching,
         info: ServerInfo,
+        rates: RequestRates,
     ) -> None:
         self._commands = commands
         self._specs = specs
@@ -42,6 +43,7 @@ class StylizeStreams:
         self._quota = quota
         self._watching = watching
         self._info = info
+        self._rates = rates
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[bytes]:
@@ -117,6 +119,7 @@ class StylizeStreams:
 
     async def _obey(self, job: job_pb2.Job, requests: Requests) -> None:
         async for request in requests:
+            self._rates.count(job.tenant)
             kind = request.WhichOneof("message")
             if kind == "update":
                 self._specs.check_update(job, request.update)

@@ -180,11 +180,11 @@ class RunningJob:
         progress = pace.progress(step.report, step.seconds)
         progress.control_version = step.control_version
         if step.report.finished:
-            await self._finish(step, progress)
+            await self._finish(seat, step, progress)
             return True
         if step.picture is not None and is_overdue(self.lease.record, time.time()):
             self._runner.dismiss(seat)
-            await self._expire(step, progress)
+            await self._expire(seat, step, progress)
             return True
         if step.picture is not None:
             await self._preview(seat, step)
@@ -253,24 +253,24 @@ class RunningJob:
         if step.report.iteration == 1:
             metrics.FIRST_PREVIEW_SECONDS.observe(self.age())
 
-    async def _finish(self, step: Step, progress: job_pb2.Progress) -> None:
+    async def _finish(self, seat: Seat, step: Step, progress: job_pb2.Progress) -> None:
         assert step.report.stop_reason is not None
-        result = await self._store_result(step, progress)
+        result = await self._store_result(seat, step, progress)
         result.stop_reason = job_pb2.StopReason.Value(f"STOP_REASON_{step.report.stop_reason.name}")
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=result))
         await self.lease.close()
         metrics.JOB_RUN_SECONDS.observe(self._run_seconds)
         log.info("job succeeded", extra={**self.about(), "run_seconds": round(self._run_seconds, 3)})
 
-    async def _expire(self, step: Step, progress: job_pb2.Progress) -> None:
+    async def _expire(self, seat: Seat, step: Step, progress: job_pb2.Progress) -> None:
         """Ends the job out of time, with its picture as it is; what diverged is undone in it already."""
-        result = await self._store_result(step, progress)
+        result = await self._store_result(seat, step, progress)
         await self.lease.fail(deadline_error(self.lease.record, result))
         log.info("job out of time", extra={**self.about(), "iteration": step.report.iteration})
 
-    async def _store_result(self, step: Step, progress: job_pb2.Progress) -> job_pb2.Result:
+    async def _store_result(self, seat: Seat, step: Step, progress: job_pb2.Progress) -> job_pb2.Result:
         await self._checkpoint_ended()
-        result = await self._pictures.result(step, progress, self._run_seconds)
+        result = await self._obeying(seat, self._pictures.result(step, progress, self._run_seconds))
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         return result
 

@@ -1,14 +1,21 @@
 """What a job shows: previews on the way, and the picture that it ends with."""
 
 import asyncio
+import logging
+import time
 
 from nst.v1 import image_pb2, job_pb2
 from nst_server import pictures
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.lease import Lease
 from nst_server.model_server.seats import Step
+
+log = logging.getLogger(__name__)
+
+ROOM_SECONDS = 300.0  # some rounds of the keeper, who makes room
+ROOM_PAUSE_SECONDS = 2.0
 
 
 class JobPictures:
@@ -33,10 +40,14 @@ class JobPictures:
         return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
 
     async def result(self, step: Step, progress: job_pb2.Progress, run_seconds: float) -> job_pb2.Result:
-        """The step's picture, as what the job ends with."""
+        """The step's picture, as what the job ends with.
+
+        Raises:
+            StoreFull: there is no room, and none was made in `ROOM_SECONDS`.
+        """
         assert step.picture is not None
         height, width = step.picture.shape[:2]
-        digest = await self.store.put(await asyncio.to_thread(pictures.encode_png, step.picture))
+        digest = await self._stored(await asyncio.to_thread(pictures.encode_png, step.picture))
         return job_pb2.Result(
             iterations=step.report.iteration,
             width=width,
@@ -45,3 +56,14 @@ class JobPictures:
             progress=progress,
             run_seconds=run_seconds,
         )
+
+    async def _stored(self, data: bytes) -> str:
+        deadline = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                return await self.store.put(data)
+            except StoreFull:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("no room for a result, trying again", extra={"job_id": self._lease.job_id})
+            await asyncio.sleep(ROOM_PAUSE_SECONDS)

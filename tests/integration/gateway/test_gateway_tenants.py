@@ -29,6 +29,7 @@ from gateway_support import (
     wait_until,
 )
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from stylize_stream import stylize as opened
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as jobs_pb2
@@ -36,7 +37,7 @@ from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls, calls, samples
 from nst_processes import Server, running_nats
 
-LIMITS = {"NST_MAX_TENANT_JOBS": "2", "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024)}
+LIMITS = {"NST_MAX_TENANT_JOBS": "2", "NST_MAX_TENANT_PAUSED_JOBS": "1", "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024)}
 INFO = making_pb2.GetServerInfoRequest()
 
 
@@ -128,7 +129,7 @@ def test_a_tenant_stores_a_limited_number_of_bytes(low, tenant, stranger):
 
 def test_calls_of_a_tenant_come_at_a_limited_rate(tmp_path, low):
     nats = low.popen.args[low.popen.args.index("--nats") + 1]
-    with running_gateway(tmp_path, nats, NST_MAX_TENANT_REQUESTS_PER_SECOND="1") as gateway:
+    with running_gateway(tmp_path, nats, **LIMITS, NST_MAX_TENANT_REQUESTS_PER_SECOND="1") as gateway:
         with calls(gateway.address, "hasty") as hasty, calls(gateway.address, "calm") as calm:
             outcomes = [code_of(lambda: hasty.making.GetServerInfo(INFO, timeout=SECONDS)) for _ in range(4)]
             assert outcomes.count(grpc.StatusCode.OK) >= 2
@@ -140,6 +141,33 @@ def test_calls_of_a_tenant_come_at_a_limited_rate(tmp_path, low):
             for _ in range(10):
                 assert probe.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status
         assert refusals(gateway, "max_tenant_requests_per_second") >= 1
+
+
+def test_messages_over_an_open_call_count_too(tmp_path, low):
+    nats = low.popen.args[low.popen.args.index("--nats") + 1]
+    with (
+        running_gateway(tmp_path, nats, **LIMITS, NST_MAX_TENANT_REQUESTS_PER_SECOND="1") as gateway,
+        calls(gateway.address, "talkative") as call,
+        opened(call) as stream,
+    ):
+        stream.start(tiny_spec())
+        job_id = next(iter(stream)).job_id
+        for number in range(5):
+            stream.send(update=job_pb2.JobUpdate(strength=number / 10))
+        refused_by("max_tenant_requests_per_second", lambda: list(stream))
+        with calls(low.address, "talkative") as other:
+            assert other.get(job_id).state == job_pb2.JOB_STATE_QUEUED
+            cancel(other, job_id)
+
+
+def test_a_tenant_has_a_limited_number_of_jobs_paused_until_one_goes_on(low, tenant):
+    jobs = [tenant.create(tiny_spec()) for _ in range(2)]
+    update(tenant, jobs[0], paused=True)
+    refused_by("max_tenant_paused_jobs", lambda: update(tenant, jobs[1], paused=True))
+    update(tenant, jobs[0], paused=False)
+    update(tenant, jobs[1], paused=True)
+    for job_id in jobs:
+        cancel(tenant, job_id)
 
 
 def drained(call: Calls) -> None:

@@ -1,14 +1,25 @@
 """How the keeper makes room in a store that fills up, on a real nats-server. Clocks are the tests' own."""
 
+import asyncio
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from lease_support import claimed, of_server
 from store_bench import HOUR, Bench
+from ticket_support import opened
 
+from nst.v1 import job_pb2
+from nst_engine import StepReport
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.belongings import USE_NOTE_SECONDS
-from nst_server.jobs.blobs import UNKEPT_SECONDS
+from nst_server.jobs.blobs import UNKEPT_SECONDS, PictureStore
+from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.topology import picture_name
+from nst_server.model_server import job_pictures
+from nst_server.model_server.seats import Step
 
 
 async def test_the_least_recently_used_jobs_make_room(nats_url):
@@ -85,3 +96,40 @@ async def test_records_make_room_before_new_jobs_are_refused(nats_url):
                     await bench.pictures._released.drop(picture)
         with pytest.raises(StoreFull, match="max_record_bytes"):
             [await bench.create(f"one of too many {number}") for number in range(50)]
+
+
+async def test_the_last_of_the_pictures_room_is_for_results(nats_url):
+    settings = StoreSettings(max_picture_bytes=1_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        pictures = PictureStore(backbone, "tenant", patience=5)
+        await pictures.check_room()
+        await pictures.put(b"x" * 850_000)
+        with pytest.raises(StoreFull, match="max_picture_bytes"):
+            await pictures.check_room()
+        await pictures.put(b"result" * 10_000)
+
+
+async def test_a_result_waits_until_there_is_room(nats_url, spec, monkeypatch):
+    monkeypatch.setattr(job_pictures, "ROOM_PAUSE_SECONDS", 0.02)
+    settings = StoreSettings(max_picture_bytes=1_000_000)
+    async with connect(nats_url, "test", settings) as backbone:
+        commands = JobCommands(backbone, patience=5)
+        await commands.create("request", "tenant", spec, "")
+        lease = await claimed(of_server(backbone, 0), await opened(backbone))
+        results = job_pictures.JobPictures(backbone, lease)
+        digest = await results.store.put(b"x" * 950_000)
+        report = StepReport(7, 7, 1, 1, 400, 300, 1.0, {}, 0, (), None)
+        noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+        step = Step(report, 1.0, 1.0, noise, None, 0)
+        storing = asyncio.create_task(results.result(step, job_pb2.Progress(), 1.0))
+        _, waiting = await asyncio.wait({storing}, timeout=0.5)
+        assert waiting, "there is no room"
+        name = picture_name("tenant", digest)
+        head = await results.store._blobs.head(name)
+        assert head is not None
+        await results.store._blobs.remove(name, head)
+        assert (await asyncio.wait_for(storing, 10)).iterations == 7
+        monkeypatch.setattr(job_pictures, "ROOM_SECONDS", 0.0)
+        await results.store.put(b"y" * 600_000)
+        with pytest.raises(StoreFull, match="max_picture_bytes"):
+            await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0)
