@@ -21,7 +21,8 @@ from nst_server.gateway.feeds import Feeds
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import JobService
-from nst_server.gateway.quotas import PictureQuota, RequestRates
+from nst_server.gateway.quotas import OpenCalls, PictureQuota, RequestRates
+from nst_server.gateway.result_memory import ResultMemory
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.style_transfer_service import StyleTransferService
 from nst_server.gateway.stylize_stream import StylizeStreams
@@ -65,7 +66,7 @@ class Gateway:
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
         rates = RequestRates(settings)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(rates)],
+            interceptors=[CallInterceptor(rates, OpenCalls(settings))],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_open_watches + settings.max_streams,
         )
@@ -83,7 +84,7 @@ class Gateway:
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
         streams = StylizeStreams(commands, specs, uploads, quota, watching, info, rates)
-        making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info)
+        making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info, ResultMemory(settings))
         style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, specs, watching), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -14,7 +14,7 @@ from google.rpc import code_pb2
 
 from nst_server import metrics, tracing
 from nst_server.gateway.errors import Refusal, abort, as_refusal, invalid
-from nst_server.gateway.quotas import RequestRates
+from nst_server.gateway.quotas import OpenCalls, RequestRates
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ DEFAULT_TENANT = "anonymous"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our own services; health and reflection are left alone."""
 
-    def __init__(self, rates: RequestRates) -> None:
+    def __init__(self, rates: RequestRates, open_calls: OpenCalls) -> None:
         self._rates = rates
+        self._open_calls = open_calls
 
     async def intercept_service(
         self,
@@ -40,10 +41,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith(OURS):
             return handler
         service, method = handler_call_details.method.removeprefix("/").split("/")
-        return _wrapped(handler, service, method, self._rates)
+        return _wrapped(handler, service, method, self._rates, self._open_calls)
 
 
-def _wrapped(handler: Any, service: str, method: str, rates: RequestRates) -> Handler:
+def _wrapped(handler: Any, service: str, method: str, rates: RequestRates, open_calls: OpenCalls) -> Handler:
     parse = _parser(handler.request_deserializer)
     # gRPC answers UNKNOWN when a deserializer raises before the handler runs: single requests come as bytes.
     coders: dict[str, Callable[[Any], Any] | None] = {
@@ -52,7 +53,7 @@ def _wrapped(handler: Any, service: str, method: str, rates: RequestRates) -> Ha
     }
     kind = ("client_" if handler.request_streaming else "") + ("server_" if handler.response_streaming else "")
     kind = {"": "unary", "client_": "client_stream", "server_": "server_stream"}.get(kind, "bidi_stream")
-    call = _Call(kind, service, method, rates)
+    call = _Call(kind, service, method, rates, open_calls)
     if kind == "unary":
         return grpc.unary_unary_rpc_method_handler(call.single(_parsing(parse, handler.unary_unary)), **coders)
     if kind == "client_stream":
@@ -87,9 +88,10 @@ def _parsing(parse: Callable[[bytes], message.Message], behaviour: Any) -> Any:
 
 
 class _Call:
-    def __init__(self, kind: str, service: str, method: str, rates: RequestRates) -> None:
+    def __init__(self, kind: str, service: str, method: str, rates: RequestRates, open_calls: OpenCalls) -> None:
         self._labels = (kind, service, method)
         self._rates = rates
+        self._open_calls = open_calls
 
     def single(self, behaviour: Any) -> Any:
         async def handle(request: Any, context: Context) -> Any:
@@ -113,7 +115,8 @@ class _Call:
         with tracing.span(f"{service}/{method}", incoming(context, "traceparent")):
             try:
                 self._rates.count(tenant(context))
-                yield
+                with self._open_calls.place(tenant(context)):
+                    yield
             except BaseException as error:
                 await self._ended_badly(error, context, started)
                 raise

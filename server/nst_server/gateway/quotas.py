@@ -1,8 +1,9 @@
 """What one tenant may ask of a gateway, and store."""
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nst_server.config import GatewaySettings
@@ -12,6 +13,7 @@ from nst_server.jobs.blobs import CHUNK_BYTES, PictureStore
 BURST_SECONDS = 2.0
 REMEMBERED_TENANTS = 10_000
 COUNT_SECONDS = 5.0
+CALLS_RETRY_SECONDS = 2.0
 STORAGE_RETRY_SECONDS = 60.0
 
 
@@ -47,6 +49,32 @@ class RequestRates:
             text = "too many calls of this tenant: try again later"
             raise exhausted("max_tenant_requests_per_second", self._rate, text, seconds)
         bucket.tokens -= 1
+
+
+class OpenCalls:
+    """How many calls each tenant has open: of the calls that a gateway can have, none is to hold all."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._limit = settings.max_tenant_calls
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """Holds a place for a call of the tenant.
+
+        Raises:
+            Refusal: it has too many open.
+        """
+        if self._open[tenant] >= self._limit:
+            text = "this tenant has too many calls open: try again later"
+            raise exhausted("max_tenant_calls", self._limit, text, CALLS_RETRY_SECONDS)
+        self._open[tenant] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
 
 
 @dataclass

@@ -18,6 +18,7 @@ from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import own_job
 from nst_server.gateway.quotas import PictureQuota
+from nst_server.gateway.result_memory import ResultMemory
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
@@ -39,6 +40,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         gallery: Gallery,
         streams: StylizeStreams,
         info: ServerInfo,
+        results: ResultMemory,
     ) -> None:
         self._commands = commands
         self._specs = specs
@@ -47,6 +49,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         self._gallery = gallery
         self._streams = streams
         self._info = info
+        self._results = results
 
     async def UploadImage(
         self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
@@ -86,11 +89,13 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
         header, data = await asyncio.to_thread(_streamed, image)
-        result = pb.ResultHeader(image=header, width=picture.width, height=picture.height)
-        yield pb.GetResultResponse(header=result)
-        for offset in range(0, len(data), CHUNK_BYTES):
-            chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
-            yield pb.GetResultResponse(chunk=chunk)
+        del image
+        async with self._results.part(len(data)):
+            result = pb.ResultHeader(image=header, width=picture.width, height=picture.height)
+            yield pb.GetResultResponse(header=result)
+            for offset in range(0, len(data), CHUNK_BYTES):
+                chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+                yield pb.GetResultResponse(chunk=chunk)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         return await self._info.describe()

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 ANNOUNCE_SECONDS = 5.0
 OTHER_TICKET_SECONDS = 0.2
 OTHER_SERVER_SECONDS = 2.0
+MOST_PREPARING = 8  # what a job was made from is in memory until its session is made, as large as it came
 LAST_SECONDS = 5.0  # for what is left to do when an iteration has outlasted hand_back_seconds
 SHUTTING_DOWN = "the model server is shutting down"
 
@@ -133,6 +134,8 @@ class ModelServerProcess:
         """The flows whose tickets are wanted now, the least served first."""
         running = self._running.values()
         if self._runner.short_of_memory or any(job.lease.suspected for job in running):
+            return []
+        if sum(job.preparing for job in running) >= MOST_PREPARING:
             return []
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)

@@ -59,6 +59,7 @@ class RunningJob:
         self._networks = networks
         self._settings = settings
         self._pictures = JobPictures(backbone, lease)
+        self._seat: Seat | None = None
         self._look = asyncio.Event()
         self._look.set()
         self._leaves_for: str | None = None
@@ -71,6 +72,11 @@ class RunningJob:
         self._checkpoint_at = time.monotonic()
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
+
+    @property
+    def preparing(self) -> bool:
+        """Whether its session is still to be made."""
+        return self._seat is None or self._seat.to_make
 
     def drain(self, reason: str) -> None:
         """Checkpoints and hands the job back at the next iteration."""
@@ -107,6 +113,7 @@ class RunningJob:
     async def _attempt(self) -> None:
         spec = self.lease.record.spec
         seat = Seat(self.flow, spec.options.size**2, spec.preview.interval, self._applied_version)
+        self._seat = seat
         preparing = asyncio.create_task(self._prepare(seat))
         try:
             await self._follow(seat, Pace())

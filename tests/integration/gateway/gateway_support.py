@@ -154,6 +154,15 @@ def run_tiny(call: Calls, spec: job_pb2.JobSpec | None = None) -> job_pb2.JobEve
     return last
 
 
+def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
+    """How a call ends."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Waits for what no call announces."""
     deadline = time.monotonic() + SECONDS

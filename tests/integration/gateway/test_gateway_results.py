@@ -11,6 +11,7 @@ from gateway_support import (
     SECONDS,
     assert_invalid,
     cancel,
+    code_of,
     delete,
     encoded,
     file_of,
@@ -18,12 +19,16 @@ from gateway_support import (
     refusal_of,
     result_bytes,
     run_tiny,
+    running_gateway,
     tiny_spec,
+    wait_until,
 )
 from PIL import Image
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import GetResultRequest, GetResultResponse
+from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
+from nst_calls import calls
 
 WIDTH, HEIGHT = 320, 240  # its float tensors take several chunks
 
@@ -150,3 +155,24 @@ def test_a_running_job_has_no_result_yet(call):
     cancel(call, job_id)
     list(call.watch(job_id))
     delete(call, job_id)
+
+
+def test_results_that_nobody_takes_hold_bounded_memory_for_a_bounded_time(server, result, tmp_path):
+    limits = {"NST_MAX_RESULT_BYTES": "1000000", "NST_RESULT_TIMEOUT_SECONDS": "2"}
+    form = tensor_form(image_pb2.DATA_TYPE_FLOAT32)
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    with (
+        running_gateway(tmp_path, server.status["nats"], **limits) as gateway,
+        calls(gateway.address) as call,
+        grpc.insecure_channel(gateway.address, options=narrow) as channel,
+    ):
+        request = GetResultRequest(job_id=result.job_id, format=form)
+        silent = StyleTransferServiceStub(channel).GetResult(request, timeout=SECONDS)
+        assert next(silent).HasField("header")
+        refused = refusal_of(lambda: responses(call, result.job_id, form))
+        assert (refused.code, refused.metadata) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"limit": "max_result_bytes"})
+        assert refused.retry_seconds > 0
+        wait_until(lambda: code_of(lambda: responses(call, result.job_id, form)) is grpc.StatusCode.OK, "memory")
+        with pytest.raises(grpc.RpcError):
+            list(silent)
+        assert gateway.logged("call failed") == []

@@ -15,6 +15,7 @@ from gateway_support import (
     Refused,
     calls_by_job,
     cancel,
+    code_of,
     delete,
     file_of,
     live_jobs,
@@ -37,7 +38,12 @@ from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_calls import Calls, calls, samples
 from nst_processes import Server, running_nats
 
-LIMITS = {"NST_MAX_TENANT_JOBS": "2", "NST_MAX_TENANT_PAUSED_JOBS": "1", "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024)}
+LIMITS = {
+    "NST_MAX_TENANT_JOBS": "2",
+    "NST_MAX_TENANT_PAUSED_JOBS": "1",
+    "NST_MAX_TENANT_CALLS": "4",
+    "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024),
+}
 INFO = making_pb2.GetServerInfoRequest()
 
 
@@ -170,19 +176,23 @@ def test_a_tenant_has_a_limited_number_of_jobs_paused_until_one_goes_on(low, ten
         cancel(tenant, job_id)
 
 
+def test_a_tenant_has_a_limited_number_of_calls_open(low, tenant, stranger):
+    job_id = tenant.create(tiny_spec())
+    watches = [tenant.watch(job_id) for _ in range(4)]
+    assert [next(watch).sequence for watch in watches] == [1] * 4
+    refused_by("max_tenant_calls", lambda: tenant.watch(job_id))
+    refused_by("max_tenant_calls", lambda: tenant.get(job_id))
+    assert stranger.making.GetServerInfo(INFO, timeout=SECONDS).limits["max_tenant_calls"] == 4
+    watches.pop().close()
+    wait_until(lambda: code_of(lambda: tenant.get(job_id)) is grpc.StatusCode.OK, "a place")
+    cancel(tenant, job_id)
+
+
 def drained(call: Calls) -> None:
     """Calls until the tenant has no token left, unary calls and streams in turn."""
     for _ in range(20):
         call.making.GetServerInfo(INFO, timeout=SECONDS)
         list(call.jobs.WatchJob(jobs_pb2.WatchJobRequest(job_id="x"), timeout=SECONDS))
-
-
-def code_of(call: Callable[[], Any]) -> grpc.StatusCode:
-    try:
-        call()
-    except grpc.RpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 def test_the_job_of_another_tenant_is_not_there(tenant, stranger):
