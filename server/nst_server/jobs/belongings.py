@@ -26,9 +26,11 @@ def same_incarnation(one: JobRecord, other: JobRecord) -> bool:
 
 
 def pictures_of(record: JobRecord) -> set[str]:
-    """The names, in the picture store, of all that the job was made from and of what it ended with."""
-    ending = {record.ending.picture} if record.ending.picture else set()
-    return {picture_name(record.tenant, digest) for digest in {*_references(record.spec), *ending}}
+    """The names, in the picture store, of all that the job was made from, was let go with, and ended with."""
+    found = {*_references(record.spec), *_references(record.checkpoint)}
+    if record.ending.picture:
+        found.add(record.ending.picture)
+    return {picture_name(record.tenant, digest) for digest in found}
 
 
 def _references(message: Message) -> Iterator[str]:

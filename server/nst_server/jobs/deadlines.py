@@ -87,8 +87,9 @@ class LastPictures:
         self._previews = PreviewStore(backbone, patience=patience)
 
     async def overdue_error(self, record: JobRecord) -> job_pb2.JobError:
-        """As `deadline_error`, with the latest preview kept as the job's picture, if it is still stored."""
-        return deadline_error(record, await self._keep_latest(record))
+        """As `deadline_error`, with the picture that the job was let go with, or else its latest preview if stored."""
+        let_go = record.checkpoint.picture if record.checkpoint.HasField("picture") else None
+        return deadline_error(record, let_go or await self._keep_latest(record))
 
     async def _keep_latest(self, record: JobRecord) -> job_pb2.Result | None:
         preview = progress = None

@@ -177,8 +177,7 @@ class RunningJob:
             self._applied_version = control.version
         if control.paused or self._leaves_for is not None:
             # Its picture is what is kept if the job's time is up before it is claimed again.
-            kept = deadline_of(record) is not None and record.spec.preview.interval > 0
-            self._runner.snapshot(seat, picture=kept)
+            self._runner.snapshot(seat, picture=deadline_of(record) is not None)
 
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""
@@ -193,7 +192,7 @@ class RunningJob:
             self._runner.dismiss(seat)
             await self._expire(seat, step, progress)
             return True
-        if step.picture is not None:
+        if step.picture is not None and self.lease.record.spec.preview.interval:
             await self._preview(seat, step)
         now = time.monotonic()
         milestone = pace.scale_ended or step.state is not None or step.control_version != self._told_version
@@ -202,7 +201,7 @@ class RunningJob:
             self._progress_at = now
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
-            await self._keep(seat, step, step.state)
+            await self._keep(seat, step, step.state, progress)
         elif self._checkpointing is None and self._checkpoint_due(step.report.iteration, now):
             self._checkpoint_at = now
             self._runner.snapshot(seat)
@@ -214,16 +213,16 @@ class RunningJob:
         self._cleared |= clears
         return clears or now - self._checkpoint_at >= self._checkpoint_pause
 
-    async def _keep(self, seat: Seat, step: Step, state: SessionState) -> None:
+    async def _keep(self, seat: Seat, step: Step, state: SessionState, progress: job_pb2.Progress) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""
         await self._checkpoint_ended()
-        self._checkpointing = asyncio.create_task(self._save(step, state))
+        self._checkpointing = asyncio.create_task(self._save(step, state, progress))
         self._checkpointing.add_done_callback(self._checkpoint_done)
         await self._leave_if_wanted(seat)
 
     async def _leave_if_wanted(self, seat: Seat) -> None:
         """Lets the job go, if its client or this server wants that, now that its state is in store."""
-        if self._leaves_for is None and not self.lease.record.control.paused:
+        if not self._leaves:
             return
         self._runner.dismiss(seat)
         await self._checkpoint_ended()
@@ -233,16 +232,23 @@ class RunningJob:
             await self.lease.pause_or_hand_back()
         raise _Released
 
+    @property
+    def _leaves(self) -> bool:
+        """Whether its client or this server wants to let the job go."""
+        return self._leaves_for is not None or self.lease.record.control.paused
+
     async def _checkpoint_ended(self) -> None:
         if self._checkpointing is not None:
             await asyncio.wait({self._checkpointing})
 
-    async def _save(self, step: Step, state: SessionState) -> None:
+    async def _save(self, step: Step, state: SessionState, progress: job_pb2.Progress) -> None:
         started = time.monotonic()
         data = await asyncio.to_thread(checkpoint.dumps, state)
         about = Checkpoint(
             iteration=step.report.iteration, control_version=step.control_version, run_seconds=self._run_seconds
         )
+        if step.picture is not None and self._leaves and deadline_of(self.lease.record):
+            about.picture.CopyFrom(await self._pictures.result(step, progress, self._run_seconds))
         await self.lease.save_checkpoint(data, about)
         cost = time.monotonic() - started
         metrics.CHECKPOINT_SECONDS.observe(cost)

@@ -267,6 +267,7 @@ class Checkpoint(_message.Message):
     ITERATION_FIELD_NUMBER: _builtins.int
     CONTROL_VERSION_FIELD_NUMBER: _builtins.int
     RUN_SECONDS_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     object: _builtins.str
     """The object's name in the checkpoint store."""
     iteration: _builtins.int
@@ -275,6 +276,12 @@ class Checkpoint(_message.Message):
     """The control version that the optimisation had applied."""
     run_seconds: _builtins.float
     """Seconds of computing up to it."""
+    @_builtins.property
+    def picture(self) -> _job_pb2.Result:
+        """The picture of a job that has a deadline and was let go with this checkpoint: what it ends with if its
+        time is up before it goes on.
+        """
+
     def __init__(
         self,
         *,
@@ -282,10 +289,11 @@ class Checkpoint(_message.Message):
         iteration: _builtins.int = ...,
         control_version: _builtins.int = ...,
         run_seconds: _builtins.float = ...,
+        picture: _job_pb2.Result | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["picture", b"picture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "iteration", b"iteration", "object", b"object", "run_seconds", b"run_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_version", b"control_version", "iteration", b"iteration", "object", b"object", "picture", b"picture", "run_seconds", b"run_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
