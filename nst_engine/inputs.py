@@ -15,6 +15,8 @@ from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.schedule import plan
 
+MASKS = ("region", "source_region")
+
 
 @dataclass(frozen=True)
 class Style:
@@ -70,9 +72,9 @@ def to_material(
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
     image = pictures.to_tensor(style.image, f"{name}.image", device)
-    image = pictures.shrunk(image, style_size(image, options.size, options))
-    region = _mask(style.region, f"{name}.region", device)
-    return image, StyleMasks(region, _mask(style.source_region, f"{name}.source_region", device))
+    size = style_size(image, options.size, options)
+    region, source_region = (_mask(getattr(style, kind), f"{name}.{kind}", device) for kind in MASKS)
+    return pictures.shrunk(image, size), StyleMasks(region, source_region).shrunk(None, size)
 
 
 def _mask(mask: Picture | None, name: str, device: torch.device) -> Tensor | None:

@@ -20,11 +20,11 @@ class StyleMasks:
     region: Tensor | None = None
     source_region: Tensor | None = None
 
-    def shrunk(self, content: Tensor, style: Tensor) -> "StyleMasks":
-        """The masks, no larger than their pictures, (1, 3, H, W)."""
+    def shrunk(self, content: tuple[int, int] | None, style: tuple[int, int] | None) -> "StyleMasks":
+        """The masks within these sizes, (height, width), of the pictures that they lie on."""
         return StyleMasks(
-            None if self.region is None else area_shrunk(self.region, content),
-            None if self.source_region is None else area_shrunk(self.source_region, style),
+            self.region if content is None else area_shrunk(self.region, content),
+            self.source_region if style is None else area_shrunk(self.source_region, style),
         )
 
     @property
@@ -82,10 +82,11 @@ def area_resized(mask: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(mask, size=(height, width), mode="area")
 
 
-def area_shrunk(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask with no side longer than that of a (1, C, H, W) picture: (1, 1, h, w), means over areas."""
-    sides = [min(pair) for pair in zip(mask.shape[2:], like.shape[2:], strict=True)]
-    return F.interpolate(mask, size=sides, mode="area")
+def area_shrunk(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+    """The mask within `size`, (height, width): (1, 1, h, w), means over areas; None stays None."""
+    if mask is None:
+        return None
+    return F.interpolate(mask, size=[min(sides) for sides in zip(mask.shape[2:], size, strict=True)], mode="area")
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -39,13 +39,13 @@ class Material:
     def shrunk(self, size: tuple[int, int]) -> "Material":
         """The same with nothing in the content's frame larger than `size`, (height, width)."""
         content = pictures.shrunk(self.content, size)
-        styles = [pictures.shrunk(style, size) if style is self.content else style for style in self.styles]
+        own = [style is self.content for style in self.styles]
         return replace(
             self,
             content=content,
-            styles=styles,
-            masks=[masks.shrunk(content, style) for masks, style in zip(self.masks, styles, strict=True)],
-            subject=None if self.subject is None else area_shrunk(self.subject, content),
+            styles=[content if same else style for same, style in zip(own, self.styles, strict=True)],
+            masks=[masks.shrunk(size, size if same else None) for same, masks in zip(own, self.masks, strict=True)],
+            subject=area_shrunk(self.subject, size),
             hole=self.hole if self.hole is None or content is self.content else self.hole.resized(size),
         )
 

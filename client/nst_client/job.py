@@ -52,7 +52,7 @@ class AsyncJob:
 
     async def status(self) -> JobStatus:
         """The job as it stands."""
-        answer = await self._transport.call(self._transport.jobs.GetJob, GetJobRequest(job_id=self._id))
+        answer = await self._transport.call(self._transport.jobs.GetJob, GetJobRequest(job_id=self._id), patient=True)
         return decode_status(answer.job)
 
     async def result(self, form: Format | None = None) -> PilImage | Pixels:

@@ -161,7 +161,7 @@ class Reconnect:
 
         Raises:
             NstError: trying again is of no use. The request itself failed, nothing has ever answered
-                at this address, there is no room and patience, or `reconnect_timeout` has passed.
+                at this address, there is no room and this is not patient, or `reconnect_timeout` has passed.
         """
         transport = self._transport
         now = monotonic()

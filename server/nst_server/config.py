@@ -42,7 +42,7 @@ class GatewaySettings:
     max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
     max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight; one upload may have half of it.")
-    max_result_bytes: int = setting(512 * MIB, "Memory for all results that are being sent.")
+    max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.")
     max_styles: int = setting(8, "Style pictures of one job.")
@@ -57,7 +57,7 @@ class GatewaySettings:
     max_tenant_requests_per_second: int = setting(
         200, "Calls, and messages to jobs, of a tenant to one gateway; two seconds' worth may come at once."
     )
-    max_tenant_calls: int = setting(2500, "Open calls of a tenant on one gateway, watchers among them.")
+    max_tenant_calls: int = setting(5000, "Open calls of a tenant on one gateway, watchers among them.")
     max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
     heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
     upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")

@@ -15,7 +15,7 @@ from nst_processes import running_nats
 
 MIB = 2**20
 # One tenant makes all the load.
-NO_TENANT_LIMITS = {"NST_MAX_TENANT_REQUESTS_PER_SECOND": "1000000", "NST_MAX_TENANT_JOBS": "1000000"}
+NO_TENANT_LIMITS = {f"NST_MAX_TENANT_{name}": "1000000" for name in ("REQUESTS_PER_SECOND", "JOBS", "CALLS")}
 
 
 @dataclass(frozen=True)

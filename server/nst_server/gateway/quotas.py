@@ -1,5 +1,6 @@
 """What one tenant may ask of a gateway, and store."""
 
+import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nst_server.config import GatewaySettings
-from nst_server.gateway.errors import exhausted
+from nst_server.gateway.errors import Refusal, exhausted
 from nst_server.jobs.blobs import CHUNK_BYTES, PictureStore
 
 BURST_SECONDS = 2.0
@@ -32,7 +33,7 @@ class RequestRates:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def count(self, tenant: str) -> None:
-        """Takes a token for a call of the tenant, or for a message to a job that an open call steers.
+        """Takes a token for a call of the tenant.
 
         Raises:
             Refusal: there is none.
@@ -49,6 +50,14 @@ class RequestRates:
             text = "too many calls of this tenant: try again later"
             raise exhausted("max_tenant_requests_per_second", self._rate, text, seconds)
         bucket.tokens -= 1
+
+    async def wait(self, tenant: str) -> None:
+        """Takes a token for a message of an open call, when there is one."""
+        while True:
+            try:
+                return self.count(tenant)
+            except Refusal as refusal:
+                await asyncio.sleep(refusal.retry_seconds or 0.0)
 
 
 class OpenCalls:
@@ -92,17 +101,14 @@ class PictureQuota:
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
 
     async def check(self, tenant: str, size: int) -> None:
-        """Refuses pictures of `size` bytes for which the tenant, or the store, has no room.
+        """Refuses pictures of `size` bytes for which the tenant has no room.
 
         Raises:
             Refusal: they would be too many bytes.
-            StoreFull: what is left is for results.
         """
         known = self._stored.get(tenant)
         if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
-            store = self._store_of(tenant)
-            await store.check_room()
-            known = _Stored(await store.size(), time.monotonic())
+            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
             self._stored[tenant] = known
             self._stored.move_to_end(tenant)
             if len(self._stored) > REMEMBERED_TENANTS:
@@ -112,8 +118,13 @@ class PictureQuota:
             raise exhausted("max_tenant_bytes", self._limit, text, STORAGE_RETRY_SECONDS)
 
     async def take(self, tenant: str, size: int) -> None:
-        """As `check`, of a picture that is stored next."""
+        """As `check`, of a picture that is stored next.
+
+        Raises:
+            StoreFull: what room is left is for results.
+        """
         await self.check(tenant, size)
+        await self._store_of(tenant).check_room()
         if (known := self._stored.get(tenant)) is not None:
             known.size += whole_chunks(size)
 

@@ -1,37 +1,60 @@
 """The memory that results hold while they are sent."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from google.rpc import code_pb2
+
+from nst.v1 import image_pb2, job_pb2
 from nst_server.config import GatewaySettings
-from nst_server.gateway.errors import exhausted
+from nst_server.gateway.errors import Refusal, exhausted
 
 RETRY_SECONDS = 2
+CHANNELS = 3
+# Others have no more bytes than their pixels.
+BYTES = {
+    image_pb2.DATA_TYPE_FLOAT32: 4,
+    image_pb2.DATA_TYPE_FLOAT16: 2,
+    image_pb2.DATA_TYPE_BFLOAT16: 2,
+}
 
 
 class ResultMemory:
-    """Bounds what all results that are being sent hold together, and for how long one does."""
+    """Bounds what all results being sent hold together, those of one tenant half of it, and for how long one does."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._limit = settings.max_result_bytes
         self._timeout = settings.result_timeout_seconds
-        self._held = 0
+        text = f"it was not taken within result_timeout_seconds = {self._timeout:g}: ask for it again"
+        self.too_slow = Refusal(code_pb2.DEADLINE_EXCEEDED, "RESULT_SLOW", text)
+        self._held: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def part(self, size: int) -> AsyncIterator[None]:
+    async def part(self, tenant: str, size: int) -> AsyncIterator[asyncio.Timeout]:
         """Holds `size` bytes; the call that does is cancelled when its client has not taken them in time.
+
+        Yields:
+            What tells whether that is why.
 
         Raises:
             Refusal: others hold so much that these do not fit. One that is alone always fits.
         """
-        if self._held and self._held + size > self._limit:
-            raise exhausted(
-                "max_result_bytes", self._limit, "too many results are being sent: try again", RETRY_SECONDS
-            )
-        self._held += size
+        others, own = self._held.total(), self._held[tenant]
+        if (others and others + size > self._limit) or (own and own + size > self._limit // 2):
+            text = "too many results are being sent, of which a tenant's may take half: try again later"
+            raise exhausted("max_result_bytes", self._limit, text, RETRY_SECONDS)
+        self._held[tenant] += size
         try:
-            async with asyncio.timeout(self._timeout):
-                yield
+            async with asyncio.timeout(self._timeout) as timeout:
+                yield timeout
         finally:
-            self._held -= size
+            self._held[tenant] -= size
+            self._held += Counter()  # only those that hold something stay
+
+
+def sent_bytes(picture: job_pb2.Result, form: image_pb2.ImageFormat) -> int:
+    """The most that a picture takes in this form."""
+    pixels = picture.width * picture.height * CHANNELS
+    return pixels * BYTES.get(form.tensor.dtype, 1) if form.HasField("tensor") else pixels

@@ -1,8 +1,9 @@
 """StyleTransferService: making jobs, and giving their pictures back."""
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
@@ -12,13 +13,13 @@ from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_server import tracing
 from nst_server.gateway.calls import Context, tenant
-from nst_server.gateway.errors import Refusal
+from nst_server.gateway.errors import Refusal, abort
 from nst_server.gateway.fields import check_form, check_request_id
 from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import own_job
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.result_memory import ResultMemory
+from nst_server.gateway.result_memory import ResultMemory, sent_bytes
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
@@ -26,6 +27,7 @@ from nst_server.jobs.blobs import BlobNotFound
 from nst_server.jobs.commands import JobCommands
 
 CHUNK_BYTES = 512 * 1024
+ABORT_SECONDS = 0.2
 
 
 class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceServicer):
@@ -84,18 +86,31 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
             raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
         check_form("format", form)
+        async with self._results.part(job.tenant, sent_bytes(picture, form)) as timeout:
+            try:
+                async for response in self._result(job, picture, form):
+                    yield response
+            except GeneratorExit:
+                if timeout.expired():
+                    # It is behind what the client has not taken yet, so it is not waited for.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(abort(context, self._results.too_slow), ABORT_SECONDS)
+                raise
+
+    async def _result(
+        self, job: job_pb2.Job, picture: job_pb2.Result, form: image_pb2.ImageFormat
+    ) -> AsyncGenerator[pb.GetResultResponse]:
         try:
             image = await self._gallery.result(job.tenant, picture.reference.sha256, form)
         except BlobNotFound as error:
             raise Refusal(code_pb2.NOT_FOUND, "RESULT_REMOVED", "the result is no longer stored") from error
         header, data = await asyncio.to_thread(_streamed, image)
         del image
-        async with self._results.part(len(data)):
-            result = pb.ResultHeader(image=header, width=picture.width, height=picture.height)
-            yield pb.GetResultResponse(header=result)
-            for offset in range(0, len(data), CHUNK_BYTES):
-                chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
-                yield pb.GetResultResponse(chunk=chunk)
+        result = pb.ResultHeader(image=header, width=picture.width, height=picture.height)
+        yield pb.GetResultResponse(header=result)
+        for offset in range(0, len(data), CHUNK_BYTES):
+            chunk = image_pb2.ImageChunk(offset=offset, data=data[offset : offset + CHUNK_BYTES])
+            yield pb.GetResultResponse(chunk=chunk)
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         return await self._info.describe()

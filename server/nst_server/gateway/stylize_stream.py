@@ -119,7 +119,7 @@ class StylizeStreams:
 
     async def _obey(self, job: job_pb2.Job, requests: Requests) -> None:
         async for request in requests:
-            self._rates.count(job.tenant)
+            await self._rates.wait(job.tenant)
             kind = request.WhichOneof("message")
             if kind == "update":
                 self._specs.check_update(job, request.update)

@@ -222,7 +222,7 @@ class PictureStore:
         return await self._blobs.get(self._name(digest))
 
     async def check_room(self) -> None:
-        """Refuses uploads where the results of jobs need what is left; see `check_room`."""
+        """Refuses uploads where the results of jobs need what is left; see `room.check_room`."""
         await check_room(self._backbone, PICTURES.stream, patience=self._patience)
 
     async def size(self) -> int:

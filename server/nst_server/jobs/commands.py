@@ -1,5 +1,6 @@
 """What a gateway does to jobs: create, read, steer, cancel, delete."""
 
+import asyncio
 import contextlib
 import hashlib
 import time
@@ -20,6 +21,8 @@ from nst_server.jobs.room import check_room
 from nst_server.jobs.topology import EVENTS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
 from nst_server.jobs.updates import JobUpdates
+
+FILLED_BY_JOBS = (EVENTS, f"KV_{RECORDS}")
 
 
 class RequestReused(Exception):
@@ -55,8 +58,7 @@ class JobCommands:
         job_id = derive_job_id(tenant, request_id)
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
-            for stream in (EVENTS, f"KV_{RECORDS}"):
-                await check_room(self._backbone, stream, patience=self._patience)
+            await asyncio.gather(*(check_room(self._backbone, one, patience=self._patience) for one in FILLED_BY_JOBS))
             record = JobRecord(
                 job_id=job_id,
                 request_id=request_id,

@@ -6,7 +6,7 @@ from google.rpc import code_pb2
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import image_pb2, job_pb2
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.events import EventLog
@@ -87,7 +87,7 @@ class LastPictures:
         self._previews = PreviewStore(backbone, patience=patience)
 
     async def overdue_error(self, record: JobRecord) -> job_pb2.JobError:
-        """As `deadline_error`, with the picture that the job was let go with, or else its latest preview if stored."""
+        """As `deadline_error`, with the picture that the job was let go with, or else its latest preview."""
         let_go = record.checkpoint.picture if record.checkpoint.HasField("picture") else None
         return deadline_error(record, let_go or await self._keep_latest(record))
 
@@ -105,11 +105,15 @@ class LastPictures:
         except BlobNotFound:
             return None
         pictures = PictureStore(self._backbone, record.tenant, patience=self._patience)
+        try:
+            digest = await pictures.put(data)
+        except StoreFull:
+            return None
         return job_pb2.Result(
             iterations=preview.iteration,
             width=preview.width,
             height=preview.height,
-            reference=image_pb2.ImageReference(sha256=await pictures.put(data)),
+            reference=image_pb2.ImageReference(sha256=digest),
             progress=progress,
             run_seconds=record.checkpoint.run_seconds,
         )

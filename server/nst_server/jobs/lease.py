@@ -14,11 +14,11 @@ from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
 from nst.v1 import job_pb2
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
-from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
+from nst_server.jobs.left_over import LeftOver
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.suspicion import clear, is_suspected
 
@@ -49,7 +49,7 @@ class Lease:
         self._records = Records(backbone, patience=None)
         self._events = EventLog(backbone, patience=None)
         self._checkpoints = CheckpointStore(backbone, patience=None)
-        self._deadlines = Deadlines(backbone, patience=None)
+        self._left = LeftOver(backbone, patience=None)
         self.record = record
         self.job_id = record.job_id
         self.attempt = record.lease.attempt
@@ -175,11 +175,15 @@ class Lease:
         checkpoint.object = checkpoint_name(incarnation(self.record), self.attempt, self._checkpoints_written)
         await self._checkpoints.put(checkpoint.object, data)
 
+        before = Checkpoint()
+
         def change(record: JobRecord) -> None:
+            before.CopyFrom(record.checkpoint)
             record.checkpoint.CopyFrom(checkpoint)
             clear(record, checkpoint.iteration)
 
         await self._update(change)
+        await self._left.release_picture(self.record, before)
         # Only now: one that could not be stored is not to be followed by one in the place of the last good one.
         self._checkpoints_written += 1
 
@@ -252,7 +256,7 @@ class Lease:
                 raise _NotLost
             record.lease.lost_attempts.remove(self.attempt)
 
-        with contextlib.suppress(_NotLost, JobNotFound):
+        with contextlib.suppress(_NotLost, JobNotFound, StoreFull):
             await self._records.update(self.job_id, change)
 
     async def close(self) -> None:
@@ -261,14 +265,16 @@ class Lease:
         last = self.last
         assert last is not None
 
+        before = Checkpoint()
+
         def change(record: JobRecord) -> None:
+            before.CopyFrom(record.checkpoint)
             record.lease.held = False
             record.ending.CopyFrom(ending_of(last.event))
             record.ClearField("checkpoint")
 
         await self._update(change)
-        await self._checkpoints.remove_all(incarnation(self.record))
-        await self._deadlines.forget(self.record)
+        await self._left.clear(self.record, before)
         await self._message.ack()
 
     async def _update(self, change: Callable[[JobRecord], None]) -> None:

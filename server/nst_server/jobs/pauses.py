@@ -13,7 +13,6 @@ class TooManyPaused(Exception):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the tenant has max_tenant_paused_jobs = {limit} jobs paused")
-        self.limit = limit
 
 
 class PausedJobs:
@@ -32,10 +31,11 @@ class PausedJobs:
         """
         stream_info = partial(self._backbone.jetstream.stream_info, TICKETS)
         rules = QueueRules.of((await persistently(stream_info, seconds=self._patience)).config)
-        others = await self._notes.all(tenant_token(record.tenant)) - {_name(record)}
-        if len(others) >= rules.max_tenant_paused_jobs:
-            raise TooManyPaused(rules.max_tenant_paused_jobs)
+        # First, so that of several at once none is overlooked.
         await self._notes.put(_name(record))
+        if len(await self._notes.all(tenant_token(record.tenant))) > rules.max_tenant_paused_jobs:
+            await self.forget(record)
+            raise TooManyPaused(rules.max_tenant_paused_jobs)
 
     async def forget(self, record: JobRecord) -> None:
         """Drops the note of a job, if there is one."""

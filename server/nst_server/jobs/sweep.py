@@ -140,8 +140,8 @@ class Sweep:
             # An upload that no job uses can be sent again, and a result would have to be computed again: the
             # uploads go first, and those that may be about to be used are no reason for a result to go.
             for head, name in await self._unused(pictures):
-                if staying > LOW_WATER * limit and head.time < self._now - UNKEPT_SECONDS:
-                    await self._pictures.remove(name, head)
+                old = head.time < self._now - UNKEPT_SECONDS
+                if old and staying > LOW_WATER * limit and await self._pictures.remove(name, head):
                     metrics.REMOVED.labels("picture").inc()
                 staying -= head.size
             while removable and staying > LOW_WATER * limit:

@@ -3,14 +3,12 @@
 import contextlib
 from collections.abc import Callable
 
-from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
-from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
-from nst_server.jobs.blobs import CheckpointStore
-from nst_server.jobs.deadlines import Deadlines
+from nst_server.jobs.belongings import ending_of, same_incarnation
 from nst_server.jobs.events import EventLog, HistoryMoved
-from nst_server.jobs.pauses import PausedJobs
+from nst_server.jobs.left_over import LeftOver
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
 
@@ -23,9 +21,7 @@ class UnheldJobs:
         self._records = Records(backbone, patience=patience)
         self._events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
-        self._checkpoints = CheckpointStore(backbone, patience=patience)
-        self._deadlines = Deadlines(backbone, patience=patience)
-        self._paused = PausedJobs(backbone, patience=patience)
+        self._left = LeftOver(backbone, patience=patience)
 
     async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent | None]) -> None:
         """Appends a change of state, unless a model server works on the job, which will write it itself.
@@ -55,14 +51,14 @@ class UnheldJobs:
     async def close(self, record: JobRecord, event: job_pb2.JobEvent) -> None:
         """Writes into the record how the job ended, and removes what it no longer needs."""
 
+        before = Checkpoint()
+
         def change(latest: JobRecord) -> None:
             if same_incarnation(latest, record):
+                before.CopyFrom(latest.checkpoint)
                 latest.ending.CopyFrom(ending_of(event))
                 latest.ClearField("checkpoint")
 
         with contextlib.suppress(JobNotFound):
-            await self._records.update(record.job_id, change)
-        await self._checkpoints.remove_all(incarnation(record))
-        await self._deadlines.forget(record)
-        if record.control.paused:
-            await self._paused.forget(record)
+            latest = await self._records.update(record.job_id, change)
+            await self._left.clear(latest if same_incarnation(latest, record) else record, before)

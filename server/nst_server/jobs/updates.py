@@ -45,6 +45,8 @@ class JobUpdates:
             The record as changed.
         """
         record = await self._live_record(job_id)
+        if update.paused and not record.control.paused:
+            await self._paused.note(record)
         if update.priority and update.priority != record.spec.priority:
             record = await self._move(record, update.priority)
         record = await self._records.update(job_id, lambda record: _apply_weights(record, update))
@@ -64,7 +66,6 @@ class JobUpdates:
             record.control.paused = True
             record.control.version += 1
 
-        await self._paused.note(record)
         record = await self._records.update(record.job_id, change)
         paused = partial(_state_if, job_pb2.JOB_STATE_PAUSED, "paused before it ran", paused=True)
         await self._unheld.write(record.job_id, paused)

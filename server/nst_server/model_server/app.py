@@ -20,7 +20,7 @@ from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.claims import Leases, LeftToOthers
-from nst_server.jobs.lease import Lease, Superseded
+from nst_server.jobs.lease import Lease
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import LAST_PRIORITY
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 ANNOUNCE_SECONDS = 5.0
 OTHER_TICKET_SECONDS = 0.2
 OTHER_SERVER_SECONDS = 2.0
-MOST_PREPARING = 8  # what a job was made from is in memory until its session is made, as large as it came
 LAST_SECONDS = 5.0  # for what is left to do when an iteration has outlasted hand_back_seconds
 SHUTTING_DOWN = "the model server is shutting down"
 
@@ -99,13 +98,12 @@ class ModelServerProcess:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        try:
-            async with asyncio.timeout(LAST_SECONDS):
-                await asyncio.gather(*(lease.hand_back(SHUTTING_DOWN) for lease in left))
-        except (Superseded, TimeoutError):
-            # While NATS is away nothing can be handed back; the leases then run out.
-            return False
-        return not self._runner.device_lost.is_set()
+        # While NATS is away nothing can be handed back; the leases then run out.
+        backs = [asyncio.wait_for(lease.hand_back(SHUTTING_DOWN), LAST_SECONDS) for lease in left]
+        outcomes = await asyncio.gather(*backs, return_exceptions=True)
+        for error in filter(None, outcomes):
+            log.warning("job not handed back", extra={"error": repr(error)})
+        return not any(outcomes) and not self._runner.device_lost.is_set()
 
     async def _pull(self, leases: Leases) -> None:
         while True:
@@ -134,8 +132,6 @@ class ModelServerProcess:
         """The flows whose tickets are wanted now, the least served first."""
         running = self._running.values()
         if self._runner.short_of_memory or any(job.lease.suspected for job in running):
-            return []
-        if sum(job.preparing for job in running) >= MOST_PREPARING:
             return []
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)

@@ -12,7 +12,7 @@ from nst.v1 import job_pb2
 from nst_engine import SessionState, WeightsError, checkpoint
 from nst_server import metrics
 from nst_server.config import ModelServerSettings
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.control import on_nudge
 from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
@@ -59,7 +59,6 @@ class RunningJob:
         self._networks = networks
         self._settings = settings
         self._pictures = JobPictures(backbone, lease)
-        self._seat: Seat | None = None
         self._look = asyncio.Event()
         self._look.set()
         self._leaves_for: str | None = None
@@ -72,11 +71,6 @@ class RunningJob:
         self._checkpoint_at = time.monotonic()
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
-
-    @property
-    def preparing(self) -> bool:
-        """Whether its session is still to be made."""
-        return self._seat is None or self._seat.to_make
 
     def drain(self, reason: str) -> None:
         """Checkpoints and hands the job back at the next iteration."""
@@ -113,7 +107,6 @@ class RunningJob:
     async def _attempt(self) -> None:
         spec = self.lease.record.spec
         seat = Seat(self.flow, spec.options.size**2, spec.preview.interval, self._applied_version)
-        self._seat = seat
         preparing = asyncio.create_task(self._prepare(seat))
         try:
             await self._follow(seat, Pace())
@@ -218,7 +211,8 @@ class RunningJob:
         await self._checkpoint_ended()
         self._checkpointing = asyncio.create_task(self._save(step, state, progress))
         self._checkpointing.add_done_callback(self._checkpoint_done)
-        await self._leave_if_wanted(seat)
+        if step.picture is not None or not deadline_of(self.lease.record):  # else one with a picture is to come
+            await self._leave_if_wanted(seat)
 
     async def _leave_if_wanted(self, seat: Seat) -> None:
         """Lets the job go, if its client or this server wants that, now that its state is in store."""
@@ -248,7 +242,9 @@ class RunningJob:
             iteration=step.report.iteration, control_version=step.control_version, run_seconds=self._run_seconds
         )
         if step.picture is not None and self._leaves and deadline_of(self.lease.record):
-            about.picture.CopyFrom(await self._pictures.result(step, progress, self._run_seconds))
+            with contextlib.suppress(StoreFull):
+                picture = await self._pictures.result(step, progress, self._run_seconds, room_seconds=0.0)
+                about.picture.CopyFrom(picture)
         await self.lease.save_checkpoint(data, about)
         cost = time.monotonic() - started
         metrics.CHECKPOINT_SECONDS.observe(cost)

@@ -39,15 +39,17 @@ class JobPictures:
         reference = image_pb2.ImageReference(sha256=digest)
         return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
 
-    async def result(self, step: Step, progress: job_pb2.Progress, run_seconds: float) -> job_pb2.Result:
+    async def result(
+        self, step: Step, progress: job_pb2.Progress, run_seconds: float, *, room_seconds: float = ROOM_SECONDS
+    ) -> job_pb2.Result:
         """The step's picture, as what the job ends with.
 
         Raises:
-            StoreFull: there is no room, and none was made in `ROOM_SECONDS`.
+            StoreFull: there is no room, and none was made in `room_seconds`.
         """
         assert step.picture is not None
         height, width = step.picture.shape[:2]
-        digest = await self._stored(await asyncio.to_thread(pictures.encode_png, step.picture))
+        digest = await self._stored(await asyncio.to_thread(pictures.encode_png, step.picture), room_seconds)
         return job_pb2.Result(
             iterations=step.report.iteration,
             width=width,
@@ -57,8 +59,8 @@ class JobPictures:
             run_seconds=run_seconds,
         )
 
-    async def _stored(self, data: bytes) -> str:
-        deadline = time.monotonic() + ROOM_SECONDS
+    async def _stored(self, data: bytes, room_seconds: float) -> str:
+        deadline = time.monotonic() + room_seconds
         while True:
             try:
                 return await self.store.put(data)

@@ -80,11 +80,6 @@ class Seat:
         self.session = session
         self.held, self.evaluating = session.working_memory
 
-    @property
-    def to_make(self) -> bool:
-        """Whether its session is still to be made."""
-        return self.session is None and not self.dismissed
-
     def leave(self) -> None:
         """Lets its session go, for good."""
         self.session, self.make, self.dismissed = None, None, True

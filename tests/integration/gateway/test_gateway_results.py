@@ -173,6 +173,7 @@ def test_results_that_nobody_takes_hold_bounded_memory_for_a_bounded_time(server
         assert (refused.code, refused.metadata) == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"limit": "max_result_bytes"})
         assert refused.retry_seconds > 0
         wait_until(lambda: code_of(lambda: responses(call, result.job_id, form)) is grpc.StatusCode.OK, "memory")
-        with pytest.raises(grpc.RpcError):
-            list(silent)
+        dropped = refusal_of(lambda: silent)
+        assert (dropped.code, dropped.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "RESULT_SLOW")
+        assert "result_timeout_seconds = 2" in dropped.message
         assert gateway.logged("call failed") == []

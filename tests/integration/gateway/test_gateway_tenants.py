@@ -149,7 +149,7 @@ def test_calls_of_a_tenant_come_at_a_limited_rate(tmp_path, low):
         assert refusals(gateway, "max_tenant_requests_per_second") >= 1
 
 
-def test_messages_over_an_open_call_count_too(tmp_path, low):
+def test_messages_over_an_open_call_wait_for_their_turn(tmp_path, low):
     nats = low.popen.args[low.popen.args.index("--nats") + 1]
     with (
         running_gateway(tmp_path, nats, **LIMITS, NST_MAX_TENANT_REQUESTS_PER_SECOND="1") as gateway,
@@ -158,11 +158,12 @@ def test_messages_over_an_open_call_count_too(tmp_path, low):
     ):
         stream.start(tiny_spec())
         job_id = next(iter(stream)).job_id
-        for number in range(5):
+        for number in range(4):
             stream.send(update=job_pb2.JobUpdate(strength=number / 10))
-        refused_by("max_tenant_requests_per_second", lambda: list(stream))
         with calls(low.address, "talkative") as other:
-            assert other.get(job_id).state == job_pb2.JOB_STATE_QUEUED
+            wait_until(lambda: other.get(job_id).control_version >= 1, "the first change")
+            refused_by("max_tenant_requests_per_second", lambda: call.get(job_id))
+            wait_until(lambda: other.get(job_id).control_version == 4, "the last change")
             cancel(other, job_id)
 
 

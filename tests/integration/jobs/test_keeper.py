@@ -7,7 +7,7 @@ import pytest
 from store_bench import FAILED, HOUR, Bench, digest
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
-from nst.v1 import job_pb2
+from nst.v1 import image_pb2, job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs import blobs as blobs_module
@@ -266,3 +266,33 @@ async def test_notes_of_pauses_become_what_the_records_say(bench):
     await notes.forget(await bench.commands.records.get(paused))
     await bench.sweep()
     assert await notes.noted() == noted
+
+
+async def test_the_picture_that_a_job_was_let_go_with_is_released_when_it_goes_on(bench):
+    await bench.create("request", time_limit={"seconds": 1000})
+    lease = await bench.claim()
+    pictures = [b"let go once", b"let go twice"]
+    for iteration, picture in enumerate(pictures, start=1):
+        reference = image_pb2.ImageReference(sha256=await bench.pictures.put(picture))
+        checkpoint = Checkpoint(iteration=iteration, picture=job_pb2.Result(reference=reference))
+        await lease.save_checkpoint(b"state", checkpoint)
+    await bench.sweep(ahead=UNKEPT_SECONDS + 1)
+    assert [await bench.has(picture) for picture in pictures] == [False, True]
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=3))
+    await bench.sweep(ahead=UNKEPT_SECONDS + 1)
+    assert not await bench.has(pictures[1])
+
+
+async def test_a_job_out_of_time_ends_with_the_picture_that_it_was_let_go_with(bench):
+    job_id = await bench.create("request", time_limit={"seconds": 1})
+    lease = await bench.claim()
+    reference = image_pb2.ImageReference(sha256=await bench.pictures.put(b"let go"))
+    kept = job_pb2.Result(iterations=7, width=4, height=3, reference=reference)
+    await lease.save_checkpoint(b"state", Checkpoint(iteration=7, picture=kept))
+    await bench.commands.update(job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    bench.ahead = 2.0
+    await bench.keeper.end_overdue()
+    assert (await bench.commands.get(job_id)).error.partial == kept
+    await bench.sweep(ahead=HOUR / 2)
+    assert await bench.has(b"let go")

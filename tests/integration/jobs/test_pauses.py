@@ -8,7 +8,7 @@ from lease_support import claimed, history, no_ticket_left
 from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
-from nst_server.jobs.pauses import TooManyPaused
+from nst_server.jobs.pauses import PausedJobs, TooManyPaused
 
 
 async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
@@ -141,3 +141,26 @@ async def test_a_tenant_may_have_so_many_jobs_paused(commands, spec):
     await pause(jobs[2])
     await commands.cancel(jobs[1])
     await pause(jobs[3])
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2, lease_seconds=1)])
+async def test_of_many_pauses_at_once_no_more_than_allowed_are_taken(commands, spec, store_settings):
+    spec.options.strength = 0.5
+    jobs = [(await commands.create(str(number), "tenant", spec, "")).job_id for number in range(3)]
+    pauses = (commands.update(job_id, job_pb2.JobUpdate(paused=True, strength=0.1)) for job_id in jobs)
+    outcomes = await asyncio.gather(*pauses, return_exceptions=True)
+    refused = [job_id for job_id, outcome in zip(jobs, outcomes, strict=True) if isinstance(outcome, TooManyPaused)]
+    assert refused
+    for job_id in refused:
+        record = await commands.records.get(job_id)
+        assert not record.control.paused
+        assert record.control.version == 0, "nothing of the change was made"
+
+
+async def test_the_note_of_a_pause_goes_with_a_job_that_ends_instead(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    await commands.cancel(job.job_id)
+    await lease.pause_or_hand_back()
+    assert await PausedJobs(backbone, patience=5).noted() == set()

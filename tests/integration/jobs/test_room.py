@@ -129,7 +129,6 @@ async def test_a_result_waits_until_there_is_room(nats_url, spec, monkeypatch):
         assert head is not None
         await results.store._blobs.remove(name, head)
         assert (await asyncio.wait_for(storing, 10)).iterations == 7
-        monkeypatch.setattr(job_pictures, "ROOM_SECONDS", 0.0)
         await results.store.put(b"y" * 600_000)
         with pytest.raises(StoreFull, match="max_picture_bytes"):
-            await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0)
+            await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0, room_seconds=0.0)

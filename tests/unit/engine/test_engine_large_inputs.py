@@ -67,3 +67,11 @@ def test_the_last_scale_sees_what_it_would_of_the_whole(engine: Engine, large: t
     assert torch.allclose(material.masks[0].region, region, atol=1e-6)
     steps(engine, session, 1)
     assert session.image().shape == (44, 48, 3)
+
+
+def test_a_mask_keeps_the_detail_that_a_small_content_has_not(engine: Engine, large: tuple[Pixels, Pixels]):
+    small = np.array(Image.fromarray(large[0]).resize((24, 22)))
+    session = engine.start(small, [Style(large[1], region=half())], quick(size=48))
+    region = session._resources.material.masks[0].region
+    assert region is not None
+    assert region.shape[2:] == (44, 48)
