@@ -22,14 +22,16 @@ from nst_client.spec import Style
 _CANCEL_SECONDS = 5.0
 _UNSET = "Unset: the server's default, see `nst info`."
 _PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_WEIGHT = click.FloatRange(min=0, min_open=True)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True)
 class StyleFiles:
-    """The files of one style: its picture, and its masks."""
+    """The files of one style, its picture and its masks, and its weight."""
 
     image: Path
+    weight: float | None
     region: Path | None
     source_region: Path | None
 
@@ -66,6 +68,13 @@ class Work:
     multiple=True,
     metavar="NAME=VALUE",
     help="Any other option, such as optimizer=adam or content_layers=relu4_2=5,relu3_1=1; `nst info` lists them.",
+)
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="N=W",
+    help="How much the Nth STYLE counts beside the others of its region. Unset: 1.",
 )
 @click.option(
     "--region",
@@ -113,6 +122,7 @@ def stylize(
     strength: str | None,
     seed: str | None,
     others: tuple[str, ...],
+    weights: tuple[str, ...],
     regions: tuple[str, ...],
     source_regions: tuple[str, ...],
     initial: Path | None,
@@ -139,9 +149,13 @@ def stylize(
         "faces": "true" if faces else None,
     }
     options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
-    where = _parse_masks("--region", regions, len(styles))
-    taken = _parse_masks("--source-region", source_regions, len(styles))
-    placed = [StyleFiles(file, where.get(index), taken.get(index)) for index, file in enumerate(styles, start=1)]
+    weight = _by_style("--weight", "N=W", weights, len(styles), _WEIGHT)
+    where = _by_style("--region", "N=MASK", regions, len(styles), _PICTURE)
+    taken = _by_style("--source-region", "N=MASK", source_regions, len(styles), _PICTURE)
+    placed = [
+        StyleFiles(file, weight.get(index), where.get(index), taken.get(index))
+        for index, file in enumerate(styles, start=1)
+    ]
     work = Work(
         content, placed, initial, subject, hole, output, options, preview_interval, previews, time_limit, as_json
     )
@@ -168,17 +182,23 @@ def _parse_options(named: dict[str, str], others: tuple[str, ...]) -> dict[str, 
     return options
 
 
-def _parse_masks(hint: str, texts: tuple[str, ...], styles: int) -> dict[int, Path]:
-    """Mask files by the position of their style, from 1."""
-    masks: dict[int, Path] = {}
+def _by_style(
+    hint: str, form: str, texts: tuple[str, ...], styles: int, kind: "click.ParamType[Any]"
+) -> dict[int, Any]:
+    """What is given for some styles, by their position from 1."""
+    found: dict[int, Any] = {}
     for text in texts:
-        number, equals, file = text.partition("=")
+        number, equals, value = text.partition("=")
         if not (equals and number.isdecimal() and 1 <= int(number) <= styles):
-            raise click.BadParameter(f"write N=MASK with N from 1 to {styles}, not {text!r}", param_hint=hint)
-        if int(number) in masks:
-            raise click.BadParameter(f"style {number} is given two masks", param_hint=hint)
-        masks[int(number)] = _PICTURE.convert(file, None, None)
-    return masks
+            raise click.BadParameter(f"write {form} with N from 1 to {styles}, not {text!r}", param_hint=hint)
+        if int(number) in found:
+            raise click.BadParameter(f"style {number} is given two", param_hint=hint)
+        try:
+            found[int(number)] = kind.convert(value, None, None)
+        except click.BadParameter as error:
+            error.param_hint = hint
+            raise
+    return found
 
 
 async def _stylize(server: Server, work: Work) -> None:
@@ -214,6 +234,7 @@ async def _stylize(server: Server, work: Work) -> None:
 async def _upload_style(client: AsyncClient, files: StyleFiles) -> Style:
     return Style(
         await _upload(client, files.image),
+        weight=files.weight,
         region=await _upload(client, files.region) if files.region else None,
         source_region=await _upload(client, files.source_region) if files.source_region else None,
     )

@@ -123,7 +123,7 @@ def test_styles_are_placed_by_number(
     for number in (5, 6, 7):
         (tmp_path / f"{number}.png").write_bytes(png(number))
     masks = ["--region", f"2={tmp_path / '5.png'}", "--source-region", f"1={tmp_path / '6.png'}"]
-    masks += ["--region", f"1={tmp_path / '7.png'}"]
+    masks += ["--region", f"1={tmp_path / '7.png'}", "--weight", "2=0.25"]
     ended = nst("stylize", content, style, content, *masks, "-o", tmp_path / "o.png", "--server", server.address)
     assert ended.code == 0
     first, second = server.received["CreateJob"][0].spec.styles
@@ -131,6 +131,7 @@ def test_styles_are_placed_by_number(
     assert server.uploads[first.source_region.reference.sha256] == png(6)
     assert server.uploads[second.region.reference.sha256] == png(5)
     assert not second.HasField("source_region")
+    assert (first.HasField("weight"), second.weight) == (False, 0.25)
 
 
 def test_stylize_protects_a_subject(
@@ -302,8 +303,10 @@ USAGE = {
     "missing mask": (["CONTENT", "STYLE", "-o", "OUT", "--region", "1=none.png"], "none.png"),
     "two masks": (
         ["CONTENT", "STYLE", "-o", "OUT", "--region", f"1={__file__}", "--region", f"1={__file__}"],
-        "style 1 is given two masks",
+        "style 1 is given two",
     ),
+    "weight of no style": (["CONTENT", "STYLE", "-o", "OUT", "--weight", "2=1"], "write N=W with N from 1 to 1"),
+    "no weight": (["CONTENT", "STYLE", "-o", "OUT", "--weight", "1=0"], "Invalid value for --weight: 0.0 is not in"),
     "empty picture": (["EMPTY", "STYLE", "-o", "OUT"], "is empty"),
 }
 
