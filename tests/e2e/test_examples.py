@@ -1,14 +1,17 @@
 """The examples do on a small scale what they say."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
-from nst_processes import Server
+from nst_processes import Server, free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,3 +38,32 @@ def test_an_enlarged_picture_has_the_size_and_more_detail(server: Server, monkey
     assert painted.shape[1] == 128
     fine = [np.std(picture - ndimage.gaussian_filter(picture, 1.5)) for picture in (plain, painted)]
     assert fine[1] > 1.5 * fine[0]
+
+
+def test_two_processes_paint_what_one_does(tmp_path: Path, content_path: Path, style_path: Path):
+    painted = []
+    for count in (1, 2):
+        output = tmp_path / f"{count}.png"
+        started_by = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        work = [
+            EXAMPLES / "distributed.py",
+            content_path,
+            style_path,
+            "-o",
+            output,
+            "--size",
+            "96",
+            "--iterations",
+            "4",
+        ]
+        run = subprocess.run(
+            [sys.executable, *started_by, *address, *work, "--threads", "1"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count(" of 4: loss") == 4, "the first process alone tells"
+        painted.append(np.asarray(Image.open(output)).astype(int))
+    assert np.abs(painted[0] - painted[1]).mean() < 0.5
