@@ -704,8 +704,8 @@ class JobError(_message.Message):
     def partial(self) -> Global___Result:
         """The best picture so far, when the reason is DEADLINE_EXCEEDED and an iteration was done; without
         the picture itself, which `GetResult` streams. Of a job that nobody worked on when its time was
-        up it is the one that it was paused or handed back with; if its model server had died, the latest
-        preview, if that is still stored.
+        up it is the one that it was paused with, or handed back with by a model server that shut down;
+        else the latest preview, if that is still stored.
         """
 
     def __init__(

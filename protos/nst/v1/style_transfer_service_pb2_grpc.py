@@ -69,7 +69,7 @@ class StyleTransferServiceServicer:
     def UploadImage(self, request_iterator, context):
         """Stores a picture and returns its reference. The first message is the header, then chunks in
         order. The same bytes twice are stored once. A picture that no job uses is removed after the
-        server's orphan_hours.
+        server's orphan_hours, or after five minutes when the store fills up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class StyleTransferServiceStub:
     UploadImage: _grpc.StreamUnaryMultiCallable[_style_transfer_service_pb2.UploadImageRequest, _style_transfer_service_pb2.UploadImageResponse]
     """Stores a picture and returns its reference. The first message is the header, then chunks in
     order. The same bytes twice are stored once. A picture that no job uses is removed after the
-    server's orphan_hours.
+    server's orphan_hours, or after five minutes when the store fills up.
     """
     CreateJob: _grpc.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
@@ -61,7 +61,7 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     UploadImage: _aio.StreamUnaryMultiCallable[_style_transfer_service_pb2.UploadImageRequest, _style_transfer_service_pb2.UploadImageResponse]  # type: ignore[assignment]
     """Stores a picture and returns its reference. The first message is the header, then chunks in
     order. The same bytes twice are stored once. A picture that no job uses is removed after the
-    server's orphan_hours.
+    server's orphan_hours, or after five minutes when the store fills up.
     """
     CreateJob: _aio.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
@@ -89,7 +89,7 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_style_transfer_service_pb2.UploadImageResponse, _abc.Awaitable[_style_transfer_service_pb2.UploadImageResponse]]:
         """Stores a picture and returns its reference. The first message is the header, then chunks in
         order. The same bytes twice are stored once. A picture that no job uses is removed after the
-        server's orphan_hours.
+        server's orphan_hours, or after five minutes when the store fills up.
         """
 
     @_abc_1.abstractmethod
