@@ -1,6 +1,5 @@
 """Faces in a picture, and a mask of them. OpenCV, from the extra `faces`, is imported when first needed."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -30,10 +29,6 @@ class Face(NamedTuple):
     top: float
     side: float
 
-    def scaled(self, factor: float) -> "Face":
-        """The same face in the picture at another size."""
-        return Face(*(factor * value for value in self))
-
 
 def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     """Upright faces seen from the front, in an (H, W, 3) RGB picture.
@@ -45,8 +40,7 @@ def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
         OptionError: OpenCV is not installed.
     """
     cv2 = _opencv()
-    height, width = picture.shape[:2]
-    shrinkage = min(1.0, DETECTION_SIDE / max(height, width))
+    shrinkage = _shrinkage(picture)
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     if shrinkage < 1:
         grey = cv2.resize(grey, None, fx=shrinkage, fy=shrinkage, interpolation=cv2.INTER_AREA)
@@ -58,7 +52,20 @@ def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     return [Face(*(float(value) / shrinkage for value in (left, top, side))) for left, top, side, _ in found]
 
 
-def face_mask(height: int, width: int, faces: Sequence[Face]) -> NDArray[np.float32]:
+def head_mask(picture: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    """Where the faces of an (H, W, 3) picture are, (h, w), 0-1; None where there are none.
+
+    It is as large as the picture, but no larger than what they are sought in.
+    """
+    found = find_faces(picture)
+    if not found:
+        return None
+    shrinkage = _shrinkage(picture)
+    height, width = (max(1, round(shrinkage * side)) for side in picture.shape[:2])
+    return face_mask(height, width, [Face(*(shrinkage * value for value in face)) for face in found])
+
+
+def face_mask(height: int, width: int, faces: list[Face]) -> NDArray[np.float32]:
     """(height, width): 1 on the faces, falling softly to 0 around their outlines, which are ellipses."""
     rows, columns = (np.arange(side, dtype=np.float32) + np.float32(0.5) for side in (height, width))
     mask = np.zeros((height, width), np.float32)
@@ -69,6 +76,11 @@ def face_mask(height: int, width: int, faces: Sequence[Face]) -> NDArray[np.floa
         ramp = np.clip((outer - np.hypot(across, down[:, None])) / (outer - inner), 0, 1)
         np.maximum(mask, ramp**2 * (3 - 2 * ramp), out=mask)
     return mask
+
+
+def _shrinkage(picture: NDArray[np.uint8]) -> float:
+    height, width = picture.shape[:2]
+    return min(1.0, DETECTION_SIDE / max(height, width))
 
 
 def _opencv() -> Any:

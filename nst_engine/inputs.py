@@ -15,8 +15,6 @@ from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.schedule import plan
 
-MASKS = ("region", "source_region")
-
 
 @dataclass(frozen=True)
 class Style:
@@ -59,10 +57,9 @@ def to_material(
     parts = [_style(style, f"styles[{index}]", options, device) for index, style in enumerate(styles)]
     images, masks = [image for image, _ in parts], [mask for _, mask in parts]
     if hole is None:
-        found = faces.find_faces(pictures.to_picture(whole)) if options.faces else []
+        heads = faces.head_mask(pictures.to_picture(whole)) if options.faces else None
         target = pictures.shrunk(whole, size)
-        found = [face.scaled(target.shape[3] / whole.shape[3]) for face in found]
-        protected = subject_mask(target, _mask(subject, "subject", device), found)
+        protected = subject_mask(target, _mask(subject, "subject", device), _mask(heads, "faces", device))
         return Material(target, images, masks, protected).shrunk(size)
     if subject is not None or options.faces:
         raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
@@ -73,7 +70,8 @@ def to_material(
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
     image = pictures.to_tensor(style.image, f"{name}.image", device)
     size = style_size(image, options.size, options)
-    region, source_region = (_mask(getattr(style, kind), f"{name}.{kind}", device) for kind in MASKS)
+    region = _mask(style.region, f"{name}.region", device)
+    source_region = _mask(style.source_region, f"{name}.source_region", device)
     return pictures.shrunk(image, size), StyleMasks(region, source_region).shrunk(None, size)
 
 

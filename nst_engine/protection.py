@@ -1,12 +1,11 @@
 """Keeping a subject recognisable: more content weight where it is, and its fine structure."""
 
-from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from nst_engine import losses
-from nst_engine.faces import Face, face_mask
 from nst_engine.masks import area_resized
 
 # At full protection, by eye. The content weight on the subject, in multiples of that elsewhere:
@@ -19,20 +18,15 @@ DETAIL_LEVEL = 2.0
 CELLS = (2, 4, 8)
 
 
-def subject_mask(content: Tensor, given: Tensor | None, found: Sequence[Face]) -> Tensor | None:
+def subject_mask(content: Tensor, given: Tensor | None, heads: Tensor | None) -> Tensor | None:
     """Where the subject is, (1, 1, H, W), 0-1: the mask given together with the faces; None where there is neither.
 
     Args:
         content: (1, 3, H, W), 0-255.
-        given: (1, 1, h, w), 0-1, stretched to the content's shape.
-        found: the faces in it.
+        given, heads: (1, 1, h, w), 0-1, each stretched to the content's shape.
     """
-    mask = None if given is None else area_resized(given, content)
-    if not found:
-        return mask
-    height, width = content.shape[2:]
-    heads = torch.from_numpy(face_mask(height, width, found)).to(content.device)[None, None]
-    return heads if mask is None else torch.maximum(mask, heads)
+    masks = [area_resized(mask, content) for mask in (given, heads) if mask is not None]
+    return reduce(torch.maximum, masks) if masks else None
 
 
 class Protection:

@@ -46,23 +46,10 @@ def test_two_processes_paint_what_one_does(tmp_path: Path, content_path: Path, s
         output = tmp_path / f"{count}.png"
         started_by = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)]
         address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-        work = [
-            EXAMPLES / "distributed.py",
-            content_path,
-            style_path,
-            "-o",
-            output,
-            "--size",
-            "96",
-            "--iterations",
-            "4",
-        ]
-        run = subprocess.run(
-            [sys.executable, *started_by, *address, *work, "--threads", "1"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        work = [EXAMPLES / "distributed.py", content_path, style_path, "-o", output]
+        small = ["--size", "96", "--iterations", "4", "--threads", "1"]
+        command = [sys.executable, *started_by, *address, *work, *small]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         assert run.stdout.count(" of 4: loss") == 4, "the first process alone tells"
         painted.append(np.asarray(Image.open(output)).astype(int))

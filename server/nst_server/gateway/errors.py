@@ -104,6 +104,11 @@ def _reused(error: Exception) -> Refusal:
     return Refusal(code_pb2.ALREADY_EXISTS, "REQUEST_ID_REUSED", text, {"request_id": text})
 
 
+def _no_room(reason: str, text: str, limit: str) -> Refusal:
+    metadata = {"limit": limit}
+    return Refusal(code_pb2.RESOURCE_EXHAUSTED, reason, text, retry_seconds=QUEUE_RETRY_SECONDS, metadata=metadata)
+
+
 def _precondition(reason: str, text: str) -> Callable[[Exception], Refusal]:
     return lambda error: Refusal(code_pb2.FAILED_PRECONDITION, reason, text)
 
@@ -116,42 +121,25 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
     (NotWaiting, _precondition("JOB_NOT_WAITING", "the job runs already: its priority cannot change")),
     (
         QueueFull,
-        lambda error: Refusal(
-            code_pb2.RESOURCE_EXHAUSTED,
+        lambda error: _no_room(
             "QUEUE_FULL",
             "as many jobs wait or run as the limit max_queued_jobs allows: try again later",
-            retry_seconds=QUEUE_RETRY_SECONDS,
-            metadata={"limit": "max_queued_jobs"},
+            "max_queued_jobs",
         ),
     ),
-    (
-        TenantQueueFull,
-        lambda error: Refusal(
-            code_pb2.RESOURCE_EXHAUSTED,
-            "TENANT_QUEUE_FULL",
-            f"{error}: try again later",
-            retry_seconds=QUEUE_RETRY_SECONDS,
-            metadata={"limit": "max_tenant_jobs"},
-        ),
-    ),
+    (TenantQueueFull, lambda error: _no_room("TENANT_QUEUE_FULL", f"{error}: try again later", "max_tenant_jobs")),
     (
         TooManyPaused,
-        lambda error: Refusal(
-            code_pb2.RESOURCE_EXHAUSTED,
-            "TENANT_PAUSED_FULL",
-            f"{error}: resume or cancel one, and try again",
-            retry_seconds=QUEUE_RETRY_SECONDS,
-            metadata={"limit": "max_tenant_paused_jobs"},
+        lambda error: _no_room(
+            "TENANT_PAUSED_FULL", f"{error}: resume or cancel one, and try again", "max_tenant_paused_jobs"
         ),
     ),
     (
         StoreFull,
-        lambda error: Refusal(
-            code_pb2.RESOURCE_EXHAUSTED,
+        lambda error: _no_room(
             "STORE_FULL",
             f"the job store is full, {error}: try again later, or delete jobs",
-            retry_seconds=QUEUE_RETRY_SECONDS,
-            metadata={"limit": error.limit},  # type: ignore[attr-defined]
+            error.limit,  # type: ignore[attr-defined]
         ),
     ),
     (

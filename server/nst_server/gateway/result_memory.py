@@ -7,18 +7,10 @@ from contextlib import asynccontextmanager
 
 from google.rpc import code_pb2
 
-from nst.v1 import image_pb2, job_pb2
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
 
 RETRY_SECONDS = 2
-CHANNELS = 3
-# Others have no more bytes than their pixels.
-BYTES = {
-    image_pb2.DATA_TYPE_FLOAT32: 4,
-    image_pb2.DATA_TYPE_FLOAT16: 2,
-    image_pb2.DATA_TYPE_BFLOAT16: 2,
-}
 
 
 class ResultMemory:
@@ -52,9 +44,3 @@ class ResultMemory:
         finally:
             self._held[tenant] -= size
             self._held += Counter()  # only those that hold something stay
-
-
-def sent_bytes(picture: job_pb2.Result, form: image_pb2.ImageFormat) -> int:
-    """The most that a picture takes in this form."""
-    pixels = picture.width * picture.height * CHANNELS
-    return pixels * BYTES.get(form.tensor.dtype, 1) if form.HasField("tensor") else pixels

@@ -11,7 +11,7 @@ from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, style_transfer_service_pb2_grpc
 from nst.v1 import style_transfer_service_pb2 as pb
-from nst_server import tracing
+from nst_server import pictures, tracing
 from nst_server.gateway.calls import Context, tenant
 from nst_server.gateway.errors import Refusal, abort
 from nst_server.gateway.fields import check_form, check_request_id
@@ -19,7 +19,7 @@ from nst_server.gateway.gallery import Gallery
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import own_job
 from nst_server.gateway.quotas import PictureQuota
-from nst_server.gateway.result_memory import ResultMemory, sent_bytes
+from nst_server.gateway.result_memory import ResultMemory
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
@@ -86,7 +86,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
             raise Refusal(code_pb2.FAILED_PRECONDITION, "NO_RESULT", f"the job has no result: it is {state}")
         form = request.format if request.format.WhichOneof("form") else job.spec.result_format
         check_form("format", form)
-        async with self._results.part(job.tenant, sent_bytes(picture, form)) as timeout:
+        async with self._results.part(job.tenant, pictures.most_bytes(picture.width, picture.height, form)) as timeout:
             try:
                 async for response in self._result(job, picture, form):
                     yield response

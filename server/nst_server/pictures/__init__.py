@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nst.v1 import image_pb2
 from nst_server.pictures import files, tensors
-from nst_server.pictures.encoding import check_format, encode, encode_png, shrink
+from nst_server.pictures.encoding import check_format, encode, encode_png, most_bytes, shrink
 from nst_server.pictures.errors import STORED, PictureError, PictureLimits
 from nst_server.pictures.files import read_file
 from nst_server.pictures.tensors import tensor_header
@@ -27,6 +27,7 @@ __all__ = [
     "digest",
     "encode",
     "encode_png",
+    "most_bytes",
     "read_file",
     "shrink",
     "stored_bytes",

@@ -11,6 +11,7 @@ from nst_server.pictures import tensors
 from nst_server.pictures.errors import PictureError
 
 DEFAULT_QUALITY = 90
+CHANNELS = 3
 CODEC_NAMES: dict[int, str] = {image_pb2.CODEC_PNG: "PNG", image_pb2.CODEC_JPEG: "JPEG", image_pb2.CODEC_WEBP: "WEBP"}
 
 
@@ -53,6 +54,12 @@ def encode(pixels: NDArray[np.uint8], form: image_pb2.ImageFormat) -> image_pb2.
         quality = form.encoded.quality if form.encoded.HasField("quality") else DEFAULT_QUALITY
         data = _saved(picture, codec, quality=quality)
     return image_pb2.Image(encoded=image_pb2.EncodedImage(data=data))
+
+
+def most_bytes(width: int, height: int, form: image_pb2.ImageFormat) -> int:
+    """The data of a picture of this size in a form that `check_format` takes: of a file, no more than its pixels."""
+    item = tensors.ITEM_SIZES[tensors.dtype_name(form.tensor.dtype)] if form.HasField("tensor") else 1
+    return width * height * CHANNELS * item
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

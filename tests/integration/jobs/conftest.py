@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from lease_support import LEASE_SECONDS
+from store_bench import Bench
 from ticket_support import opened
 
 from nst.v1 import job_pb2
@@ -82,3 +83,11 @@ async def other(nats_url: str, store_settings: StoreSettings) -> AsyncIterator[T
     """Another model server's, with a connection of its own."""
     async with connect(nats_url, "other", None) as backbone:
         yield await opened(backbone)
+
+
+@pytest.fixture
+async def bench(backbone: Backbone, store_settings: StoreSettings) -> Bench:
+    """A store, and all that fills and clears it."""
+    bench = Bench(backbone, store_settings)
+    await bench.tickets.open()
+    return bench

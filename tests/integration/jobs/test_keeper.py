@@ -26,13 +26,6 @@ def store_settings() -> StoreSettings:
     return StoreSettings(max_queued_jobs=50, lease_seconds=1, retention_hours=2, orphan_hours=1)
 
 
-@pytest.fixture
-async def bench(backbone, store_settings) -> Bench:
-    bench = Bench(backbone, store_settings)
-    await bench.tickets.open()
-    return bench
-
-
 async def fill(bench: Bench) -> None:
     """Jobs of all ends, and what is left of some."""
     await bench.run("succeeded")

@@ -6,129 +6,108 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from lease_support import claimed, of_server
-from store_bench import HOUR, Bench
-from ticket_support import opened
+from store_bench import HOUR
 
 from nst.v1 import job_pb2
 from nst_engine import StepReport
 from nst_server.config import StoreSettings
-from nst_server.jobs.backbone import StoreFull, connect
+from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS
-from nst_server.jobs.blobs import UNKEPT_SECONDS, PictureStore
-from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.blobs import UNKEPT_SECONDS
 from nst_server.jobs.topology import picture_name
 from nst_server.model_server import job_pictures
 from nst_server.model_server.seats import Step
 
 
-async def test_the_least_recently_used_jobs_make_room(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        await bench.tickets.open()
-        jobs = [await bench.run(str(number), result=bytes([number]) * 10**6) for number in range(8)]
-        bench.ahead = USE_NOTE_SECONDS + 1
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)])
+async def test_the_least_recently_used_jobs_make_room(bench):
+    jobs = [await bench.run(str(number), result=bytes([number]) * 10**6) for number in range(8)]
+    bench.ahead = USE_NOTE_SECONDS + 1
 
-        def use(record) -> None:
-            record.last_use_time.FromNanoseconds(int((time.time() + HOUR) * 1e9))
+    def use(record) -> None:
+        record.last_use_time.FromNanoseconds(int((time.time() + HOUR) * 1e9))
 
-        await bench.commands.records.update(jobs[0], use)  # its client has come back for it
-        await bench.sweep(ahead=10 * HOUR)
-        left = [record.job_id async for record in bench.commands.records.all()]
-        assert set(left) == {jobs[0], *jobs[-3:]}
-        before = await bench.stored()
-        await bench.sweep(ahead=10 * HOUR)
-        assert await bench.stored() == before, "there is room: nothing more goes"
+    await bench.commands.records.update(jobs[0], use)  # its client has come back for it
+    await bench.sweep(ahead=10 * HOUR)
+    left = [record.job_id async for record in bench.commands.records.all()]
+    assert set(left) == {jobs[0], *jobs[-3:]}
+    before = await bench.stored()
+    await bench.sweep(ahead=10 * HOUR)
+    assert await bench.stored() == before, "there is room: nothing more goes"
 
 
-async def test_pictures_that_are_about_to_go_count_as_gone(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        await bench.tickets.open()
-        for number in range(8):
-            await bench.run(str(number), result=bytes([number]) * 10**6)
-        for _ in range(3):
-            await bench.sweep(ahead=UNKEPT_SECONDS / 2)
-            assert len([record async for record in bench.commands.records.all()]) == 4
-
-
-async def test_histories_make_room_before_new_jobs_are_refused(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_event_bytes=6000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        for number in range(60):
-            await bench.commands.cancel(await bench.create(str(number)))
-            if number % 5 == 4:
-                await bench.sweep()
-        assert await bench.commands.get(
-            (await bench.commands.create("last", "tenant", await bench.spec(b"c", b"s"), "")).job_id
-        )
-
-
-async def test_uploads_that_nobody_uses_make_room_before_results_do(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        await bench.tickets.open()
-        job_id = await bench.run("request", result=b"r" * 2 * 10**6)
-        uploads = [bytes([number]) * 10**6 for number in range(6)]
-        for upload in uploads:
-            await bench.pictures.put(upload)
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)])
+async def test_pictures_that_are_about_to_go_count_as_gone(bench):
+    for number in range(8):
+        await bench.run(str(number), result=bytes([number]) * 10**6)
+    for _ in range(3):
         await bench.sweep(ahead=UNKEPT_SECONDS / 2)
-        assert all([await bench.has(upload) for upload in uploads]), "one of them may be about to be used"
-        await bench.sweep(ahead=HOUR)
-        assert [await bench.has(upload) for upload in uploads] == [False] * 4 + [True] * 2, "the oldest went"
-        assert await bench.has(b"r" * 2 * 10**6)
-        assert await bench.commands.get(job_id)
+        assert len([record async for record in bench.commands.records.all()]) == 4
 
 
-async def test_records_make_room_before_new_jobs_are_refused(nats_url):
-    settings = StoreSettings(max_queued_jobs=50, max_record_bytes=20_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        bench = Bench(backbone, settings)
-        for number in range(80):
-            await bench.commands.cancel(await bench.create(str(number)))
-            if number % 5 == 4:
-                await bench.sweep()
-                for picture in await bench.pictures._released.all():
-                    await bench.pictures._released.drop(picture)
-        with pytest.raises(StoreFull, match="max_record_bytes"):
-            [await bench.create(f"one of too many {number}") for number in range(50)]
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_event_bytes=6000)])
+async def test_histories_make_room_before_new_jobs_are_refused(bench):
+    for number in range(60):
+        await bench.commands.cancel(await bench.create(str(number)))
+        if number % 5 == 4:
+            await bench.sweep()
+    assert await bench.commands.get(
+        (await bench.commands.create("last", "tenant", await bench.spec(b"c", b"s"), "")).job_id
+    )
 
 
-async def test_the_last_of_the_pictures_room_is_for_results(nats_url):
-    settings = StoreSettings(max_picture_bytes=1_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        pictures = PictureStore(backbone, "tenant", patience=5)
-        await pictures.check_room()
-        await pictures.put(b"x" * 850_000)
-        with pytest.raises(StoreFull, match="max_picture_bytes"):
-            await pictures.check_room()
-        await pictures.put(b"result" * 10_000)
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)])
+async def test_uploads_that_nobody_uses_make_room_before_results_do(bench):
+    job_id = await bench.run("request", result=b"r" * 2 * 10**6)
+    uploads = [bytes([number]) * 10**6 for number in range(6)]
+    for upload in uploads:
+        await bench.pictures.put(upload)
+    await bench.sweep(ahead=UNKEPT_SECONDS / 2)
+    assert all([await bench.has(upload) for upload in uploads]), "one of them may be about to be used"
+    await bench.sweep(ahead=HOUR)
+    assert [await bench.has(upload) for upload in uploads] == [False] * 4 + [True] * 2, "the oldest went"
+    assert await bench.has(b"r" * 2 * 10**6)
+    assert await bench.commands.get(job_id)
 
 
-async def test_a_result_waits_until_there_is_room(nats_url, spec, monkeypatch):
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_record_bytes=20_000)])
+async def test_records_make_room_before_new_jobs_are_refused(bench):
+    for number in range(80):
+        await bench.commands.cancel(await bench.create(str(number)))
+        if number % 5 == 4:
+            await bench.sweep()
+            for picture in await bench.pictures._released.all():
+                await bench.pictures._released.drop(picture)
+    with pytest.raises(StoreFull, match="max_record_bytes"):
+        [await bench.create(f"one of too many {number}") for number in range(50)]
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_picture_bytes=1_000_000)])
+async def test_the_last_of_the_pictures_room_is_for_results(bench):
+    await bench.pictures.check_room()
+    await bench.pictures.put(b"x" * 850_000)
+    with pytest.raises(StoreFull, match="max_picture_bytes"):
+        await bench.pictures.check_room()
+    await bench.pictures.put(b"result" * 10_000)
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_picture_bytes=1_000_000)])
+async def test_a_result_waits_until_there_is_room(bench, monkeypatch):
     monkeypatch.setattr(job_pictures, "ROOM_PAUSE_SECONDS", 0.02)
-    settings = StoreSettings(max_picture_bytes=1_000_000)
-    async with connect(nats_url, "test", settings) as backbone:
-        commands = JobCommands(backbone, patience=5)
-        await commands.create("request", "tenant", spec, "")
-        lease = await claimed(of_server(backbone, 0), await opened(backbone))
-        results = job_pictures.JobPictures(backbone, lease)
-        digest = await results.store.put(b"x" * 950_000)
-        report = StepReport(7, 7, 1, 1, 400, 300, 1.0, {}, 0, (), None)
-        noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-        step = Step(report, 1.0, 1.0, noise, None, 0)
-        storing = asyncio.create_task(results.result(step, job_pb2.Progress(), 1.0))
-        _, waiting = await asyncio.wait({storing}, timeout=0.5)
-        assert waiting, "there is no room"
-        name = picture_name("tenant", digest)
-        head = await results.store._blobs.head(name)
-        assert head is not None
-        await results.store._blobs.remove(name, head)
-        assert (await asyncio.wait_for(storing, 10)).iterations == 7
-        await results.store.put(b"y" * 600_000)
-        with pytest.raises(StoreFull, match="max_picture_bytes"):
-            await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0, room_seconds=0.0)
+    await bench.create("request")
+    results = job_pictures.JobPictures(bench.backbone, await bench.claim())
+    digest = await bench.pictures.put(b"x" * 950_000)
+    report = StepReport(7, 7, 1, 1, 400, 300, 1.0, {}, 0, (), None)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    step = Step(report, 1.0, 1.0, noise, None, 0)
+    storing = asyncio.create_task(results.result(step, job_pb2.Progress(), 1.0))
+    _, waiting = await asyncio.wait({storing}, timeout=0.5)
+    assert waiting, "there is no room"
+    name = picture_name("tenant", digest)
+    head = await results.store._blobs.head(name)
+    assert head is not None
+    await results.store._blobs.remove(name, head)
+    assert (await asyncio.wait_for(storing, 10)).iterations == 7
+    await results.store.put(b"y" * 600_000)
+    with pytest.raises(StoreFull, match="max_picture_bytes"):
+        await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0, room_seconds=0.0)

@@ -5,10 +5,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from nst.v1 import image_pb2, job_pb2
+from nst.v1 import image_pb2
+from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal
-from nst_server.gateway.result_memory import ResultMemory, sent_bytes
+from nst_server.gateway.result_memory import ResultMemory
 
 
 @pytest.fixture
@@ -48,4 +49,4 @@ async def test_what_nobody_takes_is_dropped_and_its_memory_is_free(memory):
     ],
 )
 def test_the_size_of_a_result_follows_from_its_form(form, size):
-    assert sent_bytes(job_pb2.Result(width=20, height=5), form) == size
+    assert pictures.most_bytes(20, 5, form) == size
