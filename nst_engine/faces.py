@@ -79,8 +79,8 @@ def face_mask(height: int, width: int, faces: list[Face]) -> NDArray[np.float32]
 
 
 def _shrinkage(picture: NDArray[np.uint8]) -> float:
-    height, width = picture.shape[:2]
-    return min(1.0, DETECTION_SIDE / max(height, width))
+    side: int = max(picture.shape[:2])
+    return min(1.0, DETECTION_SIDE / side)
 
 
 def _opencv() -> Any:
