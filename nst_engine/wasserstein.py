@@ -122,16 +122,16 @@ class MeanCovariance:
 
 
 def _distance(measured: Moments, target: GaussianTarget) -> Tensor:
-    """That of one, or of each along the first dimension of all that is given."""
+    """That of one, or of each along the first dimension of all that is given; added up in float64, as its terms cancel."""
     covariance = measured.second - measured.mean[..., :, None] * measured.mean[..., None, :]
     deviations = target.variances.sqrt()
     noise = torch.diag_embed(target.noise[..., None].expand_as(deviations))
     block = target.directions.mT @ covariance @ target.directions + noise
     roots = trace_of_root(deviations[..., :, None] * block * deviations[..., None, :], target.noise**2)
-    own = covariance.diagonal(dim1=-2, dim2=-1).sum(-1) + target.noise * deviations.shape[-1]
+    own = covariance.diagonal(dim1=-2, dim2=-1).double().sum(-1) + target.noise.double() * deviations.shape[-1]
     between_means = (measured.mean - target.mean).square().sum(-1)
-    distance: Tensor = between_means + own + target.variances.sum(-1) - 2 * roots
-    return distance / target.power
+    distance: Tensor = between_means + own + target.variances.double().sum(-1) - 2 * roots
+    return (distance / target.power).float()
 
 
 class _Moments(torch.autograd.Function):
