@@ -36,7 +36,7 @@ class Hole:
     def resized(self, size: tuple[int, int]) -> "Hole":
         """The hole in the content at another size, (height, width)."""
         content = pictures.resize(self.content, size)
-        return Hole(area_resized(self.mask, content), content)
+        return Hole(area_resized(self.mask, size), content)
 
     def composite(self, image: Tensor) -> Tensor:
         """The image in the hole and the content elsewhere, (1, 3, H, W), differentiable in the image."""
@@ -83,7 +83,7 @@ class Hole:
     def _confined(self, region: Tensor | None, name: str) -> Tensor:
         if region is None:
             return self.mask
-        inside = self.mask * area_resized(region, self.mask)
+        inside = self.mask * area_resized(region, self.mask.shape[2:])
         if not inside.any():
             raise OptionError(name, "has no part in the hole: nothing else can change")
         return inside

@@ -63,7 +63,7 @@ def to_material(
         return Material(target, images, masks, protected).shrunk(size)
     if subject is not None or options.faces:
         raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
-    opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole), whole)
+    opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole.shape[2:]), whole)
     return Material(*opened.open(images, masks), hole=opened).shrunk(size)
 
 

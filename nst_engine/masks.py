@@ -59,24 +59,24 @@ def distinct_regions(masks: Sequence[StyleMasks]) -> list[Region]:
     return [Region(mask, tuple(styles)) for mask, styles in members]
 
 
-def position_weights(mask: Tensor | None, features: Tensor) -> Tensor | None:
-    """How much each position of a (1, C, H, W) map counts, (H * W,) with a mean of 1; None is 1 for all.
+def position_weights(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:
+    """How much each position of a map of `size`, (H, W), counts: (H * W,) with a mean of 1; None is 1 for all.
 
     Each position has the mean of the mask over the area that it stands for. With weights of mean 1
     whatever is averaged over the map is averaged over the mask's own area.
     """
     if mask is None:
         return None
-    weights = area_resized(mask, features).flatten()
+    weights = area_resized(mask, size).flatten()
     return weights / weights.mean()
 
 
-def area_resized(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask at the size of a (1, C, H, W) map or picture: (1, 1, H, W), means over areas.
+def area_resized(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """The mask at a `size`, (H, W), as (1, 1, H, W): means over areas.
 
     A smaller mask is interpolated first, so that it does not come out in blocks.
     """
-    height, width = like.shape[2:]
+    height, width = size
     if mask.shape[2] < height or mask.shape[3] < width:
         mask = F.interpolate(mask, size=(max(height, mask.shape[2]), max(width, mask.shape[3])), mode="bilinear")
     return F.interpolate(mask, size=(height, width), mode="area")

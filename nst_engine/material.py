@@ -73,7 +73,7 @@ class Material:
     ) -> Objective:
         """What is minimised at the scale, of the picture as it is seen through the hole if there is one."""
         content = self.content_at(scale)
-        subject = None if self.subject is None else area_resized(self.subject, content)
+        subject = None if self.subject is None else area_resized(self.subject, content.shape[2:])
         kind = TiledObjective if in_tiles(backbone, (scale.height, scale.width), options, memory_budget) else Objective
         return kind(
             backbone,
@@ -97,16 +97,8 @@ class Material:
         Raises:
             OptionError: see `tiled.check_memory`.
         """
-        check_memory(
-            backbone,
-            (scale.height, scale.width),
-            self.style_sizes(scale, options),
-            options,
-            self.masks,
-            self.subject,
-            self.hole,
-            memory_budget=memory_budget,
-        )
+        size = scale.height, scale.width
+        check_memory(backbone, size, self.style_sizes(scale, options), options, memory_budget)
 
     def content_at(self, scale: Scale) -> Tensor:
         """The content at the scale, (1, 3, h, w)."""
@@ -126,8 +118,8 @@ class Material:
         return [
             colors.recolored(
                 style,
-                colors.moments(content, position_weights(masks.region, content)),
-                position_weights(masks.source_region, style),
+                colors.moments(content, position_weights(masks.region, content.shape[2:])),
+                position_weights(masks.source_region, style.shape[2:]),
             )
             for style, masks in zip(styles, self.masks, strict=True)
         ]

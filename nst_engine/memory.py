@@ -6,6 +6,7 @@ import torch
 
 from nst_engine.backbone import Backbone
 from nst_engine.image_network import BYTES_PER_PIXEL
+from nst_engine.masks import distinct_regions
 from nst_engine.material import Material
 from nst_engine.optimizers import make_optimizer
 from nst_engine.options import StylizeOptions
@@ -20,6 +21,9 @@ COPIES = 8
 # Peak of the resident memory that an evaluation takes, in multiples of the maps that it keeps: there are gradients on
 # the way back, scratch space of the convolutions, and holes in the heap. Measured on a CPU, in both precisions.
 EVALUATION = 2.5
+# Bytes a pixel in an evaluation: how much positions count at every tap, for each region; the detail of a subject.
+REGION = 6
+SUBJECT = 64
 # Bytes that comparing sorted projections takes for each of them: orders and levels are 64-bit.
 SORTING = 32
 
@@ -58,9 +62,11 @@ def working_memory(
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]
     per_pixel = backbone.bytes_per_pixel(named_taps(options), options.pooling)
     evaluating = EVALUATION * min(max(pixels) * per_pixel, memory_budget)
-    painting = BYTES_PER_PIXEL * pixels[0] if options.parametrization == "network" else 0
+    painting = BYTES_PER_PIXEL if options.parametrization == "network" else 0
+    regions = sum(one.mask is not None for one in distinct_regions(material.masks))
+    besides = painting + REGION * regions + (SUBJECT if material.subject is not None else 0)
     held += int(_target_bytes(backbone, pixels[0], pixels[1:], options))
-    return WorkingMemory(held, int(evaluating + painting))
+    return WorkingMemory(held, int(evaluating + besides * pixels[0]))
 
 
 def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: StylizeOptions) -> float:

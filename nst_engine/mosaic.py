@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from nst_engine.distributed import Processes
+from nst_engine.masks import position_weights
 from nst_engine.statistics import Statistic
 from nst_engine.tiling import Tile
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]
+# How much each position of the whole map at a tap counts, (1, 1, h, w), by tap; at those left out all count alike.
+Weights = Mapping[str, Tensor]
 
 
 def computed(image: Tensor, tile: Tile) -> Tensor:
@@ -28,10 +31,33 @@ def owned_within(part: Tensor, tile: Tile, stride: int) -> Tensor:
     return part[:, :, tile.rows.own_within(stride), tile.columns.own_within(stride)]
 
 
+def owned(whole: Tensor, tile: Tile, stride: int) -> Tensor:
+    """The tile's own positions, as a view of a map of the whole picture."""
+    return whole[:, :, tile.rows.own(stride), tile.columns.own(stride)]
+
+
+def map_size(image: Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of the map of the whole picture."""
+    height, width = image.shape[2:]
+    return height // stride, width // stride
+
+
 def positions(image: Tensor, stride: int) -> int:
     """Positions in the map of the whole picture."""
-    height, width = image.shape[2:]
-    return (height // stride) * (width // stride)
+    height, width = map_size(image, stride)
+    return height * width
+
+
+def weights_in(mask: Tensor | None, image: Tensor, strides: Mapping[str, int]) -> Weights:
+    """What counts of the picture where a mask is, (1, 1, H, W), 0-1; see `masks.position_weights`."""
+    sizes = {tap: map_size(image, stride) for tap, stride in strides.items()}
+    found = {tap: position_weights(mask, size) for tap, size in sizes.items()}
+    return {tap: weights.view(1, 1, *sizes[tap]) for tap, weights in found.items() if weights is not None}
+
+
+def measured(statistic: Statistic[Any, Any], own: Tensor, tile: Tile, stride: int, weights: Tensor | None) -> Any:
+    """What a statistic measures of the tile's own positions, the whole map's weights given."""
+    return statistic.measure(own, None if weights is None else owned(weights, tile, stride).flatten())
 
 
 def share_of(part: Tensor, whole: Tensor, stride: int) -> float:
@@ -59,14 +85,15 @@ def mean_statistics(
     image: Tensor,
     tiles: Sequence[Tile],
     strides: Mapping[str, int],
+    regions: Sequence[Weights],
     statistic: Statistic[Any, Any],
     processes: Processes,
-) -> dict[str, Any]:
-    """What an additive statistic measures of the whole picture, at the taps of `strides`, without gradients.
+) -> list[dict[str, Any]]:
+    """What an additive statistic measures of each region of a picture, at the taps of `strides`, without gradients.
 
     Each process measures its own tiles; the means are those of all.
     """
-    means: dict[str, Any] = {}
+    means: list[dict[str, Any]] = [{} for _ in regions]
     if not strides:
         return means
     own_tiles = processes.own(tiles)
@@ -75,10 +102,12 @@ def mean_statistics(
         maps = features(computed(image, tile))
         for tap, stride in strides.items():
             own = owned_within(maps[tap], tile, stride)
-            measured = statistic.measure(own)
             share = share_of(own, image, stride) if own_tiles else 0.0
-            parts = means[tap] if tap in means else [0.0] * len(measured)
-            means[tap] = measured._make(mean + share * part for mean, part in zip(parts, measured, strict=True))
-        del maps, own, measured  # before the next tile's are made
-    sums = iter(processes.summed(list(chain(*means.values()))))
-    return {tap: parts._make(islice(sums, len(parts))) for tap, parts in means.items()}
+            for mean, weights in zip(means, regions, strict=True):
+                found = measured(statistic, own, tile, stride, weights.get(tap))
+                before = mean.get(tap, [0.0] * len(found))
+                mean[tap] = found._make(part + share * more for part, more in zip(before, found, strict=True))
+                del found
+        del maps, own  # before the next tile's are made
+    sums = iter(processes.summed(list(chain(*(parts for mean in means for parts in mean.values())))))
+    return [{tap: parts._make(islice(sums, len(parts))) for tap, parts in mean.items()} for mean in means]

@@ -83,7 +83,7 @@ class Objective:
         if subject is not None:
             self._protection = Protection(content, subject, options.protection)
             self._position_weights = {
-                tap: self._protection.content_weights(maps) for tap, maps in self._content_maps.items()
+                tap: self._protection.content_weights(size) for tap, size in self._content_sizes().items()
             }
         self._steered: tuple[Any, ...] = ()
         self.steer(options, shares)
@@ -182,8 +182,12 @@ class Objective:
             "box": losses.box_penalty(image) * self._box_weight,
         }
         if self._protection is not None:
-            terms["detail"] = self._protection.detail_loss(image) * (self._content_weight * self._detail_share)
+            terms["detail"] = self._protection.detail_loss(image) * self._detail_weight
         return terms
+
+    @property
+    def _detail_weight(self) -> float:
+        return self._content_weight * self._detail_share
 
     def _content_loss(self, maps: Mapping[str, Tensor], position_weights: Mapping[str, Tensor]) -> Tensor:
         """The unweighted content loss; at the taps in `position_weights`, positions count by these."""
@@ -214,8 +218,8 @@ class Objective:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = noisy(self._content, DETAIL_NOISE)
-        content = self._content_loss(self.features(image), {})
-        level = everywhere.detail_level * _gradient_size(content, image)
+        content, _ = self._gradient_sizes(image)
+        level = everywhere.detail_level * content
         return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
 
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
@@ -234,6 +238,10 @@ class Objective:
         maps = self._target_features(content)
         return {tap: maps[tap] for tap in self._content_weights}
 
+    def _content_sizes(self) -> Mapping[str, Sequence[int]]:
+        """Height and width of the content's maps, by tap."""
+        return {tap: maps.shape[2:] for tap, maps in self._content_maps.items()}
+
     def _cached(self, style: Tensor, mask: Tensor | None, options: StylizeOptions, cache: StyleCache) -> dict[str, Any]:
         """What `_measured` gives, which is the same wherever the key is."""
         tiles = self._tiles_of(style)
@@ -247,15 +255,24 @@ class Objective:
         """The style statistic of a part of a picture, or of all of it, by tap."""
         taps = self.style_loss.taps
         if len(tiles) > 1:
-            return self._mean_statistics(self._target_features, style, tiles, taps)
+            regions = [mosaic.weights_in(mask, style, self._strides(taps))]
+            (measured,) = self._mean_statistics(self._target_features, style, tiles, taps, regions)
+            return measured
         return self.style_loss.measure(self._target_features(style), taps, mask)
 
     def _mean_statistics(
-        self, features: mosaic.Features, picture: Tensor, tiles: Sequence[Tile], taps: Collection[str]
-    ) -> dict[str, Any]:
-        strides = {tap: self._backbone.network.stride(tap) for tap in taps}
-        processes = self._backbone.processes
-        return mosaic.mean_statistics(features, picture, tiles, strides, self.style_loss.statistic, processes)
+        self,
+        features: mosaic.Features,
+        picture: Tensor,
+        tiles: Sequence[Tile],
+        taps: Collection[str],
+        regions: Sequence[mosaic.Weights],
+    ) -> list[dict[str, Any]]:
+        statistic, processes = self.style_loss.statistic, self._backbone.processes
+        return mosaic.mean_statistics(features, picture, tiles, self._strides(taps), regions, statistic, processes)
+
+    def _strides(self, taps: Collection[str]) -> dict[str, int]:
+        return {tap: self._backbone.network.stride(tap) for tap in taps}
 
 
 def _gradient_size(term: Tensor, image: Tensor) -> float:

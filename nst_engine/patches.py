@@ -44,14 +44,15 @@ def fill_from_patches(image: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     found: tuple[Tensor, Tensor] | None = None
     for level in _levels(*size):
         given = pictures.resize(image, level)
-        gap = area_resized(hole, given) > 0
+        gap = area_resized(hole, given.shape[2:]) > 0
         start = _closed(given, gap) if found is None else torch.where(gap, pictures.resize(found[0], level), given)
         # A thin hole that covers every patch of a coarse level leaves room at a finer one.
         found = _vote(start, gap) or found
     if found is None:
         return image, known
     filled, sources = found
-    return torch.where(hole > 0, pictures.resize(filled, size), image), area_resized(_spread(sources), image) * known
+    filled = torch.where(hole > 0, pictures.resize(filled, size), image)
+    return filled, area_resized(_spread(sources), size) * known
 
 
 def _levels(height: int, width: int) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Keeping a subject recognisable: more content weight where it is, and its fine structure."""
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -25,7 +26,7 @@ def subject_mask(content: Tensor, given: Tensor | None, heads: Tensor | None) ->
         content: (1, 3, H, W), 0-255.
         given, heads: (1, 1, h, w), 0-1, each stretched to the content's shape.
     """
-    masks = [area_resized(mask, content) for mask in (given, heads) if mask is not None]
+    masks = [area_resized(mask, content.shape[2:]) for mask in (given, heads) if mask is not None]
     return reduce(torch.maximum, masks) if masks else None
 
 
@@ -42,7 +43,9 @@ class Protection:
         self._subject = subject
         self._amount = amount
         self._details = {cell: losses.laplacian(content, cell) for cell in CELLS}
-        self._detail_weights = {cell: area_resized(subject, details) for cell, details in self._details.items()}
+        self._detail_weights = {
+            cell: area_resized(subject, details.shape[2:]) for cell, details in self._details.items()
+        }
 
     @property
     def nbytes(self) -> int:
@@ -54,9 +57,9 @@ class Protection:
         """The gradient that the detail loss is to have on the subject, in multiples of the content loss's elsewhere."""
         return self._amount * DETAIL_LEVEL
 
-    def content_weights(self, features: Tensor) -> Tensor:
-        """The content weight at each position of a (1, C, h, w) map, (1, 1, h, w): 1 off the subject."""
-        return 1 + self._amount * (CONTENT_GAIN - 1) * area_resized(self._subject, features)
+    def content_weights(self, size: Sequence[int]) -> Tensor:
+        """The content weight at each position of a map of `size`, (h, w), as (1, 1, h, w): 1 off the subject."""
+        return 1 + self._amount * (CONTENT_GAIN - 1) * area_resized(self._subject, size)
 
     def detail_loss(self, image: Tensor) -> Tensor:
         """Mean squared difference of the Laplacians of the image and the content, on the subject, over every cell size.

@@ -52,15 +52,15 @@ def _recolored(
 ) -> Tensor:
     """The content, each region of it with the colours of the styles that go there; a later one is over an earlier."""
     moments = [
-        colors.moments(style, position_weights(one.source_region, style))
+        colors.moments(style, position_weights(one.source_region, style.shape[2:]))
         for style, one in zip(styles, masks, strict=True)
     ]
-    image = content
+    image, size = content, content.shape[2:]
     for region in distinct_regions(masks):
         parts = [shares[index] for index in region.styles]
         if not any(parts):
             continue
         target = colors.pooled_moments([moments[index] for index in region.styles], parts)
-        recolored = colors.recolored(content, target, position_weights(region.mask, content))
-        image = recolored if region.mask is None else torch.lerp(image, recolored, area_resized(region.mask, content))
+        recolored = colors.recolored(content, target, position_weights(region.mask, size))
+        image = recolored if region.mask is None else torch.lerp(image, recolored, area_resized(region.mask, size))
     return image

@@ -39,8 +39,8 @@ class Statistic(Protocol[Measured, Target]):
 
         Args:
             features: (1, C, H, W) in any floating dtype.
-            weights: (H * W,), at least 0 and with a mean of 1: how much each position counts.
-                None is 1 for all.
+            weights: (H * W,), at least 0 and with a mean of 1 over the picture, of which the map may be a
+                part: how much each position counts. None is 1 for all.
         """
         ...
 

@@ -61,11 +61,16 @@ class StyleLoss:
 
     def measure(self, maps: Mapping[str, Tensor], taps: Collection[str], mask: Tensor | None = None) -> dict[str, Any]:
         """The statistic at `taps` of a picture with these maps, over a mask of it or everywhere."""
-        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap])) for tap in taps}
+        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap].shape[2:])) for tap in taps}
 
     def add(self, measured: Mapping[str, Any]) -> None:
         """Takes the next style, as measured over its source region."""
         self._measured.append(measured)
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """Those that are aimed at."""
+        return [aim.region for aim in self._aims]
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,7 @@ from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.distributed import Processes
 from nst_engine.evaluation import Evaluation
-from nst_engine.inpainting import Hole
-from nst_engine.masks import StyleMasks
-from nst_engine.mosaic import computed, owned_within, positions, share_of
+from nst_engine.mosaic import computed, owned, owned_within, positions, share_of
 from nst_engine.objective import Objective
 from nst_engine.options import OptionError, StylizeOptions
 from nst_engine.schedule import named_taps
@@ -26,6 +25,13 @@ Slopes = tuple[Tensor, ...]
 Size = tuple[int, int]
 # The computed part of an image, and its maps by tap, from which there is a way back to it.
 Forward = tuple[Tensor, dict[str, Tensor]]
+
+
+class Pull(NamedTuple):
+    """How the style loss of a region pulls: the gradient in what is measured, by tap, and where it is measured."""
+
+    slopes: Mapping[str, Slopes]
+    weights: mosaic.Weights
 
 
 def in_tiles(backbone: Backbone, size: Size, options: StylizeOptions, memory_budget: int) -> bool:
@@ -43,37 +49,24 @@ def check_memory(
     content: Size,
     styles: Sequence[Size],
     options: StylizeOptions,
-    masks: Sequence[StyleMasks],
-    subject: Tensor | None = None,
-    hole: Hole | None = None,
-    *,
     memory_budget: int,
 ) -> None:
     """Makes sure that pictures of these sizes can be worked on, if need be in tiles.
 
     Raises:
         OptionError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
-            and something is asked of it that they cannot give: a statistic that is no mean over
-            positions, or a mask, be it of a style, of the subject or of a hole.
+            and the style statistic is no mean over positions.
     """
     processes = backbone.processes.size
-    regions = {"hole": None if hole is None else hole.mask}
-    regions |= {f"styles[{index}].region": one.region for index, one in enumerate(masks)}
-    regions["faces" if options.faces else "subject"] = subject
-    sources = [{f"styles[{index}].source_region": one.source_region} for index, one in enumerate(masks)]
-    for size, given in zip((content, *styles), (regions, *sources), strict=True):
-        whole = [field for field, mask in given.items() if mask is not None]
-        if not make_statistic(options).additive:
-            whole.append("style_statistic")
-        if not in_tiles(backbone, size, options, memory_budget) or not whole:
+    for height, width in (content, *styles):
+        if not in_tiles(backbone, (height, width), options, memory_budget) or make_statistic(options).additive:
             continue
         if processes > 1:
-            cause, cure = f"{processes} processes share it", "go without it, or use one process"
+            cause, cure = f"{processes} processes share it", "choose another, or use one process"
         else:
-            height, width = size
             cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
-            cure = "go without it, set a smaller size, or raise the engine's memory_budget"
-        raise OptionError(whole[0], f"needs the maps of a picture as a whole, and {cause}: {cure}")
+            cure = "choose another, set a smaller size, or raise the engine's memory_budget"
+        raise OptionError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):
@@ -87,7 +80,8 @@ class TiledObjective(Objective):
     statistic that has this gradient. That one is a sum over tiles, as all the other terms are, and so
     is its gradient, which the second pass adds up.
 
-    Statistics that are no such mean, and masks, are not for it: `check_memory` refuses them.
+    Statistics that are no such mean are not for it: `check_memory` refuses them. The detail of a subject
+    is compared in the picture itself, without the network, and so all at once.
     """
 
     def evaluate(self, image: Tensor) -> Evaluation:
@@ -95,17 +89,20 @@ class TiledObjective(Objective):
         image = image.detach()
         # The maps of a process's only tile are kept for the second pass; those of several would not fit.
         only = self._forward(image, self._own_tiles[0]) if len(self._own_tiles) == 1 else None
-        style, slopes = self._style_slopes(image, self._style_weight, only)
+        style, pulls = self._style_pulls(image, self._style_weight, only)
         gradient = torch.zeros_like(image)
-        sums = [image.new_zeros(3)] if not self._own_tiles else []
+        sums = [torch.stack((*image.new_zeros(3), self._add_detail_gradient(gradient, image)))]
         for tile in self._own_tiles:
             forward = only or self._forward(image, tile)
-            content = self._add_feature_gradient(gradient, forward, tile, slopes, self._content_weight)
-            sums.append(torch.stack((content, *self._add_pixel_gradient(gradient, image, tile))))
+            content = self._add_feature_gradient(
+                gradient, forward, tile, pulls, self._content_weight, self._position_weights
+            )
+            tv, box = self._add_pixel_gradient(gradient, image, tile)
+            sums.append(torch.stack((content, tv, box, image.new_zeros(()))))
         (added,) = self._processes.summed([torch.stack(sums).double().sum(0)])
         (gradient,) = self._processes.summed([gradient])
-        content, tv, box = added.tolist()
-        terms = {"content": content, "style": style, "tv": tv, "box": box}
+        found = dict(zip(("content", "tv", "box", "detail"), added.tolist(), strict=True), style=style)
+        terms = {name: found[name] for name in self.loss_names}
         total = sum(terms.values())
         return Evaluation(terms, total, gradient, math.isfinite(total + losses.square_sum(gradient).item()))
 
@@ -124,17 +121,20 @@ class TiledObjective(Objective):
 
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
         """None of the whole: each process keeps those of its own tiles."""
-        network = self._backbone.network
-        strides = {tap: network.stride(tap) for tap in self._content_weights}
+        strides = self._strides(self._content_weights)
         self._own_targets = mosaic.owned_maps(self._target_features, content, self._own_tiles, strides)
         return {}
 
+    def _content_sizes(self) -> Mapping[str, Sequence[int]]:
+        strides = self._strides(self._content_weights)
+        return {tap: mosaic.map_size(self._content, stride) for tap, stride in strides.items()}
+
     def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
-        _, slopes = self._style_slopes(image, 1.0)
+        _, pulls = self._style_pulls(image, 1.0)
         content, style = torch.zeros_like(image), torch.zeros_like(image)
         for tile in self._own_tiles:
-            self._add_feature_gradient(content, self._forward(image, tile), tile, {}, 1.0)
-            self._add_feature_gradient(style, self._forward(image, tile), tile, slopes, 0.0)
+            self._add_feature_gradient(content, self._forward(image, tile), tile, [], 1.0, {})
+            self._add_feature_gradient(style, self._forward(image, tile), tile, pulls, 0.0, {})
         content, style = self._processes.summed([content, style])
         return losses.root_mean_square(content).item(), losses.root_mean_square(style).item()
 
@@ -142,28 +142,32 @@ class TiledObjective(Objective):
         part = computed(image, tile).detach().requires_grad_(True)
         return part, self.features(part)
 
-    def _style_slopes(
-        self, image: Tensor, weight: float, only: Forward | None = None
-    ) -> tuple[float, dict[str, Slopes]]:
-        """The first pass: the weighted style loss, and by tap its gradient in what the statistic measures.
+    def _style_pulls(self, image: Tensor, weight: float, only: Forward | None = None) -> tuple[float, list[Pull]]:
+        """The first pass: the weighted style loss, and how it pulls, by regions.
 
         `only` has the maps of this process's one tile, if they are there already.
         """
         loss = self.style_loss
         if not loss.taps_in_use:
-            return 0.0, {}
+            return 0.0, []
         features = self.features if only is None else lambda _: only[1]
-        measured = self._mean_statistics(features, image, self._tiles, loss.taps_in_use)
-        parts = list(chain(*measured.values()))
-        for tensor in parts:
-            tensor.requires_grad_(True)
-        value = loss.distance([measured], image) * weight
-        value, *slopes = self._processes.agreed([value.detach(), *torch.autograd.grad(value, parts)])
-        by_tap = iter(slopes)
-        return value.item(), {tap: tuple(islice(by_tap, len(parts))) for tap, parts in measured.items()}
+        weights = [mosaic.weights_in(one.mask, image, self._strides(loss.taps_in_use)) for one in loss.regions]
+        measured = self._mean_statistics(features, image, self._tiles, loss.taps_in_use, weights)
+        parts = [part.requires_grad_(True) for by_tap in measured for found in by_tap.values() for part in found]
+        value = loss.distance(measured, image) * weight
+        value, *flat = self._processes.agreed([value.detach(), *torch.autograd.grad(value, parts)])
+        rest = iter(flat)
+        slopes = [{tap: tuple(islice(rest, len(found))) for tap, found in by_tap.items()} for by_tap in measured]
+        return value.item(), [Pull(*pull) for pull in zip(slopes, weights, strict=True)]
 
     def _add_feature_gradient(
-        self, gradient: Tensor, forward: Forward, tile: Tile, slopes: Mapping[str, Slopes], content_weight: float
+        self,
+        gradient: Tensor,
+        forward: Forward,
+        tile: Tile,
+        pulls: Sequence[Pull],
+        content_weight: float,
+        position_weights: mosaic.Weights,
     ) -> Tensor:
         """The second pass at one tile: adds to `gradient`, and returns the tile's share of the weighted content loss.
 
@@ -174,8 +178,10 @@ class TiledObjective(Objective):
         flow: Tensor | None = None
         while maps:
             tap, features = maps.popitem()
-            share, pull = self._pull(tap, features.detach(), tile, slopes.get(tap), content_weight)
-            content = content + share
+            pull = torch.zeros_like(features)
+            own, own_pull = (owned_within(part, tile, self._stride(tap)) for part in (features.detach(), pull))
+            content = content + self._add_content_pull(own_pull, own, tap, tile, content_weight, position_weights)
+            self._add_style_pull(own_pull, own, tap, tile, pulls)
             flow = pull if flow is None else flow.add_(pull)
             source = next(reversed(maps.values()), part)
             (flow,) = torch.autograd.grad(features, source, flow)
@@ -186,31 +192,41 @@ class TiledObjective(Objective):
             computed(gradient, tile).add_(flow)
         return content
 
-    def _pull(
-        self, tap: str, features: Tensor, tile: Tile, slopes: Slopes | None, content_weight: float
-    ) -> tuple[Tensor, Tensor]:
-        """What the tile's own positions of the map at a tap add to the content loss, and the gradient there."""
-        pull = torch.zeros_like(features)
-        stride = self._backbone.network.stride(tap)
-        own, own_pull = owned_within(features, tile, stride), owned_within(pull, tile, stride)
-        content = pull.new_zeros((), dtype=torch.float32)
+    def _add_content_pull(
+        self, pull: Tensor, own: Tensor, tap: str, tile: Tile, content_weight: float, position_weights: mosaic.Weights
+    ) -> Tensor:
+        """Adds the gradient at the tile's own positions of the map at a tap; returns their share of the loss."""
         target = self._own_targets.get(tile, {}).get(tap)
-        if target is not None:
-            difference = own.float() - target.float()
-            numbers = target.shape[1] * positions(self._content, stride)
-            weight = content_weight * self._content_weights[tap] / numbers
-            content = weight * difference.square().sum()
-            own_pull += 2 * weight * difference
-        if slopes is not None:
-            own_pull += self._style_pull(own, slopes, share_of(own, self._content, stride))
-        return content, pull
+        if target is None:
+            return own.new_zeros((), dtype=torch.float32)
+        difference = own.float() - target.float()
+        numbers = target.shape[1] * positions(self._content, self._stride(tap))
+        weight: float | Tensor = content_weight * self._content_weights[tap] / numbers
+        if tap in position_weights:
+            weight = weight * owned(position_weights[tap], tile, self._stride(tap))
+        pull += 2 * weight * difference
+        return (weight * difference.square()).sum()
 
-    def _style_pull(self, own: Tensor, slopes: Slopes, share: float) -> Tensor:
-        """The gradient of the style loss at positions that are this share of all."""
-        own = own.detach().requires_grad_(True)
-        measured = self.style_loss.statistic.measure(own)
-        (pull,) = torch.autograd.grad(tuple(measured), own, [slope * share for slope in slopes])
-        return pull
+    def _add_style_pull(self, pull: Tensor, own: Tensor, tap: str, tile: Tile, pulls: Sequence[Pull]) -> None:
+        """Adds the gradient at the tile's own positions of the map at a tap, from each region."""
+        share = share_of(own, self._content, self._stride(tap))
+        for slopes, weights in pulls:
+            if tap in slopes:
+                part = own.detach().requires_grad_(True)
+                found = mosaic.measured(self.style_loss.statistic, part, tile, self._stride(tap), weights.get(tap))
+                pull += torch.autograd.grad(tuple(found), part, [slope * share for slope in slopes[tap]])[0]
+
+    def _add_detail_gradient(self, gradient: Tensor, image: Tensor) -> Tensor:
+        """Adds the gradient of the weighted detail loss, which it returns; in the first process alone."""
+        if self._protection is None or self._processes.rank > 0:
+            return image.new_zeros(())
+        part = image.detach().requires_grad_(True)
+        loss = self._protection.detail_loss(part) * self._detail_weight
+        gradient += torch.autograd.grad(loss, part)[0]
+        return loss.detach()
+
+    def _stride(self, tap: str) -> int:
+        return self._backbone.network.stride(tap)
 
     def _add_pixel_gradient(self, gradient: Tensor, image: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
         """Adds the gradients of the tile's shares of total variation and box penalty; returns the weighted shares.

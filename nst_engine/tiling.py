@@ -32,10 +32,14 @@ class Span:
         """The pixels that the network is given."""
         return slice(self.first, self.last)
 
+    def own(self, stride: int) -> slice:
+        """What it owns of the map at a tap of that stride, counted in the map of the whole picture."""
+        return slice(self.start // stride, self.stop // stride)
+
     def own_within(self, stride: int = 1) -> slice:
-        """What it owns of the map at a tap of that stride, counted in the map of the tile."""
-        offset = self.first // stride
-        return slice(self.start // stride - offset, self.stop // stride - offset)
+        """The same, counted in the map of the tile."""
+        own, offset = self.own(stride), self.first // stride
+        return slice(own.start - offset, own.stop - offset)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,10 @@ class MeanCovariance:
 
 
 def _distance(measured: Moments, target: GaussianTarget) -> Tensor:
-    """That of one, or of each along the first dimension of all that is given; added up in float64, as its terms cancel."""
+    """That of one, or of each along the first dimension of all that is given.
+
+    Added up in float64, as its terms cancel: what they differ by may be a hundredth of them.
+    """
     covariance = measured.second - measured.mean[..., :, None] * measured.mean[..., None, :]
     deviations = target.variances.sqrt()
     noise = torch.diag_embed(target.noise[..., None].expand_as(deviations))

@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from engine_runs import MODEL, SHALLOW, Pixels, bytes_for, finish, noisy, steps
+from numpy.typing import NDArray
 
 from nst_engine import Engine, Style, StylizeOptions, checkpoint, pictures
 
 Arrays = dict[str, Any]
+Mask = NDArray[np.float32]
 
 SECONDS = 150
 GRAM: dict[str, Any] = {"style_statistic": "gram", "strength": None, "style_weight": 0.1, "tv_weight": 0.01}
 RUN: dict[str, Any] = {**SHALLOW, "iterations": 6, "scales": 2, "style_statistic": "gram"}
 # The most pixels that a small tile may have.
 SMALL_TILE = 64 * 64
+RIGHT = np.repeat(np.float32([[0, 1]]), 8, axis=1).repeat(16, axis=0)  # a mask of the right half
 
 
 def options(**changes: Any) -> StylizeOptions:
@@ -45,9 +48,12 @@ class Process:
     def new_engine(self, **given: Any) -> None:
         self.engine = Engine("cpu", threads=1, process_group=self.group, **given)
 
-    def evaluation(self, **changes: Any) -> Arrays:
+    def evaluation(
+        self, *, region: Mask | None = None, subject: Mask | None = None, hole: Mask | None = None, **changes: Any
+    ) -> Arrays:
         """The losses and the gradient at the content under noise."""
-        session = self.engine.start(self.content, [Style(self.style)], options(**changes))
+        styles = [Style(self.style, region=region)]
+        session = self.engine.start(self.content, styles, options(**changes), subject=subject, hole=hole)
         height, width = session.image().shape[:2]
         objective, passes = session._stage.objective, []
         features = objective.features
@@ -129,6 +135,8 @@ def left_alone(process: Process) -> Arrays:
 CASES: dict[str, Callable[[Process], Arrays]] = {
     "gram": lambda process: process.evaluation(**GRAM),
     "moments": lambda process: process.evaluation(**SHALLOW, style_statistic="moments", strength=0.4),
+    "masks": lambda process: process.evaluation(**SHALLOW, strength=0.4, region=RIGHT, subject=RIGHT.T),
+    "a hole": lambda process: process.evaluation(**SHALLOW, **GRAM, hole=RIGHT),
     "bfloat16": lambda process: process.evaluation(**SHALLOW, **GRAM | {"precision": "bfloat16"}),
     "no style": lambda process: process.evaluation(**SHALLOW | GRAM | {"style_layers": {}}),
     "run": lambda process: process.run(),

@@ -32,8 +32,8 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 # What tiles change, by job, in grey levels: the largest difference of a pixel and the mean, with a margin
 # of six and more over what was measured on any processor. It is rounding, which optimisers magnify from iteration to
-# iteration, most of all where moments cancel; the signs of tiny gradients, which Adagrad follows, have no bound.
-TILED = {"defaults": (5.0, 0.3), "gram, raw": (0.2, 1e-3), "descent, average": (0.05, 1e-3)}
+# iteration; the signs of tiny gradients, which Adagrad follows, have no bound.
+TILED = {"defaults": (0.5, 0.01), "gram, raw": (0.2, 1e-3), "descent, average": (0.05, 1e-3)}
 
 
 def options_of(job: str) -> StylizeOptions:

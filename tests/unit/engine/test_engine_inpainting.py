@@ -270,13 +270,6 @@ def test_a_region_off_the_hole_and_a_missing_style_are_refused(engine: Engine, s
     assert caught.value.field == "styles"
 
 
-def test_a_hole_needs_the_picture_as_a_whole(surface: Pixels, texture: Pixels):
-    small = Engine("cpu", memory_budget=4 * 2**20)
-    with pytest.raises(OptionError, match="memory budget") as caught:
-        small.start(surface, [Style(texture)], quick(size=256), hole=square())
-    assert caught.value.field == "hole"
-
-
 @pytest.mark.parametrize("parametrization", ["fourier", "network"])
 def test_a_hole_is_filled_in_every_parametrization(engine: Engine, damaged: Pixels, parametrization: str):
     run = engine.start(damaged, [], quick(size=SIDE, iterations=20, parametrization=parametrization), hole=square())

@@ -131,11 +131,11 @@ def test_equal_regions_are_blended_and_different_ones_are_not(
 
 def test_a_mask_is_averaged_over_what_a_position_stands_for():
     mask = soft_mask(12, 20, 0)
-    weights = position_weights(mask, torch.empty(1, 3, 3, 5))
+    weights = position_weights(mask, (3, 5))
     expected = mask.view(3, 4, 5, 4).mean((1, 3)).flatten() / mask.mean()
     assert weights is not None
     assert weights.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-    speck = position_weights(mask_of(512, 512, slice(7, 8), slice(9, 10)), torch.empty(1, 3, 4, 4))
+    speck = position_weights(mask_of(512, 512, slice(7, 8), slice(9, 10)), (4, 4))
     assert speck is not None
     assert speck.tolist() == [16.0] + [0.0] * 15
 
@@ -198,10 +198,10 @@ def test_unusable_masks_are_refused_before_any_work(
 def test_a_mask_smaller_than_the_picture_is_smooth():
     """A ramp of four columns stays a ramp: no two neighbours are alike between the outermost centres."""
     ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 2, 4) / 3
-    large = area_resized(ramp, torch.empty(1, 3, 32, 64))
+    large = area_resized(ramp, (32, 64))
     assert large.shape == (1, 1, 32, 64)
     assert torch.allclose(
         large[0, 0, 0], torch.tensor(np.interp((np.arange(64) + 0.5) / 16 - 0.5, range(4), ramp[0, 0, 0])).float()
     )
-    wide = area_resized(mask_of(2, 64, columns=slice(32, None)), torch.empty(1, 3, 8, 16))
+    wide = area_resized(mask_of(2, 64, columns=slice(32, None)), (8, 16))
     assert torch.equal(wide, mask_of(8, 16, columns=slice(8, None)))

@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[dict[str, Any], StyleMasks, Tensor | None, bool]] = {
     "sliced": ({"style_statistic": "sliced"}, StyleMasks(), None, False),
     "a region and a subject": ({"strength": 0.7}, StyleMasks(region=strip(0.5)), strip(0.3), False),
     "tiles": ({"strength": 0.3, "style_statistic": "gram"}, StyleMasks(), None, True),
+    "a region and a subject in tiles": ({"strength": 0.7}, StyleMasks(region=strip(0.5)), strip(0.3), True),
 }
 
 

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import options_pb2
 from nst_engine import Engine, OptionError, Session
 from nst_engine.tiled import TiledObjective
 from nst_server.model_server.sessions import RETRY_BUDGET_SHARE, SessionSource
 
 SIDE = 128
-CONTENT, MASK = "c" * 64, "m" * 64
+CONTENT = "c" * 64
 WHOLE = 8 * 2**20  # for the maps of the whole picture, for which a quarter is not enough
 
 
@@ -30,7 +31,6 @@ class Stored:
     files: dict[str, bytes] = field(
         default_factory=lambda: {
             CONTENT: png(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
-            MASK: png(np.pad(np.full((SIDE, SIDE // 2), 255, np.uint8), ((0, 0), (0, SIDE // 2)))),
         }
     )
 
@@ -45,15 +45,15 @@ class Lease:
     record: JobRecord
 
 
-async def retried(*, masked: bool, alone: bool = True, budget: int = WHOLE) -> Session:
+async def retried(*, sliced: bool, alone: bool = True, budget: int = WHOLE) -> Session:
     """The session of a job that has run out of memory before, if it is `alone`."""
     record = JobRecord()
     record.lease.alone = alone
     record.spec.content.reference.sha256 = CONTENT
     record.spec.styles.add(weight=1.0).image.reference.sha256 = CONTENT
-    if masked:
-        record.spec.styles[0].region.reference.sha256 = MASK
     options = record.spec.options
+    if sliced:
+        options.style_statistic = options_pb2.STYLE_STATISTIC_SLICED
     options.size, options.scales, options.iterations = SIDE, 1, 2
     options.style_layers.weights["relu2_1"] = options.content_layers.weights["relu2_1"] = 1.0
     make = await SessionSource(Lease(record), Stored()).maker()
@@ -65,18 +65,18 @@ def in_tiles(session: Session) -> bool:
 
 
 async def test_a_job_that_ran_out_of_memory_is_worked_on_in_smaller_tiles():
-    assert not in_tiles(await retried(masked=False, alone=False))
-    assert in_tiles(await retried(masked=False))
+    assert not in_tiles(await retried(sliced=False, alone=False))
+    assert in_tiles(await retried(sliced=False))
 
 
 async def test_one_that_cannot_be_is_tried_again_whole():
     with pytest.raises(OptionError):
-        await retried(masked=True, alone=False, budget=WHOLE // RETRY_BUDGET_SHARE)
-    session = await retried(masked=True)
+        await retried(sliced=True, alone=False, budget=WHOLE // RETRY_BUDGET_SHARE)
+    session = await retried(sliced=True)
     assert not in_tiles(session)
     session.advance()
 
 
 async def test_one_that_fits_nowhere_is_refused():
     with pytest.raises(OptionError, match="memory budget"):
-        await retried(masked=True, budget=2**20)
+        await retried(sliced=True, budget=2**20)
