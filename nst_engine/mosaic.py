@@ -55,6 +55,15 @@ def weights_in(mask: Tensor | None, image: Tensor, strides: Mapping[str, int]) -
     return {tap: weights.view(1, 1, *sizes[tap]) for tap, weights in found.items() if weights is not None}
 
 
+def counts(tile: Tile, regions: Sequence[Weights], strides: Mapping[str, int]) -> bool:
+    """Whether any of the tile's own positions, at the taps of `strides`, counts in any of the regions."""
+    return any(
+        tap not in weights or bool(owned(weights[tap], tile, stride).any())
+        for weights in regions
+        for tap, stride in strides.items()
+    )
+
+
 def measured(statistic: Statistic[Any, Any], own: Tensor, tile: Tile, stride: int, weights: Tensor | None) -> Any:
     """What a statistic measures of the tile's own positions, the whole map's weights given."""
     return statistic.measure(own, None if weights is None else owned(weights, tile, stride).flatten())
@@ -91,13 +100,13 @@ def mean_statistics(
 ) -> list[dict[str, Any]]:
     """What an additive statistic measures of each region of a picture, at the taps of `strides`, without gradients.
 
-    Each process measures its own tiles; the means are those of all.
+    Each process measures its own tiles, but for those that lie outside every region; the means are those of all.
     """
     means: list[dict[str, Any]] = [{} for _ in regions]
     if not strides:
         return means
-    own_tiles = processes.own(tiles)
-    # One that has no tile learns from any what the shapes of the sums are.
+    own_tiles = [tile for tile in processes.own(tiles) if counts(tile, regions, strides)]
+    # One that has none learns from any what the shapes of the sums are.
     for tile in own_tiles or tiles[:1]:
         maps = features(computed(image, tile))
         for tap, stride in strides.items():

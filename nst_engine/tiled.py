@@ -93,10 +93,12 @@ class TiledObjective(Objective):
         gradient = torch.zeros_like(image)
         sums = [torch.stack((*image.new_zeros(3), self._add_detail_gradient(gradient, image)))]
         for tile in self._own_tiles:
-            forward = only or self._forward(image, tile)
-            content = self._add_feature_gradient(
-                gradient, forward, tile, pulls, self._content_weight, self._position_weights
-            )
+            content = image.new_zeros(())
+            if self._pulls_at(tile, pulls):
+                forward = only or self._forward(image, tile)
+                content = self._add_feature_gradient(
+                    gradient, forward, tile, pulls, self._content_weight, self._position_weights
+                )
             tv, box = self._add_pixel_gradient(gradient, image, tile)
             sums.append(torch.stack((content, tv, box, image.new_zeros(()))))
         (added,) = self._processes.summed([torch.stack(sums).double().sum(0)])
@@ -133,10 +135,17 @@ class TiledObjective(Objective):
         _, pulls = self._style_pulls(image, 1.0)
         content, style = torch.zeros_like(image), torch.zeros_like(image)
         for tile in self._own_tiles:
+            if not self._pulls_at(tile, pulls):
+                continue
             self._add_feature_gradient(content, self._forward(image, tile), tile, [], 1.0, {})
             self._add_feature_gradient(style, self._forward(image, tile), tile, pulls, 0.0, {})
         content, style = self._processes.summed([content, style])
         return losses.root_mean_square(content).item(), losses.root_mean_square(style).item()
+
+    def _pulls_at(self, tile: Tile, pulls: Sequence[Pull]) -> bool:
+        """Whether content or style has a gradient at the tile's own positions: around a hole there is none."""
+        styled = any(mosaic.counts(tile, [pull.weights], self._strides(pull.slopes)) for pull in pulls)
+        return tile in self._own_targets or styled
 
     def _forward(self, image: Tensor, tile: Tile) -> Forward:
         part = computed(image, tile).detach().requires_grad_(True)
