@@ -22,7 +22,9 @@ class StoreSettings:
     max_queued_jobs: int = setting(1000, "Jobs waiting or running; more are refused.")
     max_tenant_jobs: int = setting(250, "A tenant's jobs waiting or running, of one priority; more are refused.")
     max_tenant_running_jobs: int = setting(
-        100, "A tenant's jobs that run at once, of one priority, on all model servers; more wait, none is refused."
+        100,
+        "A tenant's jobs that run at once, of one priority, on all model servers, and as many of pictures above "
+        "1024 px besides; more wait, none is refused.",
     )
     max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.")
     max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
@@ -80,7 +82,9 @@ class ModelServerSettings:
         0, "Memory for all jobs worked on side by side; more wait. 0 means 70 % of what is free at the start."
     )
     max_running_jobs: int = setting(
-        0, "A tenant's jobs worked on side by side, of one priority. 0 means 2 on a CPU and 16 on a GPU."
+        0,
+        "A tenant's jobs worked on side by side, of one priority, and as many of pictures above 1024 px besides. "
+        "0 means 2 on a CPU and 16 on a GPU.",
     )
     max_batch: int = setting(
         0, "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU."

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from nst_calls import metric
-from nst_client import Client, ProgressEvent
+from nst_client import Client, JobState, ProgressEvent
 from nst_processes import running_server
 
 LONG = {"size": 48, "iterations": 4000, "scales": 1}
 SHORT = {"size": 96, "iterations": 40, "scales": 1}
+
+
+LARGE = {"size": 1100, "iterations": 500, "scales": 1}
+SHALLOW = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
 
 
 def seconds(address: str) -> dict[str, float]:
@@ -39,3 +43,20 @@ def test_a_tenant_with_one_job_gets_half_of_the_device_beside_one_with_six(
             job.cancel()
     had = {tenant: after[tenant] - before[tenant] for tenant in after}
     assert had["one"] / sum(had.values()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_small_picture_does_not_wait_for_large_ones_of_its_own_tenant(
+    tmp_path: Path, content_path: Path, style_path: Path
+) -> None:
+    """Which have all the places that there are for large ones."""
+    with (
+        running_server(tmp_path / "data", NST_MAX_RUNNING_JOBS="1") as server,
+        Client(server.address) as client,
+    ):
+        large = [client.stylize(content_path, style_path, **LARGE, **SHALLOW) for _ in range(2)]
+        next(event for event in large[0] if isinstance(event, ProgressEvent))
+        small = client.stylize(content_path, style_path, **{**SHORT, "iterations": 3}, **SHALLOW)
+        small.result()
+        assert [job.status().state for job in large] == [JobState.RUNNING, JobState.QUEUED]
+        for job in large:
+            job.cancel()

@@ -18,6 +18,7 @@ from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
 from nst_server.jobs.room import check_room
+from nst_server.jobs.tickets import Flow
 from nst_server.jobs.topology import EVENTS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
 from nst_server.jobs.updates import JobUpdates
@@ -55,7 +56,7 @@ class JobCommands:
             StoreFull: histories or records leave no room for another job.
             RequestReused: the request id belongs to another spec.
         """
-        job_id = derive_job_id(tenant, request_id)
+        job_id, flow = derive_job_id(tenant, request_id), Flow.of_job(tenant, spec)
         digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
             await asyncio.gather(*(check_room(self._backbone, one, patience=self._patience) for one in FILLED_BY_JOBS))
@@ -67,7 +68,7 @@ class JobCommands:
                 spec=spec,
                 create_time=_now(),
                 traceparent=traceparent,
-                ticket=await self._tickets.put(job_id, tenant, spec.priority),
+                ticket=await self._tickets.put(job_id, flow),
             )
             await self._deadlines.note(record)
             last = await self._begin_history(record)
@@ -76,7 +77,7 @@ class JobCommands:
             except JobExists:
                 await self._tickets.remove(record.ticket)
                 continue
-            await self._tickets.wake(tenant, spec.priority)
+            await self._tickets.wake(flow)
             return _described(record, last)
         return existing
 

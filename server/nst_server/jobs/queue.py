@@ -11,7 +11,6 @@ from nats.js.api import ConsumerInfo, Header
 from nats.js.errors import APIError
 
 from nst.internal.v1.job_record_pb2 import Ticket
-from nst.v1 import job_pb2
 from nst_server.jobs.backbone import TRANSIENT, Backbone, StoreFull, persistently
 from nst_server.jobs.tickets import Flow, make_consumer, wake
 from nst_server.jobs.topology import (
@@ -81,18 +80,17 @@ class TicketQueue:
             raise TenantQueueFull(rules.max_tenant_jobs)
         return rules
 
-    async def put(self, job_id: str, tenant: str, priority: "job_pb2.Priority.ValueType") -> Ticket:
+    async def put(self, job_id: str, flow: Flow) -> Ticket:
         """Queues a new ticket.
 
         Two that are put at once may both find the tenant's last place free; the stream then holds
-        each lane to the limit.
+        each flow to the limit.
 
         Raises:
             QueueFull: there is no room.
             TenantQueueFull: there is none for the tenant.
         """
-        rules = await self._rules(tenant)
-        flow = Flow(LANES[priority], tenant)
+        rules = await self._rules(flow.tenant)
         await self._make(flow, rules)
         ticket = Ticket(job_id=job_id)
         headers = {Header.MSG_ID.value: uuid4().hex}
@@ -104,9 +102,9 @@ class TicketQueue:
         ticket.stream_sequence = ack.seq
         return ticket
 
-    async def wake(self, tenant: str, priority: "job_pb2.Priority.ValueType") -> None:
+    async def wake(self, flow: Flow) -> None:
         """Tells model servers of a ticket that can be claimed now."""
-        await wake(self._backbone, Flow(LANES[priority], tenant))
+        await wake(self._backbone, flow)
 
     async def remove(self, ticket: Ticket) -> None:
         """Takes a ticket back; no error if it is gone."""

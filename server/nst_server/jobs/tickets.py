@@ -1,4 +1,4 @@
-"""Where model servers get their tickets: one flow of them for each lane and tenant.
+"""Where model servers get their tickets: one flow of them for each lane, tenant and size of picture.
 
 Model servers choose which flow is served next. Which flows have tickets they read off the stream,
 which counts leased tickets too; whether one is to be had only the flow's consumer knows. A look
@@ -20,9 +20,11 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
+from nst.v1 import job_pb2
 from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
 from nst_server.jobs.pulls import FULL, NO_CONSUMER, Pulls
 from nst_server.jobs.topology import (
+    LANES,
     LAST_PRIORITY,
     TICKET_PREFIX,
     TICKETS,
@@ -32,6 +34,9 @@ from nst_server.jobs.topology import (
     ticket_consumer,
 )
 
+# Pictures with a longer side are large: on a CPU, jobs of minutes and hours.
+LARGE_SIDE = 1024
+LARGE = "_large"
 WAKE_SUBJECT = "nst.wake"
 IDLE_SECONDS = 1.0
 # A flow without a free ticket is asked again after this long, but of many only so many in one look,
@@ -42,27 +47,53 @@ DRY_FLOWS_ASKED = 16
 YIELD_SECONDS = 0.02
 
 
-class Flow(NamedTuple):
-    """The tickets of one tenant in one lane. Tickets of before there were tenants' flows have no tenant."""
+class Account(NamedTuple):
+    """Whom device time is billed to: one tenant in one lane."""
 
     lane: str
     tenant: str
+
+
+class Flow(NamedTuple):
+    """The tickets of one tenant in one lane. Tickets of before there were tenants' flows have no tenant.
+
+    Those of large pictures flow apart, so that small ones need not wait until a model server has room for
+    another large one.
+    """
+
+    lane: str
+    tenant: str
+    large: bool = False
 
     @classmethod
     def of(cls, subject: str) -> "Flow":
         """The flow of a ticket's subject."""
         lane, _, token = subject.removeprefix(f"{TICKET_PREFIX}.").partition(".")
-        return cls(lane, tenant_of(token))
+        return cls(lane.removesuffix(LARGE), tenant_of(token), lane.endswith(LARGE))
+
+    @classmethod
+    def of_job(cls, tenant: str, spec: job_pb2.JobSpec) -> "Flow":
+        """The flow of a job's tickets."""
+        return cls(LANES[spec.priority], tenant, spec.options.size > LARGE_SIDE)
+
+    @property
+    def account(self) -> Account:
+        """Whom its jobs are billed to."""
+        return Account(self.lane, self.tenant)
 
     @property
     def subject(self) -> str:
         """Where its tickets are published."""
-        return ".".join([TICKET_PREFIX, self.lane, *filter(None, [tenant_token(self.tenant)])])
+        return ".".join([TICKET_PREFIX, *self._tokens])
 
     @property
     def consumer(self) -> str:
         """The consumer that hands its tickets out."""
-        return "-".join([self.lane, *filter(None, [tenant_token(self.tenant)])])
+        return "-".join(self._tokens)
+
+    @property
+    def _tokens(self) -> list[str]:
+        return [self.lane + LARGE * self.large, *filter(None, [tenant_token(self.tenant)])]
 
 
 class _Dry(NamedTuple):

@@ -10,6 +10,8 @@ from nst_server.jobs.events import EventLog, state_event
 from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import Records
+from nst_server.jobs.tickets import Flow
+from nst_server.jobs.topology import LANES
 from nst_server.jobs.unheld import UnheldJobs
 
 REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] = (
@@ -72,7 +74,8 @@ class JobUpdates:
         return record
 
     async def _resume(self, record: JobRecord) -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.tenant, record.spec.priority)
+        flow = Flow.of_job(record.tenant, record.spec)
+        ticket = await self._tickets.put(record.job_id, flow)
 
         def change(record: JobRecord) -> None:
             # A server that has not noticed the pause yet keeps its ticket.
@@ -86,13 +89,14 @@ class JobUpdates:
         if record.ticket == ticket:
             queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
             await self._unheld.write(record.job_id, queued)
-            await self._tickets.wake(record.tenant, record.spec.priority)
+            await self._tickets.wake(flow)
         else:
             await self._tickets.remove(ticket)
         return record
 
     async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
-        ticket = await self._tickets.put(record.job_id, record.tenant, priority)
+        flow = Flow.of_job(record.tenant, record.spec)._replace(lane=LANES[priority])
+        ticket = await self._tickets.put(record.job_id, flow)
         old = Ticket()
 
         def change(record: JobRecord) -> None:
@@ -109,7 +113,7 @@ class JobUpdates:
             raise
         # A paused job has no place in the queue to move to; its ticket comes when it is resumed.
         await self._tickets.remove(ticket if record.control.paused else old)
-        await self._tickets.wake(record.tenant, priority)
+        await self._tickets.wake(flow)
         return record
 
 

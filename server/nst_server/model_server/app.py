@@ -29,7 +29,7 @@ from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.networks import Networks
 from nst_server.model_server.runner import Runner
-from nst_server.model_server.scheduler import Flows
+from nst_server.model_server.scheduler import Accounts
 from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ModelServerProcess:
         self._runner = runner
         self._tickets = TicketSource(backbone, self._load)
         self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)
-        self._flows = Flows(parse_weights(settings.tenant_weights))
+        self._accounts = Accounts(parse_weights(settings.tenant_weights))
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -136,16 +136,16 @@ class ModelServerProcess:
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
         free = [flow for flow in flows if taken[flow] < limit]
-        return sorted(free, key=lambda flow: (self._flows.position(flow), taken[flow]))
+        return sorted(free, key=lambda flow: (self._accounts.position(flow.account), taken[flow]))
 
     async def _work(self, leases: Leases, message: Msg, claimed: asyncio.Event) -> None:
         """From a ticket to the end of the attempt."""
         flow = Flow.of(message.subject)
-        self._flows.advance([flow])
+        self._accounts.advance([flow.account])
         try:
             lease = await self._claim(leases, message)
             if lease is not None:
-                charge = partial(self._flows.charge, flow)
+                charge = partial(self._accounts.charge, flow.account)
                 job = RunningJob(lease, flow, self._backbone, self._runner, self._networks, self._settings, charge)
                 self._running[lease.job_id] = job
                 claimed.set()

@@ -106,7 +106,7 @@ class RunningJob:
 
     async def _attempt(self) -> None:
         spec = self.lease.record.spec
-        seat = Seat(self.flow, spec.options.size**2, spec.preview.interval, self._applied_version)
+        seat = Seat(self.flow.account, spec.options.size**2, spec.preview.interval, self._applied_version)
         preparing = asyncio.create_task(self._prepare(seat))
         try:
             await self._follow(seat, Pace())

@@ -247,7 +247,7 @@ class Runner:
         self._scheduler.charge(seats, seconds)
         for seat in seats:
             seat.seconds = seconds / len(seats)
-            metrics.device_seconds(seat.flow.tenant).inc(seconds / len(seats))
+            metrics.device_seconds(seat.account.tenant).inc(seconds / len(seats))
 
     def _fail(self, failed: Sequence[tuple[Seat, Exception]]) -> None:
         """Lets failed jobs go, and all the others too if the device failed with them."""

@@ -6,7 +6,7 @@ No torch, no event loop and no clock: the runner says what a turn has cost.
 from collections.abc import Collection, Hashable, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from nst_server.jobs.tickets import Flow
+from nst_server.jobs.tickets import Account
 
 LANE_WEIGHTS = {"interactive": 8.0, "batch": 1.0}
 # How far ahead of its share, in seconds by weight, a lane or a tenant may get by going along in the
@@ -59,36 +59,36 @@ class Share(Generic[K]):
         self._ahead.pop(key, None)
 
 
-class Flows:
+class Accounts:
     """Device time between the lanes, and in each lane between its tenants."""
 
     def __init__(self, tenant_weights: Mapping[str, float]) -> None:
         self._lanes = Share(LANE_WEIGHTS)
         self._tenants = {lane: Share(tenant_weights) for lane in LANE_WEIGHTS}
 
-    def advance(self, present: Collection[Flow]) -> Flow:
-        """The flow to serve next of those that can be served."""
+    def advance(self, present: Collection[Account]) -> Account:
+        """The account to serve next of those that can be served."""
         firsts = {
-            lane: tenants.advance([flow.tenant for flow in present if flow.lane == lane])
+            lane: tenants.advance([account.tenant for account in present if account.lane == lane])
             for lane, tenants in self._tenants.items()
-            if any(flow.lane == lane for flow in present)
+            if any(account.lane == lane for account in present)
         }
         lane = self._lanes.advance(firsts)
-        return Flow(lane, firsts[lane])
+        return Account(lane, firsts[lane])
 
-    def position(self, flow: Flow) -> tuple[float, float, float]:
-        """Sorts flows into the order in which they are to be served; of equal lanes the heavier comes first."""
-        lane = flow.lane
-        return self._lanes.tag(lane), -LANE_WEIGHTS[lane], self._tenants[lane].tag(flow.tenant)
+    def position(self, account: Account) -> tuple[float, float, float]:
+        """Sorts accounts into the order in which they are to be served; of equal lanes the heavier comes first."""
+        lane = account.lane
+        return self._lanes.tag(lane), -LANE_WEIGHTS[lane], self._tenants[lane].tag(account.tenant)
 
-    def lead(self, flow: Flow) -> float:
+    def lead(self, account: Account) -> float:
         """How far its lane is ahead of the others, or it of its lane, in seconds by weight."""
-        return max(self._lanes.lead(flow.lane), self._tenants[flow.lane].lead(flow.tenant))
+        return max(self._lanes.lead(account.lane), self._tenants[account.lane].lead(account.tenant))
 
-    def charge(self, flow: Flow, seconds: float) -> None:
+    def charge(self, account: Account, seconds: float) -> None:
         """Bills a service to the tenant and its lane."""
-        self._lanes.charge(flow.lane, seconds)
-        self._tenants[flow.lane].charge(flow.tenant, seconds)
+        self._lanes.charge(account.lane, seconds)
+        self._tenants[account.lane].charge(account.tenant, seconds)
 
 
 class Job(Protocol):
@@ -98,7 +98,7 @@ class Job(Protocol):
         """By identity."""
 
     @property
-    def flow(self) -> Flow:
+    def account(self) -> Account:
         """Who is billed."""
 
     @property
@@ -113,36 +113,38 @@ class Scheduler(Generic[J]):
     """Chooses the jobs of each turn, and bills them for it."""
 
     def __init__(self, tenant_weights: Mapping[str, float], max_batch: int) -> None:
-        self._flows = Flows(tenant_weights)
-        self._jobs: dict[Flow, Share[J]] = {}
+        self._accounts = Accounts(tenant_weights)
+        self._jobs: dict[Account, Share[J]] = {}
         self._max_batch = max_batch
 
     def choose(self, present: Collection[J]) -> list[J]:
         """The job whose turn it is of those, at least one, that can be turned, and who goes along with it."""
-        flow = self._flows.advance(dict.fromkeys(job.flow for job in present))
-        first = self._share(flow).advance([job for job in present if job.flow == flow])
+        account = self._accounts.advance(dict.fromkeys(job.account for job in present))
+        first = self._share(account).advance([job for job in present if job.account == account])
         if first.batch_key is None:
             return [first]
         along = [
             job
             for job in present
-            if job is not first and job.batch_key == first.batch_key and self._flows.lead(job.flow) <= LEAD_SECONDS
+            if job is not first
+            and job.batch_key == first.batch_key
+            and self._accounts.lead(job.account) <= LEAD_SECONDS
         ]
-        along.sort(key=lambda job: (self._flows.position(job.flow), self._share(job.flow).tag(job)))
+        along.sort(key=lambda job: (self._accounts.position(job.account), self._share(job.account).tag(job)))
         return [first, *along[: self._max_batch - 1]]
 
     def charge(self, jobs: Collection[J], seconds: float) -> None:
         """Bills each of the jobs for its part of a turn that they shared."""
         for job in jobs:
-            self._flows.charge(job.flow, seconds / len(jobs))
-            self._share(job.flow).charge(job, seconds / len(jobs))
+            self._accounts.charge(job.account, seconds / len(jobs))
+            self._share(job.account).charge(job, seconds / len(jobs))
 
     def forget(self, job: J) -> None:
         """Drops a job that will not be turned again."""
-        share = self._share(job.flow)
+        share = self._share(job.account)
         share.forget(job)
         if not len(share):  # its jobs are all even, as in a new one
-            del self._jobs[job.flow]
+            del self._jobs[job.account]
 
-    def _share(self, flow: Flow) -> Share[J]:
-        return self._jobs.setdefault(flow, Share())
+    def _share(self, account: Account) -> Share[J]:
+        return self._jobs.setdefault(account, Share())

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_engine import Engine, Session, SessionState, StepReport
-from nst_server.jobs.tickets import Flow
+from nst_server.jobs.tickets import Account
 
 UNREAD_STEPS = 16
 MEGAPIXEL = 10**6
@@ -57,7 +57,7 @@ class Seat:
     the thread. `seconds` is the job's part of its last turn.
     """
 
-    flow: Flow
+    account: Account
     pixels: int
     preview_interval: int
     control_version: int

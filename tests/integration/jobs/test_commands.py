@@ -18,7 +18,7 @@ from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
 from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.updates import JobEnded
-from nst_server.model_server.scheduler import Flows
+from nst_server.model_server.scheduler import Accounts
 
 
 async def waiting(backbone) -> int:
@@ -171,12 +171,13 @@ async def test_a_wish_that_holds_already_has_no_number_of_its_own(commands, spec
 
 async def in_order(backbone) -> list[str]:
     """The ids of all waiting jobs as a model server gets them."""
-    flows = Flows({})
+    accounts = Accounts({})
+    rank = partial(sorted, key=lambda flow: accounts.position(flow.account))
     tickets = TicketSource(backbone)
     await tickets.open()
     order = []
     while await waiting(backbone):
-        message = await asyncio.wait_for(tickets.next(partial(sorted, key=flows.position)), 10)
+        message = await asyncio.wait_for(tickets.next(rank), 10)
         order.append(str(Ticket.FromString(message.data).job_id))
         await message.ack_sync()
     return order

@@ -101,7 +101,7 @@ async def test_handing_back_does_not_count_as_a_loss_and_is_quick(commands, leas
 
 async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, leases, tickets, monkeypatch):
     queue = JobCommands(backbone, patience=5)._tickets
-    await queue.put("nobody", "tenant", job_pb2.PRIORITY_BATCH)
+    await queue.put("nobody", Flow("batch", "tenant"))
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
     monkeypatch.setattr(claims, "RECORD_WAIT_SECONDS", 0.0)
@@ -164,7 +164,7 @@ async def test_another_ticket_of_the_job_is_not_taken_for_the_attempts_own(comma
     await lease.refresh()
     own = lease._message
     queue = TicketQueue(backbone, patience=5)
-    await queue.put(job.job_id, "tenant", job_pb2.PRIORITY_INTERACTIVE)
+    await queue.put(job.job_id, Flow("interactive", "tenant"))
     other = await asyncio.wait_for(tickets.next(list), 10)
     assert not lease.redelivered(other)
     assert lease.redelivered(own)

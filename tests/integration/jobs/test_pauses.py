@@ -9,6 +9,7 @@ from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.pauses import PausedJobs, TooManyPaused
+from nst_server.jobs.tickets import Flow
 
 
 async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
@@ -51,7 +52,7 @@ async def test_a_ticket_pulled_before_its_record_was_written_is_not_lost(backbon
     lease = await claimed(leases, tickets)
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
     await lease.pause_or_hand_back()
-    early = await commands._tickets.put(job.job_id, "tenant", job_pb2.PRIORITY_INTERACTIVE)
+    early = await commands._tickets.put(job.job_id, Flow("interactive", "tenant"))
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
 
     def write(record):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from ticket_support import BATCH, INTERACTIVE, job_of, nothing, opened, put, taken
+from ticket_support import job_of, nothing, opened, put, taken
 
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import connect
@@ -16,10 +16,10 @@ from nst_server.jobs.tickets import Flow
 async def test_a_tenant_has_a_limited_number_of_jobs(nats_url):
     async with connect(nats_url, "gateway", StoreSettings(max_tenant_jobs=2)) as backbone:
         queue = TicketQueue(backbone, patience=5)
-        await put(queue, "a", "1", priority=BATCH)
+        await put(queue, "a", "1", lane="batch")
         await put(queue, "a", "2")
         with pytest.raises(TenantQueueFull, match="max_tenant_jobs = 2"):
-            await queue.put("3", "a", BATCH)
+            await queue.put("3", Flow("batch", "a"))
         await put(queue, "b", "4")
         await (await taken(await opened(backbone), lambda flows: [Flow("batch", "a")])).ack_sync(timeout=10)
         await put(queue, "a", "5")
@@ -28,7 +28,7 @@ async def test_a_tenant_has_a_limited_number_of_jobs(nats_url):
 async def test_jobs_at_once_do_not_get_round_the_limit(nats_url):
     async with connect(nats_url, "gateway", StoreSettings(max_tenant_jobs=3)) as backbone:
         queues = [TicketQueue(backbone, patience=5) for _ in range(12)]
-        puts = (queue.put(str(number), "a", INTERACTIVE) for number, queue in enumerate(queues))
+        puts = (queue.put(str(number), Flow("interactive", "a")) for number, queue in enumerate(queues))
         outcomes = await asyncio.gather(*puts, return_exceptions=True)
         refused = [outcome for outcome in outcomes if isinstance(outcome, TenantQueueFull)]
         assert len(refused) == len(outcomes) - 3
@@ -63,7 +63,7 @@ async def test_the_whole_queue_has_a_limit_of_its_own(nats_url):
         await put(queue, "a", "1")
         await put(queue, "b", "2")
         with pytest.raises(QueueFull):
-            await queue.put("3", "c", INTERACTIVE)
+            await queue.put("3", Flow("interactive", "c"))
 
 
 async def test_a_tenant_runs_a_limited_number_of_jobs_and_the_others_wait(nats_url):
@@ -119,11 +119,11 @@ async def test_a_lower_limit_keeps_the_tickets_that_are_there(nats_url):
     async with connect(nats_url, "gateway", StoreSettings(max_tenant_jobs=4, max_queued_jobs=6)) as backbone:
         source, queue = await opened(backbone), TicketQueue(backbone, patience=5)
         with pytest.raises(QueueFull):
-            await queue.put("more", "a", INTERACTIVE)
+            await queue.put("more", Flow("interactive", "a"))
         for number in range(10):
             message = await taken(source)
             assert job_of(message) == str(number)
             await message.ack_sync(timeout=10)
         await put(queue, "a", *"1234")
         with pytest.raises(TenantQueueFull):
-            await queue.put("5", "a", INTERACTIVE)
+            await queue.put("5", Flow("interactive", "a"))

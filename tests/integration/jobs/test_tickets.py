@@ -5,9 +5,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from ticket_support import BATCH, INTERACTIVE, LEASE_SECONDS, SETTINGS, job_of, keep, nothing, put, taken, waited_on
+from ticket_support import LEASE_SECONDS, SETTINGS, job_of, keep, nothing, put, taken, waited_on
 
 from nst.internal.v1.job_record_pb2 import Ticket
+from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import tickets as tickets_module
 from nst_server.jobs.backbone import connect
@@ -61,10 +62,30 @@ async def test_a_nudge_brings_the_next_look_forward(queue, source):
 
 @pytest.mark.parametrize("tenant", ["a.b", "A_b-9", "~", "dots.and.dashes-", "100%", "Müller & Söhne"])
 async def test_every_tenant_has_a_flow(queue, source, tenant):
-    await put(queue, tenant, "job", priority=BATCH)
+    await put(queue, tenant, "job", lane="batch")
     message = await taken(source)
     assert Flow.of(message.subject) == Flow("batch", tenant)
     assert "." not in Flow("batch", tenant).consumer
+
+
+@pytest.mark.parametrize("tenant", ["a.b", "large", "_large", "large-x", "x_large"])
+async def test_large_pictures_flow_apart(queue, source, tenant):
+    small, large = Flow("batch", tenant), Flow("batch", tenant, large=True)
+    await put(queue, tenant, "large job", lane="batch", large=True)
+    await put(queue, tenant, "small job", lane="batch")
+    message = await taken(source, lambda flows: [flow for flow in flows if flow == small])
+    assert (job_of(message), Flow.of(message.subject)) == ("small job", small)
+    message = await taken(source)
+    assert (job_of(message), Flow.of(message.subject)) == ("large job", large)
+    assert small.account == large.account
+    assert len({flow.consumer for flow in (small, large, Flow("batch", f"large-{tenant}"))}) == 3
+
+
+def test_a_picture_is_large_by_its_longer_side():
+    spec = job_pb2.JobSpec(priority=job_pb2.PRIORITY_BATCH, options={"size": 1024})
+    assert Flow.of_job("a", spec) == Flow("batch", "a")
+    spec.options.size = 1025
+    assert Flow.of_job("a", spec) == Flow("batch", "a", large=True)
 
 
 async def test_idle_servers_share_out_what_comes(queue, source, other):
@@ -193,7 +214,7 @@ async def test_what_is_sent_while_requests_are_withdrawn_goes_back(backbone, que
             await pulls.wait(flow.consumer)
             await backbone.nats.flush()
             # Not awaited: it is delivered while the requests are withdrawn.
-            queued = asyncio.create_task(queue.put(f"job {number}", "a", INTERACTIVE))
+            queued = asyncio.create_task(queue.put(f"job {number}", Flow("interactive", "a")))
             await asyncio.sleep(0.0005 * number)
         await queued
         try:

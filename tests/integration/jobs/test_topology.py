@@ -8,19 +8,18 @@ import pytest
 from nats.js import api
 
 from nst.internal.v1.job_record_pb2 import Ticket
-from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import backbone as backbone_module
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull, connect
 from nst_server.jobs.blobs import PictureStore
 from nst_server.jobs.queue import TicketQueue
-from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import ticket_consumers
 
 
 async def test_changed_settings_reach_a_store_that_is_there(nats_url, store_settings):
     async with connect(nats_url, "gateway", store_settings) as backbone:
-        await TicketQueue(backbone, patience=5).put("job", "tenant", job_pb2.PRIORITY_BATCH)
+        await TicketQueue(backbone, patience=5).put("job", Flow("batch", "tenant"))
     changed = dataclasses.replace(
         store_settings,
         max_queued_jobs=7,
@@ -59,7 +58,7 @@ async def test_a_store_of_before_tenants_had_queues_is_taken_over(nats_url, stor
     await jetstream.publish("nst.ticket.batch", Ticket(job_id="old").SerializeToString())
     await client.close()
     async with connect(nats_url, "gateway", store_settings) as backbone:
-        await TicketQueue(backbone, patience=5).put("new", "tenant", job_pb2.PRIORITY_BATCH)
+        await TicketQueue(backbone, patience=5).put("new", Flow("batch", "tenant"))
         tickets = TicketSource(backbone)
         await tickets.open()
         messages = [await asyncio.wait_for(tickets.next(list), 10) for _ in range(2)]

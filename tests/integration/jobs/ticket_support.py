@@ -5,13 +5,11 @@ import asyncio
 import pytest
 
 from nst.internal.v1.job_record_pb2 import Ticket
-from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.queue import TicketQueue
-from nst_server.jobs.tickets import TicketSource
+from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import ticket_consumers
 
-BATCH, INTERACTIVE = job_pb2.PRIORITY_BATCH, job_pb2.PRIORITY_INTERACTIVE
 LEASE_SECONDS = 1.0
 SETTINGS = StoreSettings(
     max_queued_jobs=60, max_tenant_jobs=40, max_tenant_running_jobs=30, lease_seconds=LEASE_SECONDS
@@ -24,10 +22,11 @@ async def opened(backbone) -> TicketSource:
     return source
 
 
-async def put(queue: TicketQueue, tenant: str, *job_ids: str, priority=INTERACTIVE) -> None:
+async def put(queue: TicketQueue, tenant: str, *job_ids: str, lane="interactive", large=False) -> None:
+    flow = Flow(lane, tenant, large)
     for job_id in job_ids:
-        await queue.put(job_id, tenant, priority)
-        await queue.wake(tenant, priority)
+        await queue.put(job_id, flow)
+        await queue.wake(flow)
 
 
 async def taken(source: TicketSource, rank=list):

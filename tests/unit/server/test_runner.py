@@ -15,7 +15,7 @@ import torch
 
 from nst_engine import StepReport
 from nst_server.config import ModelServerSettings
-from nst_server.jobs.tickets import Flow
+from nst_server.jobs.tickets import Account
 from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
@@ -84,7 +84,7 @@ class Place:
         self.runner = runner
 
     def admit(self, session: Session | Exception, tenant: str = "a") -> Seat:
-        seat = Seat(Flow("interactive", tenant), 1, 0, 0, lambda engine: made(session))
+        seat = Seat(Account("interactive", tenant), 1, 0, 0, lambda engine: made(session))
         self.runner.admit(seat)
         return seat
 
@@ -201,7 +201,7 @@ async def test_a_fault_of_the_thread_itself_is_told_to_all_as_a_lost_device(plac
 
 async def test_a_job_dismissed_before_it_comes_is_never_made(place):
     session = Session()
-    seat = Seat(Flow("interactive", "a"), 1, 0, 0, lambda engine: session)
+    seat = Seat(Account("interactive", "a"), 1, 0, 0, lambda engine: session)
     place.runner.dismiss(seat)
     place.runner.admit(seat)
     await steps(place.admit(Session()), 10)
@@ -225,7 +225,7 @@ async def test_a_job_at_the_door_has_no_state_to_keep(place):
 
 async def test_weights_that_come_before_the_session_is_made_are_applied_to_it(place):
     session = Session()
-    seat = Seat(Flow("interactive", "a"), 1, 0, 0, lambda engine: session)
+    seat = Seat(Account("interactive", "a"), 1, 0, 0, lambda engine: session)
     place.runner.admit(seat)
     place.runner.steer(seat, {"strength": 0.25}, 7)
     step = await first(seat, lambda item: item.control_version == 7)
@@ -243,7 +243,7 @@ async def test_a_turn_that_does_not_end_is_noticed_the_later_the_larger_its_pict
         going.wait(30)
         return Session()
 
-    seat = Seat(Flow("interactive", "a"), pixels, 0, 0, make)
+    seat = Seat(Account("interactive", "a"), pixels, 0, 0, make)
     assert runner.stuck_after is None
     runner.admit(seat)
     for _ in range(3000):

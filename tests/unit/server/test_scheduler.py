@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_server.jobs.tickets import Flow
+from nst_server.jobs.tickets import Account
 from nst_server.model_server.scheduler import LEAD_SECONDS, Scheduler
 
 SMALL, LARGE = 0.02, 0.4  # seconds of an iteration
@@ -22,8 +22,8 @@ class Job:
     batch_key: str | None = None
 
     @property
-    def flow(self) -> Flow:
-        return Flow(self.lane, self.tenant)
+    def account(self) -> Account:
+        return Account(self.lane, self.tenant)
 
 
 class Device:
@@ -153,7 +153,7 @@ def test_nothing_is_kept_of_tenants_that_are_gone():
     device.run([steady], 10)
     device.scheduler.forget(steady)
     assert not device.scheduler._jobs
-    assert len(device.scheduler._flows._tenants["interactive"]) <= 2
+    assert len(device.scheduler._accounts._tenants["interactive"]) <= 2
 
 
 LOADS = st.lists(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from nst_server.jobs.tickets import Flow
+from nst_server.jobs.tickets import Account
 from nst_server.model_server.seats import Seat, Seats
 
 LIMIT = 100
@@ -35,7 +35,7 @@ class Place:
         return seat
 
     def unmade(self, pixels: int = 0) -> Seat:
-        seat = Seat(Flow("interactive", "a"), pixels, 0, 0)
+        seat = Seat(Account("interactive", "a"), pixels, 0, 0)
         self.seats.add(seat)
         return seat
 
@@ -138,7 +138,7 @@ async def test_an_empty_device_is_never_short(place):
 
 
 async def test_a_turn_may_take_longer_with_more_pixels_and_for_a_job_that_has_been_slow(place):
-    seat = Seat(Flow("interactive", "a"), 4_000_000, 0, 0)
+    seat = Seat(Account("interactive", "a"), 4_000_000, 0, 0)
     assert seat.allowed_seconds(300) == 1200
     seat.seconds = 200.0
     assert seat.allowed_seconds(300) == 2000
