@@ -73,14 +73,15 @@ class _Feed:
                 new.append(stored)
             self._take(new)
 
-    def _take(self, new: Iterable[Stored]) -> None:
+    def _take(self, found: Iterable[Stored]) -> None:
+        """Keeps what is new of this; watchers wake for nothing else, which is what tells silence from news."""
+        new = [stored for stored in found if stored.event.sequence > self.end]
         for stored in new:
-            if stored.event.sequence <= self.end:
-                continue
             self.tail.append(Entry(stored.event, stored.stream_sequence))
             if stored.event.HasField("preview"):
                 self.latest_preview = stored.event.sequence
-        self.wake()
+        if new:
+            self.wake()
 
     def wake(self) -> None:
         """Lets every watcher look; who waits from now on waits for the next time."""

@@ -154,6 +154,17 @@ async def test_silence_is_filled_with_heartbeats(backbone, events):
         assert await anext(watcher) is None
 
 
+async def test_looking_into_the_store_is_no_news(backbone, events, monkeypatch):
+    """It is done more often than heartbeats are due."""
+    monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
+    await append(events, None, 1)
+    feeds = Feeds(backbone, events, heartbeat_seconds=0.3)
+    checking = asyncio.create_task(feeds.check())
+    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+        assert await asyncio.wait_for(anext(watcher), 10) is None
+    checking.cancel()
+
+
 async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
     await append(events, None, 2, end=True)
     assert await asyncio.wait_for(watched(feeds, after=99), 5) == []
