@@ -26,19 +26,21 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_nats(folder: Path, storage: Mapping[str, int] | None = None) -> Iterator[str]:
-    """The URL of a nats-server with an empty job store in `folder`, some settings of its storage others."""
+def running_nats(
+    folder: Path, storage: Mapping[str, int] | None = None, *, end: signal.Signals = signal.SIGTERM
+) -> Iterator[str]:
+    """The URL of a nats-server with its job store in `folder`, some settings of its storage others."""
     address = f"127.0.0.1:{free_port()}"
     config = write_nats_config(folder, address)
     settings = json.loads(config.read_text())
     settings["jetstream"] |= storage or {}
     config.write_text(json.dumps(settings))
-    with nats_process(folder, address, "-c", str(config)) as url:
+    with nats_process(folder, address, "-c", str(config), end=end) as url:
         yield url
 
 
 @contextlib.contextmanager
-def nats_process(folder: Path, address: str, *arguments: str) -> Iterator[str]:
+def nats_process(folder: Path, address: str, *arguments: str, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
     """The URL of a nats-server that listens on `address`, as its arguments say; its log is kept in `folder`."""
     with (folder / "nats.log").open("wb") as output:
         process = subprocess.Popen([find_nats_server(), *arguments], stdout=output, stderr=output)
@@ -46,7 +48,7 @@ def nats_process(folder: Path, address: str, *arguments: str) -> Iterator[str]:
         _wait_until_open(address)
         yield f"nats://{address}"
     finally:
-        process.terminate()
+        process.send_signal(end)
         process.wait()
 
 

@@ -15,10 +15,22 @@ from link import Link
 from nst.v1 import image_pb2, job_pb2
 from nst.v1.style_transfer_service_pb2 import StylizeRequest, StylizeResponse, StylizeStart
 from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
-from nst_client import AnyEvent, AsyncClient, AsyncJob, ErrorEvent, NstError, PreviewEvent, ProgressEvent, ResultEvent
+from nst_client import (
+    AnyEvent,
+    AsyncClient,
+    AsyncJob,
+    ErrorEvent,
+    NotFound,
+    NstError,
+    PreviewEvent,
+    ProgressEvent,
+    ResultEvent,
+    ServerUnavailable,
+)
 from nst_client.decoding import decode_event
 from nst_client.errors import is_broken_connection
 from nst_client.options import build_options
+from nst_client.spec import time_limit_message
 
 if TYPE_CHECKING:
     from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceAsyncStub
@@ -46,12 +58,14 @@ class Followed:
         plan: what it was to be.
         job_id: empty until the server has accepted it.
         events: its history as the client saw it, without pictures.
+        deleted: whether the server has said that the job is gone.
         error: what the SDK raised, or how far it did not come; empty if all went well.
     """
 
     plan: Plan
     job_id: str = ""
     events: list[AnyEvent] = field(default_factory=list)
+    deleted: bool = False
     error: str = ""
 
     @property
@@ -90,13 +104,14 @@ class LoadClient:
         """Breaks every open connection of this client; how many there were."""
         return sum(link.cut() for link in self._links)
 
-    async def create(self, work: Work, request_id: str) -> AsyncJob:
+    async def create(self, work: Work, request_id: str, time_limit: float | None = None) -> AsyncJob:
         """A job by upload and `CreateJob`."""
         return await self.sdk.stylize(
             picture(work.content),
             [picture(style) for style in work.styles],
             request_id=request_id,
             preview_interval=PREVIEW_INTERVAL,
+            time_limit=time_limit,
             **work.options,
         )
 
@@ -112,6 +127,8 @@ class LoadClient:
                         treating = asyncio.create_task(self._treat(followed))
             if treating is not None:
                 await treating
+            if plan.treatment is Treatment.DELETE:
+                await self._delete(followed)
         except NstError as error:
             followed.error = f"{type(error).__name__}: {error}"
         return followed
@@ -121,6 +138,20 @@ class LoadClient:
             await treat(self.sdk.job(followed.job_id), followed.plan.treatment)
         except NstError as error:
             followed.error = f"{followed.plan.treatment}: {type(error).__name__}: {error}"
+
+    async def _delete(self, followed: Followed) -> None:
+        """Until the server says that the job is gone: a call that broke may have worked."""
+        deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
+        while not followed.deleted:
+            try:
+                await self.sdk.delete_job(followed.job_id)
+                followed.deleted = True
+            except NotFound:
+                followed.deleted = True
+            except ServerUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def history(self, job_id: str) -> list[AnyEvent]:
         """The whole history of a job that has ended, as a fresh watcher sees it, without pictures."""
@@ -136,7 +167,7 @@ class LoadClient:
                     if _is_final(event):
                         return
         else:
-            followed.job_id = (await self.create(plan.work, f"{self.name}-{plan.name}")).id
+            followed.job_id = (await self.create(plan.work, f"{self.name}-{plan.name}", plan.time_limit)).id
         after = followed.events[-1].sequence if followed.events else 0
         async with contextlib.aclosing(self.sdk.job(followed.job_id).events(after)) as rest:
             async for event in rest:
@@ -145,7 +176,7 @@ class LoadClient:
     async def _streamed(self, plan: Plan) -> AsyncGenerator[AnyEvent, None]:
         """The events of a `Stylize` stream until it breaks; asked for again until it has told the job's id."""
         request = StylizeRequest(
-            start=StylizeStart(request_id=f"{self.name}-{plan.name}", spec=_inline(plan.work), detach=True)
+            start=StylizeStart(request_id=f"{self.name}-{plan.name}", spec=_inline(plan), detach=True)
         )
         deadline = asyncio.get_running_loop().time() + RECONNECT_SECONDS
         told = False
@@ -189,6 +220,9 @@ async def treat(job: AsyncJob, treatment: Treatment) -> None:
             await job.steer(strength=STEERED_STRENGTH)
         elif treatment is Treatment.CANCEL:
             await job.cancel()
+        elif treatment is Treatment.PAUSE_CANCEL:
+            await job.pause()
+            await job.cancel()
     except NstError as error:
         if error.reason != "JOB_ENDED":
             raise
@@ -203,7 +237,9 @@ def _is_final(event: AnyEvent) -> bool:
     return isinstance(event, ResultEvent | ErrorEvent) or event.job_state.is_final
 
 
-def _inline(work: Work) -> job_pb2.JobSpec:
+def _inline(plan: Plan) -> job_pb2.JobSpec:
+    work = plan.work
+
     def image(name: str) -> image_pb2.Image:
         return image_pb2.Image(encoded=image_pb2.EncodedImage(data=picture(name)))
 
@@ -212,4 +248,5 @@ def _inline(work: Work) -> job_pb2.JobSpec:
         styles=[job_pb2.Style(image=image(style)) for style in work.styles],
         options=build_options(work.options),
         preview=job_pb2.PreviewOptions(interval=PREVIEW_INTERVAL),
+        time_limit=time_limit_message(plan.time_limit),
     )

@@ -23,6 +23,7 @@ TICKETS, EVENTS, CHECKPOINTS = "NST_TICKETS", "NST_EVENTS", "NST_CHECKPOINTS"
 WORK_STREAMS = (TICKETS, CHECKPOINTS)
 JOB_STREAMS = (*WORK_STREAMS, EVENTS, "NST_PREVIEWS")
 UNCUT = "uncut"
+OUT_OF_TIME = "DEADLINE_EXCEEDED"
 
 Pairs = Sequence[tuple[LoadClient, Followed]]
 
@@ -76,14 +77,22 @@ async def add_findings(table: Table, pairs: Pairs, uncut: dict[Work, str], clust
 
 async def _add_endings(table: Table, pairs: Pairs) -> None:
     asked = {followed.job_id for _, followed in pairs if followed.job_id}
+    deleted = {followed.job_id for _, followed in pairs if followed.deleted}
     known = {job.job_id: job for job in await _known(pairs) if not _is_uncut(job)}
     states = Counter(job.state.name for job in known.values())
     _add(table, "jobs not accepted", [followed.plan.name for _, followed in pairs if not followed.job_id])
     table.add("jobs accepted", len(asked))
     table.add("jobs succeeded", states["SUCCEEDED"])
     table.add("jobs cancelled", states["CANCELLED"])
-    _add(table, "jobs failed", [job.job_id for job in known.values() if job.error])
-    _add(table, "jobs lost", [job_id for job_id in asked if job_id not in known or not known[job_id].state.is_final])
+    failed = {job.job_id: job.error.reason for job in known.values() if job.error}
+    late = [job_id for job_id, reason in failed.items() if reason == OUT_OF_TIME]
+    table.add("jobs out of time", len(late))
+    limited = {followed.job_id for _, followed in pairs if followed.plan.time_limit}
+    _add(table, "jobs failed otherwise", [job_id for job_id in failed if job_id not in late or job_id not in limited])
+    table.add("jobs deleted", len(deleted))
+    _add(table, "jobs deleted and still there", sorted(deleted & known.keys()))
+    kept = asked - deleted
+    _add(table, "jobs lost", [job_id for job_id in kept if job_id not in known or not known[job_id].state.is_final])
     _add(table, "jobs that nobody asked for", sorted(set(known) - asked))
     _add(table, "errors that clients saw", [f"{f.plan.name}: {f.error}" for _, f in pairs if f.error])
 
@@ -100,7 +109,7 @@ async def _add_histories(table: Table, pairs: Pairs, cluster: Cluster) -> None:
     subjects = (await cluster.store())[EVENTS].subjects
     gaps, different, again = [], [], []
     for client, followed in pairs:
-        if not followed.events or not followed.events[-1].job_state.is_final:
+        if followed.deleted or not followed.events or not followed.events[-1].job_state.is_final:
             continue
         history = await client.history(followed.job_id)
         if not is_gapless(followed.events):

@@ -18,6 +18,7 @@ PICTURES = {
     "gravel": Path(str(files("skimage"))) / "data" / "gravel.png",
 }
 PICTURE_SIZE = 192
+TIME_LIMITS = 1.0, 12.0
 
 
 class Treatment(StrEnum):
@@ -27,6 +28,21 @@ class Treatment(StrEnum):
     PAUSE = "paused and resumed"
     STEER = "steered"
     CANCEL = "cancelled"
+    PAUSE_CANCEL = "paused and cancelled at once"
+    LIMIT = "given too little time, perhaps"
+    DELETE = "deleted at its end"
+
+
+TREATMENTS = (
+    Treatment.PAUSE,
+    Treatment.STEER,
+    Treatment.PAUSE_CANCEL,
+    Treatment.LIMIT,
+    Treatment.PAUSE,
+    Treatment.CANCEL,
+    Treatment.DELETE,
+    Treatment.LIMIT,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Plan:
         at: seconds after the start of the run at which it is asked for.
         streamed: made by `Stylize` instead of `CreateJob`.
         treatment, treated_at: what is done to it, and after which iteration.
+        time_limit: seconds after which it is to end, whatever it has; None for ever.
     """
 
     name: str
@@ -64,11 +81,12 @@ class Plan:
     streamed: bool = False
     treatment: Treatment = Treatment.NONE
     treated_at: int = 0
+    time_limit: float | None = None
 
     @property
     def reproducible(self) -> bool:
         """Whether the result must be that of an uncut run of the same work."""
-        return self.treatment in (Treatment.NONE, Treatment.PAUSE)
+        return self.treatment not in (Treatment.STEER, Treatment.CANCEL, Treatment.PAUSE_CANCEL)
 
 
 @cache
@@ -96,12 +114,11 @@ def mixed_works(rng: Random, count: int, *, largest: int = 192, longest: int = 6
 
 
 def mixed_jobs(rng: Random, count: int, works: list[Work], seconds: float) -> list[Plan]:
-    """Jobs of these works, asked for over so many seconds; one in ten is steered, two are paused, one is cancelled."""
-    treatments = [Treatment.PAUSE, Treatment.STEER, Treatment.PAUSE, Treatment.CANCEL]
+    """Jobs of these works, asked for over so many seconds; eight in ten are treated in one of the ways."""
     plans = []
     for number in range(count):
         work = works[number % len(works)]
-        treatment = treatments[number % 10] if number % 10 < len(treatments) else Treatment.NONE
+        treatment = TREATMENTS[number % 10] if number % 10 < len(TREATMENTS) else Treatment.NONE
         plans.append(
             Plan(
                 name=f"job-{number}",
@@ -110,6 +127,7 @@ def mixed_jobs(rng: Random, count: int, works: list[Work], seconds: float) -> li
                 streamed=rng.random() < 0.3,
                 treatment=treatment,
                 treated_at=rng.randrange(1, work.iterations - 4),
+                time_limit=rng.uniform(*TIME_LIMITS) if treatment is Treatment.LIMIT else None,
             )
         )
     return plans

@@ -10,15 +10,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
+from nats.js.api import Header
+from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.jobs.backbone import Backbone, bucket_keys, persistently
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, bucket_keys, persistently
 from nst_server.jobs.batches import next_messages, sequence_of
 from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
 
 TENANT_DIGITS = 8
+MARKER_SECONDS = 600.0
 
 T = TypeVar("T")
 Position = tuple[int, str]
@@ -96,10 +98,7 @@ class Records:
         while True:
             record, revision = await self._entry(job_id)
             checked = await check(record)
-            # Not the bucket's own delete, which leaves a marker for ever. The server compares: what
-            # was written after this revision stays.
-            purge = partial(self._backbone.jetstream.purge_stream, f"KV_{RECORDS}", revision + 1)
-            await persistently(partial(purge, subject=f"$KV.{RECORDS}.{_key(job_id)}"), seconds=self._patience)
+            await self._mark_removed(job_id, revision)
             if not await self._is_there(record):
                 return record, checked
 
@@ -151,6 +150,19 @@ class Records:
         read = partial(next_messages, self._backbone.nats, f"KV_{RECORDS}", f"$KV.{RECORDS}.{keys}", after)
         return await persistently(read, seconds=self._patience)
 
+    async def _mark_removed(self, job_id: str, revision: int) -> None:
+        """Writes a marker over the record, unless that has changed; the marker goes by itself.
+
+        nats-server does not keep what is purged over a SIGKILL in the minutes that follow, but what is written.
+        """
+        headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+        publish = partial(self._backbone.jetstream.publish, f"$KV.{RECORDS}.{_key(job_id)}", msg_ttl=MARKER_SECONDS)
+        try:
+            await self._written(lambda: publish(headers={**headers}))
+        except APIError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                raise
+
     async def _is_there(self, record: JobRecord) -> bool:
         try:
             return same_incarnation(await self.get(record.job_id), record)
@@ -174,7 +186,7 @@ class Records:
         # is then applied once more: a number may go up by two.
         await self._written(lambda: self._bucket.update(_key(record.job_id), data, last=revision))
 
-    async def _written(self, write: Callable[[], Awaitable[int]]) -> None:
+    async def _written(self, write: Callable[[], Awaitable[object]]) -> None:
         await persistently(write, seconds=self._patience, stream=f"KV_{RECORDS}")
 
 

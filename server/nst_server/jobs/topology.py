@@ -253,7 +253,7 @@ async def _ensure_records(jetstream: JetStreamContext, settings: StoreSettings) 
     else:
         config = (await jetstream.stream_info(f"KV_{RECORDS}")).config
         limits = {"max_bytes": settings.max_record_bytes, "num_replicas": settings.replicas}
-        await jetstream.update_stream(config.evolve(max_age=0, **limits))
+        await jetstream.update_stream(config.evolve(max_age=0, allow_msg_ttl=True, **limits))
 
 
 async def _ensure_bucket(jetstream: JetStreamContext, bucket: str, ttl: float, settings: StoreSettings) -> None:

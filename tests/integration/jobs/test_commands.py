@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
+import signal
 from functools import partial
 
 import pytest
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
+from nst_processes import running_nats
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.blobs import BlobNotFound, PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands, RequestReused, derive_job_id
 from nst_server.jobs.events import HistoryMoved
 from nst_server.jobs.queue import QueueFull
-from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.removal import JobNotEnded
 from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.updates import JobEnded
@@ -92,6 +94,25 @@ async def test_all_records_are_found_once_however_many(backbone, commands):
     assert sorted(found) == sorted(ids)
     assert found["job3"].lease.attempt == 1
     assert backbone.nats.stats["out_msgs"] - before < 15
+
+
+async def test_a_removed_record_stays_removed_when_nats_is_killed(tmp_path, store_settings):
+    """What is purged comes back then."""
+    record = JobRecord(job_id="job")
+    with running_nats(tmp_path, end=signal.SIGKILL) as url:
+        async with connect(url, "test", store_settings) as backbone:
+            records = Records(backbone, patience=5)
+            await records.create(record)
+            await records.update("job", lambda record: setattr(record.lease, "attempt", 1))
+            await records.remove("job", _allowed)
+    with running_nats(tmp_path) as url:
+        async with connect(url, "test", store_settings) as backbone:
+            records = Records(backbone, patience=5)
+            assert [found async for found in records.all()] == []
+            with pytest.raises(JobNotFound):
+                await records.get("job")
+            await records.create(record)
+            assert await records.get("job") == record
 
 
 async def test_of_two_writers_one_appends(commands, spec):
