@@ -86,6 +86,9 @@ class ModelServerSettings:
         "A tenant's jobs worked on side by side, of one priority, and as many of pictures above 1024 px besides. "
         "0 means 2 on a CPU and 16 on a GPU.",
     )
+    max_prepared_bytes: int = setting(
+        GIB, "Pictures and checkpoints that have been read for jobs whose work has not begun; more jobs wait."
+    )
     max_batch: int = setting(
         0, "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU."
     )

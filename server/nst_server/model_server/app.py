@@ -28,6 +28,7 @@ from nst_server.model_server import memory
 from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.networks import Networks
+from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.scheduler import Accounts
 from nst_server.signals import Stopped, stop_requested, unless
@@ -53,6 +54,7 @@ class ModelServerProcess:
         self._runner = runner
         self._tickets = TicketSource(backbone, self._load)
         self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)
+        self._preparations = Preparations(settings.max_prepared_bytes)
         self._accounts = Accounts(parse_weights(settings.tenant_weights))
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +133,8 @@ class ModelServerProcess:
     def _rank(self, flows: Sequence[Flow]) -> list[Flow]:
         """The flows whose tickets are wanted now, the least served first."""
         running = self._running.values()
-        if self._runner.short_of_memory or any(job.lease.suspected for job in running):
+        full = self._runner.short_of_memory or self._preparations.full
+        if full or any(job.lease.suspected for job in running):
             return []
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
@@ -146,7 +149,8 @@ class ModelServerProcess:
             lease = await self._claim(leases, message)
             if lease is not None:
                 charge = partial(self._accounts.charge, flow.account)
-                job = RunningJob(lease, flow, self._backbone, self._runner, self._networks, self._settings, charge)
+                given = self._backbone, self._runner, self._networks, self._preparations, self._settings
+                job = RunningJob(lease, flow, *given, charge)
                 self._running[lease.job_id] = job
                 claimed.set()
                 await self._run_job(job)

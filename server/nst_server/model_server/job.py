@@ -21,6 +21,7 @@ from nst_server.model_server.failures import DeviceLost, describe_failure, is_de
 from nst_server.model_server.job_pictures import JobPictures
 from nst_server.model_server.networks import Networks
 from nst_server.model_server.pace import Pace
+from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
 from nst_server.model_server.sessions import SessionSource
@@ -48,6 +49,7 @@ class RunningJob:
         backbone: Backbone,
         runner: Runner,
         networks: Networks,
+        preparations: Preparations,
         settings: ModelServerSettings,
         charge: Callable[[float], None],
     ) -> None:
@@ -57,6 +59,7 @@ class RunningJob:
         self._backbone = backbone
         self._runner = runner
         self._networks = networks
+        self._preparations = preparations
         self._settings = settings
         self._pictures = JobPictures(backbone, lease)
         self._look = asyncio.Event()
@@ -118,7 +121,7 @@ class RunningJob:
         """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
         try:
             await self._networks.ready(options_from_proto(self.lease.record.spec.options))
-            seat.make = await SessionSource(self.lease, self._pictures.store).maker()
+            await self._preparations.prepare(seat, SessionSource(self.lease, self._pictures.store))
         except Exception as error:
             seat.post(Failure(error), asyncio.get_running_loop())
             return

@@ -27,8 +27,11 @@ class SessionSource:
         self._lease = lease
         self._stored = stored
 
-    async def maker(self) -> Callable[[Engine], Session]:
-        """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now."""
+    async def maker(self) -> tuple[Callable[[Engine], Session], int]:
+        """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now.
+
+        With it comes how many bytes it holds.
+        """
         spec = self._lease.record.spec
         options = options_from_proto(spec.options)
         content = await self._load(spec.content, pictures.decode)
@@ -63,7 +66,10 @@ class SessionSource:
             session.update(**changes)
             return session
 
-        return make
+        given = [content, initial, subject, hole]
+        given += [part for style in styles for part in (style.image, style.region, style.source_region)]
+        tensors = () if state is None else state.tensors.values()
+        return make, sum(one.nbytes for one in (*given, *tensors) if one is not None)
 
     async def _load_style(self, style: job_pb2.Style) -> Style:
         return Style(

@@ -183,6 +183,9 @@ def test_every_job_is_turned_in_its_tenants_part_of_the_time(loads, max_batch):
         for number, (count, seconds, _) in enumerate(loads)
         for _ in range(count)
     ]
-    device = Device(max_batch=max_batch).run(jobs, 40 * len(jobs))
+    # Until the slowest tenant's jobs have had their turns, each of the others has had as much time.
+    longest = max(count * seconds for count, seconds, _ in loads)
+    turns = sum(2 * int(longest / seconds) + 40 for _, seconds, _ in loads)
+    device = Device(max_batch=max_batch).run(jobs, turns)
     assert {job for batch in device.turns for job in batch} == set(jobs)
     assert all(1 <= len(batch) <= max_batch for batch in device.turns)

@@ -56,7 +56,8 @@ async def retried(*, sliced: bool, alone: bool = True, budget: int = WHOLE) -> S
         options.style_statistic = options_pb2.STYLE_STATISTIC_SLICED
     options.size, options.scales, options.iterations = SIDE, 1, 2
     options.style_layers.weights["relu2_1"] = options.content_layers.weights["relu2_1"] = 1.0
-    make = await SessionSource(Lease(record), Stored()).maker()
+    make, nbytes = await SessionSource(Lease(record), Stored()).maker()
+    assert nbytes == 2 * 3 * SIDE * SIDE
     return make(Engine("cpu", threads=1, memory_budget=budget))
 
 
