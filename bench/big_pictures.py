@@ -1,4 +1,4 @@
-"""Memory and time of big pictures: at once, and in tiles."""
+"""Memory and time of big pictures: at once, in tiles, and a hole filled in tiles."""
 
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -34,11 +34,12 @@ class Cost:
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
     """Runs one scale of two iterations on squares of growing size, each in a process of its own."""
     sizes = (256, 512) if quick else (512, 1024, 2048, 4096)
-    costs: dict[str, dict[int, Cost]] = {"at once": {}, "in tiles": {}}
+    costs: dict[str, dict[int, Cost]] = {"at once": {}, "in tiles": {}, "a hole in tiles": {}}
     for size in sizes:
         if size <= LARGEST_AT_ONCE:
             costs["at once"][size] = _in_a_fresh_process(size, UNBOUNDED)
         costs["in tiles"][size] = _in_a_fresh_process(size, BUDGET)
+        costs["a hole in tiles"][size] = _in_a_fresh_process(size, BUDGET, hole=True)
     title = f"Square pictures, peak over the idle engine; tiles with a memory budget of {BUDGET / 2**20:.0f} MiB"
     report = Report("big-pictures", title, facts)
     targets = {2048: "< 2", 4096: "< 4"}
@@ -51,19 +52,22 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
     return [report]
 
 
-def _in_a_fresh_process(size: int, memory_budget: int) -> Cost:
+def _in_a_fresh_process(size: int, memory_budget: int, *, hole: bool = False) -> Cost:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_cost, size, memory_budget).result()
+        return pool.submit(_cost, size, memory_budget, hole=hole).result()
 
 
-def _cost(size: int, memory_budget: int, iterations: int = 2) -> Cost:
+def _cost(size: int, memory_budget: int, iterations: int = 2, *, hole: bool = False) -> Cost:
+    """Of a picture in a style or, if there is a `hole` of a quarter of its side, of filling that from around it."""
     engine = nst_engine.Engine(memory_budget=memory_budget)
     engine.warm_up(StylizeOptions().model)
     idle = _status_bytes("VmRSS")
-    styles = [nst_engine.Style(_square(STYLE, 512))]
+    styles = [] if hole else [nst_engine.Style(_square(STYLE, 512))]
+    mask = np.zeros((size, size), np.float32)
+    mask[size // 4 : size // 2, size // 4 : size // 2] = 1.0
     # Raw weights, so that there is no balance to strike: the time is that of the iterations.
     options = StylizeOptions(size=size, iterations=iterations, scales=1, strength=None)
-    session = engine.start(_square(CONTENT, size), styles, options)
+    session = engine.start(_square(CONTENT, size), styles, options, hole=mask if hole else None)
     start = time.perf_counter()
     while not session.finished:
         session.advance()

@@ -152,8 +152,9 @@ class StylizeOptions:
         return raw if self.strength is None else balanced
 
     def _check_layers(self, name: str) -> None:
-        taps = NETWORKS[self.model].taps
-        for tap, weight in getattr(self, name).items():
+        taps, layers = NETWORKS[self.model].taps, getattr(self, name)
+        _check_by_tap(name, layers)
+        for tap, weight in layers.items():
             if tap not in taps:
                 raise OptionError(f"{name}.{tap}", f"{self.model} has no such tap; it has {', '.join(taps)}")
             _check_number(f"{name}.{tap}", weight, (0.0, 1e12), integer=False)
@@ -214,6 +215,7 @@ def steered(options: StylizeOptions, changes: Mapping[str, Any]) -> StylizeOptio
     layers = {name: changes[name] for name in ("content_layers", "style_layers") if name in changes}
     for name, weights in layers.items():
         named = getattr(options, name)
+        _check_by_tap(name, weights)
         for tap in weights:
             if tap not in named:
                 taps = ", ".join(named) or "none"
@@ -233,6 +235,11 @@ def ranges() -> dict[str, tuple[float, float]]:
         for option in dataclasses.fields(StylizeOptions)
         if "range" in option.metadata
     }
+
+
+def _check_by_tap(name: str, layers: object) -> None:
+    if not isinstance(layers, Mapping):
+        raise OptionError(name, f"must be weights by tap, as in {{'relu4_2': 1.0}}, not {layers!r}")
 
 
 def _check_number(name: str, value: Any, allowed: tuple[float, float], *, integer: bool) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,10 +41,8 @@ def load(name: str, cache_dir: Path | None = None) -> dict[str, Tensor]:
     """
     path = locate(name, cache_dir)
     if path.is_file():
-        try:
+        with suppress(WeightsError):
             return _read_cached(path, NETWORKS[name])
-        except WeightsError:
-            path.unlink(missing_ok=True)
     fetch(name, cache_dir)
     return _read_cached(path, NETWORKS[name])
 

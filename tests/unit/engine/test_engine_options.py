@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nst_engine.networks import NETWORKS
-from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges
+from nst_engine.options import OptionError, StylizeOptions, from_fields, ranges, steered
 
 RAW = {"content_weight", "style_weight"}
 CHOICES = {
@@ -97,6 +97,15 @@ def test_unknown_taps_are_answered_with_the_known_ones(name: str):
     error = refusal(**{name: {"relu4_2": 1.0, "relu6_1": 1.0}})
     assert error.field == f"{name}.relu6_1"
     assert ", ".join(NETWORKS["vgg16-caffe"].taps) in error.message
+
+
+@pytest.mark.parametrize("name", ["content_layers", "style_layers"])
+@pytest.mark.parametrize("value", [["relu4_2"], "relu4_2", 1.0])
+def test_layers_are_weights_by_tap(name: str, value: Any):
+    error = refusal(**{name: value})
+    assert (error.field, "weights by tap" in error.message) == (name, True)
+    with pytest.raises(OptionError, match="weights by tap"):
+        steered(StylizeOptions(), {name: value})
 
 
 def test_taps_belong_to_a_model():
