@@ -105,13 +105,14 @@ def mean_statistics(
     means: list[dict[str, Any]] = [{} for _ in regions]
     if not strides:
         return means
-    own_tiles = [tile for tile in processes.own(tiles) if counts(tile, regions, strides)]
+    own_tiles = processes.own(tiles)
+    counting = [tile for tile in own_tiles if counts(tile, regions, strides)]
     # One that has none learns from any what the shapes of the sums are.
-    for tile in own_tiles or tiles[:1]:
+    for tile in counting or (*own_tiles, *tiles)[:1]:
         maps = features(computed(image, tile))
         for tap, stride in strides.items():
             own = owned_within(maps[tap], tile, stride)
-            share = share_of(own, image, stride) if own_tiles else 0.0
+            share = share_of(own, image, stride) if counting else 0.0
             for mean, weights in zip(means, regions, strict=True):
                 found = measured(statistic, own, tile, stride, weights.get(tap))
                 before = mean.get(tap, [0.0] * len(found))

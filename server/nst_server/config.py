@@ -20,7 +20,7 @@ class StoreSettings:
     retention_hours: float = setting(168.0, "A job is removed, with all that it has, this long after it ended.")
     orphan_hours: float = setting(24.0, "An uploaded picture that no job uses is removed after this long.")
     max_queued_jobs: int = setting(1000, "Jobs waiting or running; more are refused.")
-    max_tenant_jobs: int = setting(250, "A tenant's jobs waiting or running, of one priority; more are refused.")
+    max_tenant_jobs: int = setting(250, "A tenant's jobs waiting or running; more are refused.")
     max_tenant_running_jobs: int = setting(
         100,
         "A tenant's jobs that run at once, of one priority, on all model servers, and as many of pictures above "
@@ -87,7 +87,9 @@ class ModelServerSettings:
         "0 means 2 on a CPU and 16 on a GPU.",
     )
     max_prepared_bytes: int = setting(
-        GIB, "Pictures and checkpoints that have been read for jobs whose work has not begun; more jobs wait."
+        GIB,
+        "Pictures and checkpoints read for jobs whose work has not begun, and as much for those above 1024 px; beyond "
+        "it nothing more is read, and no more jobs are taken.",
     )
     max_batch: int = setting(
         0, "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU."

@@ -50,6 +50,7 @@ class _Feed:
         self.tail: deque[Entry] = deque(maxlen=TAIL_EVENTS)
         self.moved = asyncio.Event()
         self.latest_preview = 0
+        self.gone = False
         self.subscription: Subscription | None = None
         self._events = events
         self._catching_up = asyncio.Lock()
@@ -63,6 +64,15 @@ class _Feed:
         elif event.sequence > self.end:
             with contextlib.suppress(BackboneUnavailable):
                 await self.catch_up()
+
+    async def check(self) -> None:
+        """Looks into the store for what was not heard of: events, or that the history is gone."""
+        last = await self._events.last(self.job_id)
+        if last is None:
+            self.gone = True
+            self.wake()
+        elif last.event.sequence > self.end:
+            await self.catch_up()
 
     async def catch_up(self) -> None:
         """Reads from the store what the tail does not have yet."""
@@ -129,7 +139,7 @@ class Feeds:
             await asyncio.sleep(CHECK_SECONDS)
             for feed in list(self._feeds.values()):
                 with contextlib.suppress(BackboneUnavailable):
-                    await feed.catch_up()
+                    await feed.check()
 
     async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[tuple[Entry, bool] | None]:
         """The job's events after a place, to its last; None where a heartbeat is due.
@@ -152,6 +162,8 @@ class Feeds:
                         return
                 elif feed.ended:
                     return
+                elif feed.gone:
+                    raise JobNotFound(job_id)
                 else:
                     live = True
                     if not await self._moved(feed):

@@ -5,16 +5,16 @@ a tenant's records can be read without those of others.
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.api import Header
-from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
+from nats.js.api import Header, RawStreamMsg
+from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, bucket_keys, persistently
+from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, StoreFull, bucket_keys, persistently
 from nst_server.jobs.batches import next_messages, sequence_of
 from nst_server.jobs.belongings import same_incarnation
 from nst_server.jobs.topology import RECORDS
@@ -53,10 +53,12 @@ class Records:
         Raises:
             JobExists: the job has a record.
         """
-        data = record.SerializeToString()
+        last = await self._last(record.job_id)
         try:
-            await self._written(lambda: self._bucket.create(_key(record.job_id), data))
-        except (KeyWrongLastSequenceError, KeyNotFoundError) as error:  # the latter: removed again while looked at
+            if last is not None and last.data:
+                raise JobExists(record.job_id)
+            await self._write(record, 0 if last is None else last.seq or 0)
+        except KeyWrongLastSequenceError as error:
             # A write whose answer was lost conflicts with itself when it is tried again.
             if not await self._is_there(record):
                 raise JobExists(record.job_id) from error
@@ -102,14 +104,9 @@ class Records:
             if not await self._is_there(record):
                 return record, checked
 
-    async def all(self) -> AsyncIterator[JobRecord]:
-        """Every record, in no order."""
-        latest: dict[str, JobRecord | None] = {}
-        async for job_id, record in self._versions(">"):
-            latest[job_id] = record
-        for record in latest.values():
-            if record is not None:
-                yield record
+    async def all(self) -> dict[str, JobRecord | None]:
+        """Every record by job, in no order; None for one that was removed not long ago."""
+        return {job_id: record async for job_id, record in self._versions(">")}
 
     async def newest(self, tenant: str, count: int, before: Position | None = None) -> list[JobRecord]:
         """The tenant's records made last, at most so many, the newest first.
@@ -130,7 +127,7 @@ class Records:
         return _newest_first(newest)[:count]
 
     async def job_ids(self) -> set[str]:
-        """The ids of all jobs, as the stream's leader knows them."""
+        """The ids of all jobs, as the stream's leader knows them, and of those that were removed not long ago."""
         return {key.rpartition(".")[2] for key in await bucket_keys(self._backbone, RECORDS, seconds=self._patience)}
 
     async def _versions(self, keys: str) -> AsyncGenerator[tuple[str, JobRecord | None]]:
@@ -156,9 +153,13 @@ class Records:
         nats-server does not keep what is purged over a SIGKILL in the minutes that follow, but what is written.
         """
         headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
-        publish = partial(self._backbone.jetstream.publish, f"$KV.{RECORDS}.{_key(job_id)}", msg_ttl=MARKER_SECONDS)
+        jetstream = self._backbone.jetstream
+        publish = partial(jetstream.publish, _subject(job_id), msg_ttl=MARKER_SECONDS)
         try:
             await self._written(lambda: publish(headers={**headers}))
+        except StoreFull:  # there is no room even for that
+            purge = partial(jetstream.purge_stream, f"KV_{RECORDS}", revision + 1, subject=_subject(job_id))
+            await persistently(purge, seconds=self._patience)
         except APIError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
@@ -171,14 +172,18 @@ class Records:
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
         # Not the bucket's own get, which any replica answers: the fence must not be read from one that lags.
-        get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", f"$KV.{RECORDS}.{_key(job_id)}")
-        try:
-            message = await persistently(get, seconds=self._patience)
-        except NotFoundError as error:
-            raise JobNotFound(job_id) from error
-        if not message.data or message.seq is None:
+        message = await self._last(job_id)
+        if message is None or not message.data or message.seq is None:
             raise JobNotFound(job_id)
         return JobRecord.FromString(message.data), message.seq
+
+    async def _last(self, job_id: str) -> RawStreamMsg | None:
+        """The record, or the marker that it was removed, which has no data."""
+        get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", _subject(job_id))
+        try:
+            return await persistently(get, seconds=self._patience)
+        except NotFoundError:
+            return None
 
     async def _write(self, record: JobRecord, revision: int) -> None:
         data = record.SerializeToString()
@@ -202,6 +207,10 @@ def position(record: JobRecord) -> Position:
 
 def _key(job_id: str) -> str:
     return f"{job_id[:TENANT_DIGITS]}.{job_id}"
+
+
+def _subject(job_id: str) -> str:
+    return f"$KV.{RECORDS}.{_key(job_id)}"
 
 
 def _newest_first(records: dict[str, JobRecord]) -> list[JobRecord]:

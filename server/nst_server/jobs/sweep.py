@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server import metrics
@@ -60,10 +60,12 @@ class Sweep:
         pictures = await self._pictures.names()
         previews = await self._previews.names()
         checkpoints = await self._checkpoints.names()
-        async for record in self._records.all():
-            self._add(record)
-            await asyncio.sleep(0)  # calls come first
-        await self._add_missing()
+        found = await self._records.all()
+        for record in found.values():
+            if record is not None:
+                self._add(record)
+                await asyncio.sleep(0)  # calls come first
+        await self._add_missing(found.keys())
         await self._settle()
         removable = await asyncio.to_thread(self._removable)
         await self._remove_old(removable)
@@ -76,9 +78,9 @@ class Sweep:
         await self._collect_checkpoints(checkpoints)
         await self._collect_histories(histories)
 
-    async def _add_missing(self) -> None:
+    async def _add_missing(self, found: Set[str]) -> None:
         """Reads what the batches left out, which any replica may have sent: the stream's leader knows them all."""
-        for job_id in await self._records.job_ids() - self._jobs.keys():
+        for job_id in await self._records.job_ids() - found:
             with contextlib.suppress(JobNotFound):
                 self._add(await self._records.get(job_id))
 

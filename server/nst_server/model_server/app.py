@@ -54,7 +54,8 @@ class ModelServerProcess:
         self._runner = runner
         self._tickets = TicketSource(backbone, self._load)
         self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)
-        self._preparations = Preparations(settings.max_prepared_bytes)
+        # Large jobs may have to wait long for memory, with what they come with; small ones go on beside them.
+        self._preparations = {large: Preparations(settings.max_prepared_bytes) for large in (False, True)}
         self._accounts = Accounts(parse_weights(settings.tenant_weights))
         self._running: dict[str, RunningJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -133,12 +134,11 @@ class ModelServerProcess:
     def _rank(self, flows: Sequence[Flow]) -> list[Flow]:
         """The flows whose tickets are wanted now, the least served first."""
         running = self._running.values()
-        full = self._runner.short_of_memory or self._preparations.full
-        if full or any(job.lease.suspected for job in running):
+        if self._runner.short_of_memory or any(job.lease.suspected for job in running):
             return []
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
-        free = [flow for flow in flows if taken[flow] < limit]
+        free = [flow for flow in flows if taken[flow] < limit and not self._preparations[flow.large].full]
         return sorted(free, key=lambda flow: (self._accounts.position(flow.account), taken[flow]))
 
     async def _work(self, leases: Leases, message: Msg, claimed: asyncio.Event) -> None:
@@ -149,7 +149,7 @@ class ModelServerProcess:
             lease = await self._claim(leases, message)
             if lease is not None:
                 charge = partial(self._accounts.charge, flow.account)
-                given = self._backbone, self._runner, self._networks, self._preparations, self._settings
+                given = self._backbone, self._runner, self._networks, self._preparations[flow.large], self._settings
                 job = RunningJob(lease, flow, *given, charge)
                 self._running[lease.job_id] = job
                 claimed.set()

@@ -10,7 +10,10 @@ LOOK_SECONDS = 0.1
 
 
 class Preparations:
-    """Reads what jobs come with while there is room for it; besides, `READ_AT_ONCE` may be read already."""
+    """Reads what jobs come with while there is room for it.
+
+    What is there may exceed `max_bytes` by what `READ_AT_ONCE` jobs come with: how much that is shows when it is read.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

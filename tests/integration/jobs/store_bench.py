@@ -42,9 +42,13 @@ class Bench:
         states = {name: (await self.backbone.jetstream.stream_info(name)).state for name in STREAMS}
         return {name: (state.messages, state.bytes) for name, state in states.items()}
 
+    async def jobs(self) -> set[str]:
+        """The ids of the jobs that are there."""
+        return {job_id for job_id, record in (await self.commands.records.all()).items() if record is not None}
+
     async def empty(self) -> None:
-        """Waits until an acknowledgement, which is not answered, has emptied the last stream too."""
-        for _ in range(250):
+        """Waits until acknowledgements, which are not answered, and markers that expire have emptied all streams."""
+        for _ in range(1000):
             if not any(messages for messages, _ in (await self.stored()).values()):
                 return
             await asyncio.sleep(0.02)

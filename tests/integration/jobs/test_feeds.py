@@ -1,7 +1,7 @@
 """Following a job's history through a gateway's feeds, on a real nats-server."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -159,10 +159,32 @@ async def test_looking_into_the_store_is_no_news(backbone, events, monkeypatch):
     monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
     await append(events, None, 1)
     feeds = Feeds(backbone, events, heartbeat_seconds=0.3)
-    checking = asyncio.create_task(feeds.check())
-    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+    async with checking(feeds), aclosing(feeds.watch(JOB, 1)) as watcher:
         assert await asyncio.wait_for(anext(watcher), 10) is None
-    checking.cancel()
+
+
+@asynccontextmanager
+async def checking(feeds: Feeds):
+    task = asyncio.create_task(feeds.check())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_a_watcher_that_waits_learns_that_the_history_is_gone(backbone, events, monkeypatch):
+    """Also if the job's end has not been heard here."""
+    monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
+    last = await append(events, None, 1)
+    feeds = Feeds(backbone, events, heartbeat_seconds=0.5)
+    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+        assert await anext(watcher) is None
+        await feeds._feeds[JOB].subscription.unsubscribe()
+        last = await append(events, last, 0, end=True)
+        await events.delete(JOB, last)
+        async with checking(feeds):
+            with pytest.raises(JobNotFound):
+                await asyncio.wait_for(anext(watcher), 10)
 
 
 async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):

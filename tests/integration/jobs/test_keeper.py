@@ -88,7 +88,7 @@ async def test_live_jobs_keep_everything_however_old_they_are(bench):
     waiting = await bench.create("waiting", b"other content", b"style")
     await bench.sweep(ahead=1000 * HOUR)
     await bench.keeper.end_overdue()
-    assert {record.job_id async for record in bench.commands.records.all()} == {paused.job_id, waiting}
+    assert await bench.jobs() == {paused.job_id, waiting}
     for data in (b"content", b"style", b"other content"):
         assert await bench.pictures.get(digest(data)) == data
     assert await bench.commands.get(waiting)
@@ -238,7 +238,7 @@ async def test_two_sweeps_at_once_harm_nothing(bench):
     record = await bench.commands.records.get(live)
     for name in pictures_of(record):
         assert await bench.pictures.get(name.removeprefix("tenant."))
-    assert [record.job_id async for record in bench.commands.records.all()] == [live]
+    assert await bench.jobs() == {live}
 
 
 async def test_the_note_of_a_deadline_goes_when_the_job_ends(bench):

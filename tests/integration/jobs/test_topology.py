@@ -7,12 +7,13 @@ import nats
 import pytest
 from nats.js import api
 
-from nst.internal.v1.job_record_pb2 import Ticket
+from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst_server.config import StoreSettings
 from nst_server.jobs import backbone as backbone_module
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull, connect
 from nst_server.jobs.blobs import PictureStore
 from nst_server.jobs.queue import TicketQueue
+from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import ticket_consumers
 
@@ -84,5 +85,21 @@ async def test_storage_that_runs_out_names_the_limit_of_nats(nats_url):
     names = ("max_picture_bytes", "max_event_bytes", "max_preview_bytes", "max_checkpoint_bytes", "max_record_bytes")
     async with connect(nats_url, "gateway", StoreSettings(**dict.fromkeys(names, -1))) as backbone:
         pictures = PictureStore(backbone, "tenant", patience=5)
+        records = Records(backbone, patience=5)
+        await records.create(JobRecord(job_id="job"))
         with pytest.raises(StoreFull, match="max_file_store"):
             [await pictures.put(bytes([number]) * 2**20) for number in range(10)]
+        for size in (100_000, 1_000, 0):
+            with pytest.raises(StoreFull):
+                [await records.create(_sized(f"{size}-{number}", size)) for number in range(1_000)]
+        await records.remove("job", _allowed)  # or no room could ever be made
+        with pytest.raises(JobNotFound):
+            await records.get("job")
+
+
+def _sized(job_id: str, size: int) -> JobRecord:
+    return JobRecord(job_id=job_id, request_id="x" * size)
+
+
+async def _allowed(record: JobRecord) -> None:
+    return

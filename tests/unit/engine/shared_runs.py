@@ -136,7 +136,7 @@ CASES: dict[str, Callable[[Process], Arrays]] = {
     "gram": lambda process: process.evaluation(**GRAM),
     "moments": lambda process: process.evaluation(**SHALLOW, style_statistic="moments", strength=0.4),
     "masks": lambda process: process.evaluation(**SHALLOW, strength=0.4, region=RIGHT, subject=RIGHT.T),
-    "a hole": lambda process: process.evaluation(**SHALLOW, **GRAM, hole=RIGHT),
+    "a hole": lambda process: process.evaluation(**SHALLOW, **GRAM, hole=RIGHT[:, ::-1] * RIGHT.T),
     "bfloat16": lambda process: process.evaluation(**SHALLOW, **GRAM | {"precision": "bfloat16"}),
     "no style": lambda process: process.evaluation(**SHALLOW | GRAM | {"style_layers": {}}),
     "run": lambda process: process.run(),
