@@ -51,7 +51,7 @@ def loss_plot(events: Sequence[AnyEvent], path: Path) -> None:
         axes.axvline(step.iteration, color="grey", linestyle=":")
         axes.text(step.iteration, 0.03, f" {step.width} x {step.height}", transform=foot)
     axes.set(xlabel="iteration", ylabel="weighted loss")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 
