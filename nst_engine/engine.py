@@ -233,7 +233,8 @@ class Engine:
         memory_budget: int | None = None,
     ) -> Session:
         inputs = {"content": content, "styles": styles, "initial": initial, "subject": subject, "hole": hole}
-        with self._processes.in_step({**inputs, "state": state, **self._chosen(options)}):
+        given = {**inputs, "state": state, "memory_budget": memory_budget, **self._chosen(options)}
+        with self._processes.in_step(given):
             start = None if initial is None else pictures.to_tensor(initial, "initial", self.device)
             if hole is not None:
                 options = replace(options, content_layers={})

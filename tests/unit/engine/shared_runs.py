@@ -116,6 +116,11 @@ def other_steering(process: Process) -> Arrays:
     return {}
 
 
+def other_budget(process: Process) -> Arrays:
+    process.engine.start(process.content, [Style(process.style)], options(**RUN), memory_budget=2**30 + process.rank)
+    return {}
+
+
 def wandering(process: Process) -> Arrays:
     """Even where the optimisers do not compute the same in every process, the images are one."""
     session = process.engine.start(process.content, [Style(process.style)], options(**RUN))
@@ -148,6 +153,7 @@ CASES: dict[str, Callable[[Process], Arrays]] = {
     "other layout": other_layout,
     "unusable in one": unusable_in_one,
     "other steering": other_steering,
+    "other budget": other_budget,
     "wandering": wandering,
     "left alone": left_alone,
 }

@@ -63,6 +63,13 @@ def test_chroma_gives_way_to_lightness():
     assert torch.allclose(hue(lab), hue(wanted), atol=0.05)
 
 
+def test_strips_are_the_whole():
+    """Some of 256 rows and what is left, each row by itself the same."""
+    content, image = 255 * torch.rand(2, 1, 3, 600, 5, generator=torch.Generator().manual_seed(1))
+    rows = [with_chroma_of(content[:, :, [row]], image[:, :, [row]]) for row in range(600)]
+    assert torch.allclose(with_chroma_of(content, image), torch.cat(rows, 2), atol=0.01)
+
+
 def test_keep_luminance_shows_the_same_run_in_the_contents_colours(engine: Engine, photo: Pixels, texture: Pixels):
     styled_reports, styled = run(engine, photo, texture, quick(iterations=3))
     reports, kept = run(engine, photo, texture, quick(iterations=3, color="keep_luminance"))

@@ -104,7 +104,13 @@ def errors(outcomes: list[Arrays]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("case", "field"), [("other pixels", "content"), ("other size", "size"), ("other steering", "strength")]
+    ("case", "field"),
+    [
+        ("other pixels", "content"),
+        ("other size", "size"),
+        ("other steering", "strength"),
+        ("other budget", "memory_budget"),
+    ],
 )
 def test_different_inputs_are_refused_in_every_process(two: Outcomes, case: str, field: str):
     message = f"OptionError: {field}: process 1 of 2 has another one than process 0: give all of them the same"
