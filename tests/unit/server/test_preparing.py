@@ -2,11 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from nst_server.jobs.tickets import Account
+from nst_server.config import ModelServerSettings
+from nst_server.jobs.tickets import Account, Flow
 from nst_server.model_server import preparing
+from nst_server.model_server.app import ModelServerProcess
 from nst_server.model_server.preparing import READ_AT_ONCE, Preparations
 from nst_server.model_server.seats import Seat
 
@@ -71,3 +75,15 @@ async def test_only_so_many_are_read_at_once(preparations):
     for source in sources:
         source.readable.set()
     await asyncio.wait_for(asyncio.gather(*tasks[1:]), 10)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_waits_with_much_keeps_out_its_own_size_alone(large):
+    idle = SimpleNamespace(short_of_memory=False)
+    process = ModelServerProcess(
+        SimpleNamespace(nats=None), idle, SimpleNamespace(device=torch.device("cpu")), ModelServerSettings()
+    )
+    flows = [Flow("interactive", "a", large=size) for size in (False, True)]
+    assert process._rank(flows) == flows
+    process._preparations[large] = SimpleNamespace(full=True)
+    assert process._rank(flows) == [Flow("interactive", "a", large=not large)]
