@@ -33,7 +33,7 @@ class StyleMasks:
         return sum(mask.nbytes for mask in (self.region, self.source_region) if mask is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """A part of the content, or all of it if `mask` is None, and the indices of the styles that go there."""
 

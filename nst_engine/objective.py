@@ -204,23 +204,27 @@ class Objective:
         as if nothing were protected.
         """
         balance = balance_of(self._backbone.network)
-        content, style = self._gradient_sizes(balance.image(self._content))
+        image = balance.image(self._content)
         style_level = balance.style_levels[self._statistic] * self.style_loss.coverage**0.5
-        return _ratio(balance.content_level, content), _ratio(style_level, style)
+        return (
+            _ratio(balance.content_level, _size(self._content_gradient(image))),
+            _ratio(style_level, _size(self._style_gradient(image))),
+        )
 
-    def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
-        """Root mean squares of the gradients of the unweighted content and style losses; nothing is protected."""
-        maps = self.features(image)
-        content, style = self._content_loss(maps, {}), self.style_loss(maps, image)
-        return _gradient_size(content, image), _gradient_size(style, image)
+    def _content_gradient(self, image: Tensor) -> Tensor:
+        """Of the unweighted content loss, as if nothing were protected."""
+        return _gradient(self._content_loss(self.features(image), {}), image)
+
+    def _style_gradient(self, image: Tensor) -> Tensor:
+        """Of the unweighted style loss."""
+        return _gradient(self.style_loss(self.features(image), image), image)
 
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = noisy(self._content, DETAIL_NOISE)
-        content, _ = self._gradient_sizes(image)
-        level = everywhere.detail_level * content
-        return _ratio(level, _gradient_size(everywhere.detail_loss(image), image))
+        level = everywhere.detail_level * _size(self._content_gradient(image))
+        return _ratio(level, _size(_gradient(everywhere.detail_loss(image), image)))
 
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
         """The weights in the order of the network."""
@@ -275,11 +279,12 @@ class Objective:
         return {tap: self._backbone.network.stride(tap) for tap in taps}
 
 
-def _gradient_size(term: Tensor, image: Tensor) -> float:
-    """Root mean square of the term's gradient; 0 for a constant."""
-    if not term.requires_grad:
-        return 0.0
-    (gradient,) = torch.autograd.grad(term, image, retain_graph=True)
+def _gradient(term: Tensor, image: Tensor) -> Tensor:
+    """0 for a constant."""
+    return torch.autograd.grad(term, image)[0] if term.requires_grad else torch.zeros_like(image)
+
+
+def _size(gradient: Tensor) -> float:
     return losses.root_mean_square(gradient).item()
 
 

@@ -42,7 +42,7 @@ class StyleLoss:
         self.statistic = statistic
         self._weights = layer_weights
         self._measured: list[Mapping[str, Any]] = []
-        self._regions = distinct_regions(masks)
+        self.regions = distinct_regions(masks)
         self._aims: list[_Aim] = []
 
     @property
@@ -68,8 +68,8 @@ class StyleLoss:
         self._measured.append(measured)
 
     @property
-    def regions(self) -> Sequence[Region]:
-        """Those that are aimed at."""
+    def aimed_at(self) -> Sequence[Region]:
+        """Of the regions, those to which a style goes that has a share."""
         return [aim.region for aim in self._aims]
 
     @property
@@ -88,14 +88,14 @@ class StyleLoss:
         """Aims at the styles by `shares`, which are at least 0; a region whose styles all have 0 is left alone."""
         self._aims = [
             _Aim(region, region.area, self._blended(region, shares))
-            for region in self._regions
+            for region in self.regions
             if any(shares[index] for index in region.styles)
         ]
 
     @property
     def waits_for_nothing(self) -> bool:
         """Whether all is launched without a look at what has been computed, as where a mask picks positions."""
-        return not self.statistic.picks_positions or all(region.mask is None for region in self._regions)
+        return not self.statistic.picks_positions or all(region.mask is None for region in self.regions)
 
     @property
     def stack_key(self) -> Hashable | None:

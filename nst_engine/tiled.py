@@ -94,7 +94,7 @@ class TiledObjective(Objective):
         sums = [torch.stack((*image.new_zeros(3), self._add_detail_gradient(gradient, image)))]
         for tile in self._own_tiles:
             content = image.new_zeros(())
-            if self._pulls_at(tile, pulls):
+            if tile in self._own_targets or self._styled(tile, pulls):
                 forward = only or self._forward(image, tile)
                 content = self._add_feature_gradient(
                     gradient, forward, tile, pulls, self._content_weight, self._position_weights
@@ -111,7 +111,8 @@ class TiledObjective(Objective):
     @property
     def nbytes(self) -> int:
         """See `Objective`."""
-        return super().nbytes + sum(part.nbytes for maps in self._own_targets.values() for part in maps.values())
+        by_tap = *self._own_targets.values(), *self._region_weights.values()
+        return super().nbytes + sum(part.nbytes for maps in by_tap for part in maps.values())
 
     @property
     def _processes(self) -> Processes:
@@ -125,27 +126,30 @@ class TiledObjective(Objective):
         """None of the whole: each process keeps those of its own tiles."""
         strides = self._strides(self._content_weights)
         self._own_targets = mosaic.owned_maps(self._target_features, content, self._own_tiles, strides)
+        strides = self._strides(self.style_loss.taps)
+        self._region_weights = {one: mosaic.weights_in(one.mask, content, strides) for one in self.style_loss.regions}
         return {}
 
     def _content_sizes(self) -> Mapping[str, Sequence[int]]:
         strides = self._strides(self._content_weights)
         return {tap: mosaic.map_size(self._content, stride) for tap, stride in strides.items()}
 
-    def _gradient_sizes(self, image: Tensor) -> tuple[float, float]:
-        _, pulls = self._style_pulls(image, 1.0)
-        content, style = torch.zeros_like(image), torch.zeros_like(image)
-        for tile in self._own_tiles:
-            if not self._pulls_at(tile, pulls):
-                continue
-            self._add_feature_gradient(content, self._forward(image, tile), tile, [], 1.0, {})
-            self._add_feature_gradient(style, self._forward(image, tile), tile, pulls, 0.0, {})
-        content, style = self._processes.summed([content, style])
-        return losses.root_mean_square(content).item(), losses.root_mean_square(style).item()
+    def _content_gradient(self, image: Tensor) -> Tensor:
+        return self._feature_gradient(image, 1.0, [])
 
-    def _pulls_at(self, tile: Tile, pulls: Sequence[Pull]) -> bool:
-        """Whether content or style has a gradient at the tile's own positions: around a hole there is none."""
-        styled = any(mosaic.counts(tile, [pull.weights], self._strides(pull.slopes)) for pull in pulls)
-        return tile in self._own_targets or styled
+    def _style_gradient(self, image: Tensor) -> Tensor:
+        return self._feature_gradient(image, 0.0, self._style_pulls(image, 1.0)[1])
+
+    def _feature_gradient(self, image: Tensor, content_weight: float, pulls: Sequence[Pull]) -> Tensor:
+        gradient = torch.zeros_like(image)
+        for tile in self._own_tiles:
+            if (content_weight and tile in self._own_targets) or self._styled(tile, pulls):
+                self._add_feature_gradient(gradient, self._forward(image, tile), tile, pulls, content_weight, {})
+        return self._processes.summed([gradient])[0]
+
+    def _styled(self, tile: Tile, pulls: Sequence[Pull]) -> bool:
+        """Whether style has a gradient at the tile's own positions: around a hole there is none."""
+        return any(mosaic.counts(tile, [pull.weights], self._strides(pull.slopes)) for pull in pulls)
 
     def _forward(self, image: Tensor, tile: Tile) -> Forward:
         part = computed(image, tile).detach().requires_grad_(True)
@@ -160,7 +164,7 @@ class TiledObjective(Objective):
         if not loss.taps_in_use:
             return 0.0, []
         features = self.features if only is None else lambda _: only[1]
-        weights = [mosaic.weights_in(one.mask, image, self._strides(loss.taps_in_use)) for one in loss.regions]
+        weights = [self._region_weights[region] for region in loss.aimed_at]
         measured = self._mean_statistics(features, image, self._tiles, loss.taps_in_use, weights)
         parts = [part.requires_grad_(True) for by_tap in measured for found in by_tap.values() for part in found]
         value = loss.distance(measured, image) * weight

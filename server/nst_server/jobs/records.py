@@ -4,6 +4,7 @@ A job's id begins with some digits of its tenant, and so does its record's key, 
 a tenant's records can be read without those of others.
 """
 
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
@@ -53,15 +54,18 @@ class Records:
         Raises:
             JobExists: the job has a record.
         """
-        last = await self._last(record.job_id)
-        try:
+        revision = 0
+        while True:
+            with contextlib.suppress(KeyWrongLastSequenceError):
+                await self._write(record, revision)
+                return
+            last = await self._last(record.job_id)
             if last is not None and last.data:
+                # A write whose answer was lost conflicts with itself when it is tried again.
+                if same_incarnation(JobRecord.FromString(last.data), record):
+                    return
                 raise JobExists(record.job_id)
-            await self._write(record, 0 if last is None else last.seq or 0)
-        except KeyWrongLastSequenceError as error:
-            # A write whose answer was lost conflicts with itself when it is tried again.
-            if not await self._is_there(record):
-                raise JobExists(record.job_id) from error
+            revision = 0 if last is None else last.seq or 0  # that of the marker that one was removed
 
     async def get(self, job_id: str) -> JobRecord:
         """The record as it stands.
@@ -171,7 +175,6 @@ class Records:
             return False
 
     async def _entry(self, job_id: str) -> tuple[JobRecord, int]:
-        # Not the bucket's own get, which any replica answers: the fence must not be read from one that lags.
         message = await self._last(job_id)
         if message is None or not message.data or message.seq is None:
             raise JobNotFound(job_id)
@@ -179,6 +182,7 @@ class Records:
 
     async def _last(self, job_id: str) -> RawStreamMsg | None:
         """The record, or the marker that it was removed, which has no data."""
+        # Not the bucket's own get, which any replica answers: the fence must not be read from one that lags.
         get = partial(self._backbone.jetstream.get_last_msg, f"KV_{RECORDS}", _subject(job_id))
         try:
             return await persistently(get, seconds=self._patience)
