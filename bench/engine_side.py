@@ -80,9 +80,9 @@ def first_picture_seconds(content: bytes, style: bytes, size: int) -> float:
     return time.perf_counter() - start
 
 
-def stylized(content: bytes, style: bytes, options: StylizeOptions) -> NDArray[np.uint8]:
-    """What the engine makes of two picture files."""
-    session = _start(content, style, options)
+def stylized(content: NDArray[np.uint8], styles: list[nst_engine.Style], options: StylizeOptions) -> NDArray[np.uint8]:
+    """What the engine makes of these pictures."""
+    session = _engine().start(content, styles, options)
     while not session.finished:
         session.advance()
     return session.image()

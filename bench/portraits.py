@@ -1,7 +1,5 @@
 """What protecting faces does: how like itself a face stays, and what it looks like."""
 
-from io import BytesIO
-
 import engine_side
 import numpy as np
 from jobs import STYLE
@@ -11,18 +9,22 @@ from processes import RESULTS
 from report import Facts, Report
 from skimage.metrics import structural_similarity
 
-from nst_engine.faces import Face, find_faces
+from nst_engine import Style
+from nst_engine.faces import Face, face_mask, find_faces
 from nst_engine.options import StylizeOptions
 
 FOLDER = STYLE.parent
 CONTENT = FOLDER / "astronaut.png"  # 512 x 512, one face
 STYLES = (STYLE, FOLDER / "coffee.png")
 
+# Without protection; with it; and with the style at half its scale on the face, by regions.
+WAYS = ("plain", "faces", "finer")
+
 Pixels = NDArray[np.uint8]
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
-    """Stylises a portrait without and with `faces`; writes one sheet a size: content, style, without, with."""
+    """Stylises a portrait in the `WAYS`; writes one sheet a size: content, style, and each of them."""
     sizes, iterations = ((256,), 20) if quick else ((256, 384), 100)
     reports = []
     with engine_side.engine_process() as engine:
@@ -33,21 +35,24 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
                 f"portraits-{size}", f"Structural similarity to the content, {size} px, {iterations} iterations", facts
             )
             rows = []
-            for style in STYLES:
-                ways = {
-                    way: engine.submit(
-                        engine_side.stylized,
-                        CONTENT.read_bytes(),
-                        style.read_bytes(),
-                        StylizeOptions(size=size, iterations=iterations, faces=way == "faces"),
-                    ).result()
-                    for way in ("plain", "faces")
-                }
-                add_figures(report, style.stem, content, face, ways)
-                rows.append(np.hstack((content, thumbnail(style.read_bytes(), size), *ways.values())))
+            for file in STYLES:
+                style = np.asarray(Image.open(file).convert("RGB"))
+                ways = {}
+                for way in WAYS:
+                    options = StylizeOptions(size=size, iterations=iterations, faces=way != "plain")
+                    styles = finer_on(face, style, size) if way == "finer" else [Style(style)]
+                    ways[way] = engine.submit(engine_side.stylized, content, styles, options).result()
+                add_figures(report, file.stem, content, face, ways)
+                rows.append(np.hstack((content, thumbnail(style, size), *ways.values())))
             Image.fromarray(np.vstack(rows)).save(RESULTS / f"portraits-{size}.png")
             reports.append(report)
     return reports
+
+
+def finer_on(face: Face, style: Pixels, size: int) -> list[Style]:
+    """The style at half its scale on the face of a square picture, and as it is around it."""
+    mask = face_mask(size, size, [face])
+    return [Style(style, region=1 - mask), Style(style, region=mask, scale=0.5)]
 
 
 def add_figures(report: Report, style: str, content: Pixels, face: Face, ways: dict[str, Pixels]) -> None:
@@ -68,6 +73,6 @@ def similarity(first: Pixels, second: Pixels) -> NDArray[np.float64]:
     return np.asarray(local)
 
 
-def thumbnail(data: bytes, size: int) -> Pixels:
+def thumbnail(picture: Pixels, size: int) -> Pixels:
     """The picture, stretched to a square."""
-    return np.asarray(Image.open(BytesIO(data)).convert("RGB").resize((size, size)))
+    return np.asarray(Image.fromarray(picture).resize((size, size)))

@@ -10,7 +10,7 @@ from nst_engine import faces, pictures
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.material import Material, style_size
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import OptionError, StylizeOptions, style_scale_error
 from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.schedule import plan
@@ -27,12 +27,15 @@ class Style:
             the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
             everywhere. Where no region is, the content stays.
         source_region: likewise a mask of the style picture: what part of it is taken.
+        scale: the size at which it is looked at, 0.1 to 2: its long side relative to the picture's. Strokes and
+            shapes grow with it.
     """
 
     image: Picture
     weight: float = 1.0
     region: Picture | None = None
     source_region: Picture | None = None
+    scale: float = 1.0
 
 
 def to_material(
@@ -48,28 +51,30 @@ def to_material(
     What is larger than it is ever needed is shrunk at once, so that a session's memory follows its own size.
 
     Raises:
-        OptionError: a picture or a mask is unusable, or there is a hole together with a subject or faces, or faces
-            are to be found without OpenCV, or at this size nothing is left of the content; `field` names it.
+        OptionError: a picture, a mask or a scale is unusable, or there is a hole together with a subject or faces,
+            or faces are to be found without OpenCV, or at this size nothing is left of the content; `field` names it.
     """
     whole = pictures.to_tensor(content, "content", device)
     last = plan(whole.shape[2], whole.shape[3], options)[-1]
     size = last.height, last.width
     parts = [_style(style, f"styles[{index}]", options, device) for index, style in enumerate(styles)]
-    images, masks = [image for image, _ in parts], [mask for _, mask in parts]
+    images, masks, scales = [image for image, _ in parts], [mask for _, mask in parts], [one.scale for one in styles]
     if hole is None:
         heads = faces.head_mask(pictures.to_picture(whole)) if options.faces else None
         target = pictures.shrunk(whole, size)
         protected = subject_mask(target, _mask(subject, "subject", device), _mask(heads, "faces", device))
-        return Material(target, images, masks, protected).shrunk(size)
+        return Material(target, images, masks, scales, protected).shrunk(size)
     if subject is not None or options.faces:
         raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
     opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole.shape[2:]), whole)
-    return Material(*opened.open(images, masks), hole=opened).shrunk(size)
+    return Material(*opened.open(images, masks), scales or [1.0], hole=opened).shrunk(size)
 
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
     image = pictures.to_tensor(style.image, f"{name}.image", device)
-    size = style_size(image, options.size, options)
+    if error := style_scale_error(style.scale):
+        raise OptionError(f"{name}.scale", error)
+    size = style_size(image, style.scale * options.size, options)
     region = _mask(style.region, f"{name}.region", device)
     source_region = _mask(style.source_region, f"{name}.source_region", device)
     return pictures.shrunk(image, size), StyleMasks(region, source_region).shrunk(None, size)

@@ -26,6 +26,7 @@ class Material:
         content: (1, 3, H, W) float32, 0-255; filled in where there is a hole.
         styles: likewise, at least one; what fills a hole without a style is the picture itself.
         masks: one per style.
+        scales: of each style, its long side relative to the content's.
         subject: (1, 1, H, W), 0-1, of the content's shape: what `options.protection` protects.
         hole: what alone may change.
     """
@@ -33,6 +34,7 @@ class Material:
     content: Tensor
     styles: Sequence[Tensor]
     masks: Sequence[StyleMasks]
+    scales: Sequence[float]
     subject: Tensor | None = None
     hole: Hole | None = None
 
@@ -106,7 +108,8 @@ class Material:
 
     def style_sizes(self, scale: Scale, options: StylizeOptions) -> list[tuple[int, int]]:
         """Height and width of each style at the scale."""
-        return [style_size(style, scale.long_side, options) for style in self.styles]
+        sides = [factor * scale.long_side for factor in self.scales]
+        return [style_size(style, side, options) for style, side in zip(self.styles, sides, strict=True)]
 
     def _styles_at(self, scale: Scale, options: StylizeOptions) -> list[Tensor]:
         """The styles at their sizes for the scale, in the colours to be taken from them."""
@@ -125,7 +128,7 @@ class Material:
         ]
 
 
-def style_size(style: Tensor, long_side: int, options: StylizeOptions) -> tuple[int, int]:
-    """Height and width of a style, (1, 3, H, W), in a picture with this long side."""
+def style_size(style: Tensor, long_side: float, options: StylizeOptions) -> tuple[int, int]:
+    """Height and width at which a style, (1, 3, H, W), has about this long side, but no side too small to be seen."""
     minimum = NETWORKS[options.model].minimum_side(named_taps(options))
     return pictures.fitted_size(style.shape[2], style.shape[3], long_side, minimum)

@@ -34,6 +34,16 @@ def _models_own() -> Any:
     return field(default=None)
 
 
+# What a style's scale may be: its long side relative to the picture's.
+STYLE_SCALES = (0.1, 2.0)
+
+
+def style_scale_error(scale: float) -> str | None:
+    """What is wrong with a style's scale; None if nothing is."""
+    low, high = STYLE_SCALES
+    return None if low <= scale <= high else f"must be from {low:g} to {high:g}, not {scale:g}"
+
+
 @dataclass(frozen=True)
 class StylizeOptions:
     """How to stylise. Construction validates, and raises `OptionError` naming the field.

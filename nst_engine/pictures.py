@@ -72,8 +72,8 @@ def shrunk(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resize(image, size) if max(image.shape[2:]) > max(size) else image
 
 
-def fitted_size(height: int, width: int, long_side: int, minimum: int) -> tuple[int, int]:
-    """(height, width) with the given long side and the same aspect; no side below `minimum`."""
+def fitted_size(height: int, width: int, long_side: float, minimum: int) -> tuple[int, int]:
+    """(height, width) with about the given long side and the same aspect; no side below `minimum`."""
     ratio = long_side / max(height, width)
     return max(minimum, round(height * ratio)), max(minimum, round(width * ratio))
 

@@ -195,7 +195,8 @@ class AsyncClient:
         spec.content.CopyFrom((await self._reference(content, "content")).to_proto())
         for index, style in enumerate(styles):
             name = f"styles[{index}]"
-            message = spec.styles.add(image=(await self._reference(style.image, name)).to_proto(), weight=style.weight)
+            image = (await self._reference(style.image, name)).to_proto()
+            message = spec.styles.add(image=image, weight=style.weight, scale=style.scale)
             if style.region is not None:
                 message.region.CopyFrom((await self._reference(style.region, f"{name}.region")).to_proto())
             if style.source_region is not None:

@@ -29,12 +29,15 @@ class Style:
         region: where on the content the style goes, as a picture or array (height, width) of any size:
             white where it goes, black where not, grey at soft edges. None is everywhere.
         source_region: likewise what part of the style picture is taken. None is all of it.
+        scale: the size at which the style is looked at, its long side relative to the result's: strokes and
+            shapes grow with it. None is the server's default.
     """
 
     image: Source
     weight: float | None = None
     region: Source | None = None
     source_region: Source | None = None
+    scale: float | None = None
 
 
 StyleInput = Source | tuple[Source, float] | Style
@@ -81,7 +84,7 @@ def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
     """The styles in the one form that has everything.
 
     Raises:
-        TypeError, ValueError: there is no style where one is needed, or a weight is not above 0.
+        TypeError, ValueError: there is no style where one is needed, or a weight or a scale is not above 0.
     """
     many = isinstance(styles, Sequence) and not isinstance(styles, str | bytes | bytearray | memoryview)
     given = list(styles) if many and not _is_pair(styles) else [styles]
@@ -89,8 +92,9 @@ def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
         raise ValueError("styles: give at least one style picture, or a hole to fill")
     read = [_read_style(style) for style in given]
     for index, style in enumerate(read):
-        if style.weight is not None and not 0 < style.weight < math.inf:
-            raise ValueError(f"styles[{index}].weight: must be above 0, not {style.weight:g}")
+        for name, number in (("weight", style.weight), ("scale", style.scale)):
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"styles[{index}].{name}: must be above 0, not {number:g}")
     return read
 
 

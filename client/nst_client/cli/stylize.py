@@ -22,16 +22,17 @@ from nst_client.spec import Style
 _CANCEL_SECONDS = 5.0
 _UNSET = "Unset: the server's default, see `nst info`."
 _PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-_WEIGHT = click.FloatRange(min=0, min_open=True)
+_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True)
 class StyleFiles:
-    """The files of one style, its picture and its masks, and its weight."""
+    """The files of one style, its picture and its masks, its weight and its scale."""
 
     image: Path
     weight: float | None
+    scale: float | None
     region: Path | None
     source_region: Path | None
 
@@ -75,6 +76,13 @@ class Work:
     multiple=True,
     metavar="N=W",
     help="How much the Nth STYLE counts beside the others of its region. Unset: 1.",
+)
+@click.option(
+    "--style-scale",
+    "scales",
+    multiple=True,
+    metavar="N=S",
+    help="The size at which the Nth STYLE is looked at, relative to the result's: strokes grow with it. Unset: 1.",
 )
 @click.option(
     "--region",
@@ -123,6 +131,7 @@ def stylize(
     seed: str | None,
     others: tuple[str, ...],
     weights: tuple[str, ...],
+    scales: tuple[str, ...],
     regions: tuple[str, ...],
     source_regions: tuple[str, ...],
     initial: Path | None,
@@ -149,11 +158,12 @@ def stylize(
         "faces": "true" if faces else None,
     }
     options = _parse_options({name: text for name, text in named.items() if text is not None}, others)
-    weight = _by_style("--weight", "N=W", weights, len(styles), _WEIGHT)
+    weight = _by_style("--weight", "N=W", weights, len(styles), _ABOVE_ZERO)
+    scale = _by_style("--style-scale", "N=S", scales, len(styles), _ABOVE_ZERO)
     where = _by_style("--region", "N=MASK", regions, len(styles), _PICTURE)
     taken = _by_style("--source-region", "N=MASK", source_regions, len(styles), _PICTURE)
     placed = [
-        StyleFiles(file, weight.get(index), where.get(index), taken.get(index))
+        StyleFiles(file, weight.get(index), scale.get(index), where.get(index), taken.get(index))
         for index, file in enumerate(styles, start=1)
     ]
     work = Work(
@@ -235,6 +245,7 @@ async def _upload_style(client: AsyncClient, files: StyleFiles) -> Style:
     return Style(
         await _upload(client, files.image),
         weight=files.weight,
+        scale=files.scale,
         region=await _upload(client, files.region) if files.region else None,
         source_region=await _upload(client, files.source_region) if files.source_region else None,
     )

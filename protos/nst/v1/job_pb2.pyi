@@ -216,8 +216,13 @@ class Style(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     SOURCE_REGION_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
     weight: _builtins.float
     """Its share relative to the other styles of the same region, above 0. Unset means 1."""
+    scale: _builtins.float
+    """The size at which the picture is looked at, from 0.1 to 2: its long side relative to the
+    result's. Strokes and shapes grow with it. Unset means 1.
+    """
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture."""
@@ -243,13 +248,19 @@ class Style(_message.Message):
         weight: _builtins.float | None = ...,
         region: _image_pb2.Image | None = ...,
         source_region: _image_pb2.Image | None = ...,
+        scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "region", b"region", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "_weight", b"_weight", "image", b"image", "region", b"region", "scale", b"scale", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "region", b"region", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "_weight", b"_weight", "image", b"image", "region", b"region", "scale", b"scale", "source_region", b"source_region", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Style: _TypeAlias = Style  # noqa: Y015

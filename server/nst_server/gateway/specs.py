@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_engine.options import OptionError, StylizeOptions, steered
+from nst_engine.options import OptionError, StylizeOptions, steered, style_scale_error
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
@@ -148,6 +148,8 @@ class SpecReader:
         for index, style in enumerate(spec.styles):
             if style.HasField("weight") and not (math.isfinite(style.weight) and style.weight > 0):
                 raise invalid(f"spec.styles[{index}].weight", f"must be a finite number above 0, not {style.weight:g}")
+            if style.HasField("scale") and (error := style_scale_error(style.scale)):
+                raise invalid(f"spec.styles[{index}].scale", error)
 
     def _preview(self, preview: job_pb2.PreviewOptions) -> job_pb2.PreviewOptions:
         smallest = self._limits.min_image_side
@@ -163,6 +165,7 @@ class SpecReader:
         complete = job_pb2.Style(
             image=await self._reference(f"{path}.image", style.image, supply),
             weight=style.weight if style.HasField("weight") else 1.0,
+            scale=style.scale if style.HasField("scale") else 1.0,
         )
         for name in STYLE_MASKS:
             if style.HasField(name):

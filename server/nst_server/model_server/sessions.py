@@ -77,6 +77,7 @@ class SessionSource:
             style.weight,
             await self._load(style.region, pictures.decode_mask) if style.HasField("region") else None,
             await self._load(style.source_region, pictures.decode_mask) if style.HasField("source_region") else None,
+            style.scale if style.HasField("scale") else 1.0,  # a job of before there were any has none
         )
 
     async def _load(self, image: image_pb2.Image, decode: Callable[[bytes, pictures.PictureLimits], T]) -> T:

@@ -67,6 +67,19 @@ def test_only_the_marked_part_of_a_style_is_taken(call):
     assert np.abs(taken - alone).mean() < 0.5 * np.abs(unmasked - alone).mean()
 
 
+def test_a_style_is_looked_at_in_the_size_that_is_asked_for(call):
+    """The size that is not named is the whole one, and a picture is another in another size."""
+    stripes = np.where(np.indices((40, 40))[1] % 8 < 4, 20, 230).astype(np.uint8)
+    results = []
+    for scale in (None, 1.0, 0.5):
+        spec = tiny_spec()
+        spec.styles[0].CopyFrom(job_pb2.Style(image=encoded(file_of(stripes)), scale=scale))
+        results.append(shown(run_tiny(call, spec)))
+    unset, whole, half_size = results
+    assert np.array_equal(unset, whole)
+    assert np.abs(half_size - whole).mean() > 1
+
+
 def without_masks(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     bare = job_pb2.JobSpec.FromString(spec.SerializeToString())
     bare.styles[0].ClearField("source_region")

@@ -153,8 +153,8 @@ def without_content() -> job_pb2.JobSpec:
 def changed(**fields) -> job_pb2.JobSpec:
     spec = tiny_spec(styles=2)
     for name, value in fields.items():
-        if name == "weight":
-            spec.styles[1].weight = value
+        if name in ("weight", "scale"):
+            setattr(spec.styles[1], name, value)
         elif name == "priority":
             spec.priority = value
         else:
@@ -187,6 +187,9 @@ SPECS = {
     "a negative style weight": (changed(weight=-1), "spec.styles[1].weight", "above 0"),
     "a style weight that is no number": (changed(weight=math.nan), "spec.styles[1].weight", "above 0"),
     "an infinite style weight": (changed(weight=math.inf), "spec.styles[1].weight", "finite"),
+    "a style scale of 0": (changed(scale=0), "spec.styles[1].scale", "from 0.1 to 2"),
+    "a style scale that is too large": (changed(scale=2.1), "spec.styles[1].scale", "from 0.1 to 2"),
+    "a style scale that is no number": (changed(scale=math.nan), "spec.styles[1].scale", "from 0.1 to 2"),
     "an unknown priority": (changed(priority=7), "spec.priority", "INTERACTIVE or BATCH"),
     "tiny previews": (changed(preview=job_pb2.PreviewOptions(max_size=15)), "spec.preview.max_size", "at least 16"),
     "an attached picture": (
@@ -283,6 +286,6 @@ def test_unset_options_are_the_defaults(idle, info):
     stored = idle.get(idle.create(spec)).spec
     assert stored.options == info.defaults
     assert stored.preview.interval == info.preview_defaults.interval
-    assert stored.styles[0].weight == 1
+    assert (stored.styles[0].weight, stored.styles[0].scale) == (1, 1)
     assert stored.priority == job_pb2.PRIORITY_INTERACTIVE
     assert stored.result_format.encoded.codec == image_pb2.CODEC_PNG

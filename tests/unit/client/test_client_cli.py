@@ -123,7 +123,7 @@ def test_styles_are_placed_by_number(
     for number in (5, 6, 7):
         (tmp_path / f"{number}.png").write_bytes(png(number))
     masks = ["--region", f"2={tmp_path / '5.png'}", "--source-region", f"1={tmp_path / '6.png'}"]
-    masks += ["--region", f"1={tmp_path / '7.png'}", "--weight", "2=0.25"]
+    masks += ["--region", f"1={tmp_path / '7.png'}", "--weight", "2=0.25", "--style-scale", "1=0.5"]
     ended = nst("stylize", content, style, content, *masks, "-o", tmp_path / "o.png", "--server", server.address)
     assert ended.code == 0
     first, second = server.received["CreateJob"][0].spec.styles
@@ -132,6 +132,7 @@ def test_styles_are_placed_by_number(
     assert server.uploads[second.region.reference.sha256] == png(5)
     assert not second.HasField("source_region")
     assert (first.HasField("weight"), second.weight) == (False, 0.25)
+    assert (first.scale, second.HasField("scale")) == (0.5, False)
 
 
 def test_stylize_protects_a_subject(

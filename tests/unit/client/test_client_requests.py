@@ -72,9 +72,11 @@ async def test_a_picture_to_start_from_travels_by_reference(server: ScriptedServ
 async def test_styles_have_a_place(server: ScriptedServer) -> None:
     """Masks travel as pictures do; arrays of one channel are grey."""
     mask = np.eye(4, dtype=np.uint8)
-    spec = await created(server, A, [Style(A, 2.0, region=B), Style(B, source_region=mask), A])
+    spec = await created(server, A, [Style(A, 2.0, region=B), Style(B, source_region=mask, scale=0.5), A])
     assert [style.image.reference.sha256[0] for style in spec.styles] == ["a", "b", "a"]
     assert [style.HasField("weight") for style in spec.styles] == [True, False, False]
+    assert [style.HasField("scale") for style in spec.styles] == [False, True, False]
+    assert spec.styles[1].scale == 0.5
     assert spec.styles[0].region.reference.sha256 == B.sha256
     assert server.uploads[spec.styles[1].source_region.reference.sha256] == mask.tobytes()
     assert [style.HasField("region") for style in spec.styles] == [True, False, False]
