@@ -14,7 +14,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -Iprotos \
 	$(BIN)/python -m grpc_tools.protoc -Iprotos \
 	--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES)
 
-.PHONY: help install demo test check lint types contract layers protos bench load fuzz chaos soak scale drain clean
+.PHONY: help install demo test check lint types contract layers protos bench load fuzz chaos soak scale drain idle clean
 
 help:
 	@echo "make demo     stylise a picture on a server of its own; pictures and plots go to demo/"
@@ -26,6 +26,7 @@ help:
 	@echo "make chaos    kill, freeze and cut everything under load, and see what is lost"
 	@echo "make drain    restart everything under load, and see who notices"
 	@echo "make soak     run small jobs for 30 minutes, and see what grows"
+	@echo "make idle     let jobs wait for 10 minutes, and see who is forgotten"
 	@echo "make scale    two model servers against one, and jobs together against one by one"
 	@echo "make protos   regenerate the stubs after a change to a .proto file"
 	@echo "make clean    remove caches and results; the virtual environment stays"
@@ -81,7 +82,7 @@ fuzz: $(INSTALLED)
 chaos: $(INSTALLED)
 	for seed in 1 2 3 4; do $(BIN)/python tests/load/chaos.py --seed $$seed || exit 1; done
 
-drain soak scale: $(INSTALLED)
+drain soak scale idle: $(INSTALLED)
 	$(BIN)/python tests/load/$@.py
 
 clean:

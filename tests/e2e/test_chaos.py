@@ -1,9 +1,11 @@
-"""Short runs of tests/load: processes die, stop and are restarted under jobs, and nothing is lost."""
+"""Short runs of tests/load: processes die, stop and are restarted under jobs, or are not there, and nothing is lost."""
 
 from pathlib import Path
 
 import chaos
 import drain
+import idle
+import pytest
 
 
 async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
@@ -17,5 +19,13 @@ async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Pat
 async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: Path):
     little = drain.Drain(seed=2, jobs=6, pause=0.5, largest=64, longest=40, model_servers=1)
     table = await drain.run(little, tmp_path)
+    table.show()
+    assert not table.broken
+
+
+async def test_jobs_that_wait_are_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(idle, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(idle, "WATCHERS", 2)
+    table = await idle.run(0.05, tmp_path)
     table.show()
     assert not table.broken
