@@ -8,6 +8,7 @@ import signal
 import time
 from functools import partial
 
+import ablations
 import batching
 import big_pictures
 import checkpoints
@@ -37,6 +38,7 @@ SECTIONS = {
     "time-to-loss-512": partial(time_to_loss.measure, size=512),
     "efficiency": efficiency.measure,
     "looks": looks.measure,
+    "ablations": ablations.measure,
     "batching": batching.measure,
     "big-pictures": big_pictures.measure,
     "distributed": distributed.measure,
