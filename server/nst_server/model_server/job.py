@@ -109,7 +109,7 @@ class RunningJob:
 
     async def _attempt(self) -> None:
         spec = self.lease.record.spec
-        seat = Seat(self.flow.account, spec.options.size**2, spec.preview.interval, self._applied_version)
+        seat = Seat(self.flow.account, pixels_of(spec), spec.preview.interval, self._applied_version)
         preparing = asyncio.create_task(self._prepare(seat))
         try:
             await self._follow(seat, Pace())
@@ -313,3 +313,9 @@ class RunningJob:
     def about(self) -> dict[str, Any]:
         record = self.lease.record
         return {"job_id": record.job_id, "attempt": self.lease.attempt}
+
+
+def pixels_of(spec: job_pb2.JobSpec) -> int:
+    """The pixels that a job looks at, styles at their scales among them, as those of one picture and one style."""
+    styles = sum(style.scale**2 if style.HasField("scale") else 1.0 for style in spec.styles) or 1.0
+    return int(spec.options.size**2 * (1.0 + styles) / 2)

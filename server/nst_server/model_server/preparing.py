@@ -31,4 +31,5 @@ class Preparations:
         async with self._reading:
             while self.full:  # noqa: ASYNC110 the thread that makes sessions wakes nobody
                 await asyncio.sleep(LOOK_SECONDS)
-            seat.make, self._read[seat] = await source.maker()
+            seat.make, seat.given = await source.maker()
+            self._read[seat] = seat.given

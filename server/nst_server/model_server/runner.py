@@ -104,21 +104,7 @@ class Runner:
 
     def steer(self, seat: Seat, weights: dict[str, Any], control_version: int) -> None:
         """Applies weights (the arguments of `Session.update`) before the next iteration."""
-
-        def order() -> None:
-            if control_version <= seat.control_version:
-                return  # a later one was quicker
-            if seat.session is None:
-                seat.when_made = order
-                return
-            try:
-                seat.session.update(**weights)
-            except Exception as error:
-                self._fail([(seat, error)])
-                return
-            seat.control_version = control_version
-
-        self._orders.put(order)
+        self._orders.put(lambda: seat.steer(weights, control_version))
 
     def snapshot(self, seat: Seat, *, picture: bool = False) -> None:
         """Asks for a state, and its picture: with the next step, or for word at once that there is none to be had."""
@@ -208,25 +194,23 @@ class Runner:
         except Exception as error:
             return Failure(error)
         self._seats.review()
-        if seat.when_made is not None:
-            self._orders.put(seat.when_made)
         return None
 
     def _iterate(self, seats: Sequence[Seat]) -> list[Step | Failure]:
-        """One iteration of a batch."""
+        """One iteration of a batch, each of its jobs steered before as is wanted."""
         started = time.monotonic()
+        found: dict[Seat, StepReport | Exception] = {seat: error for seat in seats if (error := seat.obey())}
+        turned = [seat for seat in seats if seat not in found]
         try:
-            outcomes = self._engine.step([seat.session for seat in seats if seat.session is not None])
+            outcomes = self._engine.step([seat.session for seat in turned if seat.session is not None])
         except Exception as error:
-            outcomes = [error] * len(seats)
+            outcomes = [error] * len(turned)
+        found |= zip(turned, outcomes, strict=True)
         seconds = time.monotonic() - started
         metrics.ITERATION_SECONDS.observe(seconds)
         metrics.BATCH_SIZE.observe(len(seats))
         metrics.ITERATIONS.inc(len(seats))
-        return [
-            self._told(seat, outcome, seconds, seconds / len(seats))
-            for seat, outcome in zip(seats, outcomes, strict=True)
-        ]
+        return [self._told(seat, found[seat], seconds, seconds / len(seats)) for seat in seats]
 
     def _told(self, seat: Seat, outcome: StepReport | Exception, seconds: float, share: float) -> Step | Failure:
         if isinstance(outcome, Exception):

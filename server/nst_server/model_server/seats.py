@@ -1,8 +1,9 @@
 """The jobs on a device, in the order in which they came, and who of them may compute."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from nst_server.jobs.tickets import Account
 UNREAD_STEPS = 16
 MEGAPIXEL = 10**6
 # What it takes to measure the styles and the balance of a job, by the default network: a generous guess.
-MAKING_BYTES_PER_PIXEL = 2000
+MAKING_BYTES_PER_PIXEL = 4000
+# What is given comes in bytes, and becomes float32 before it is shrunk to what the job needs of it.
+COPIES_OF_GIVEN = 8
 SLOWER_TURN = 10.0  # a new scale has four times the pixels, and measures its styles first
 
 
@@ -52,9 +55,10 @@ class Seat:
     """A job's place on the device, shared by the compute thread and the job's task.
 
     The thread does not turn a job whose task has `UNREAD_STEPS` items unread. `pixels` is how many its
-    picture has, at most. `make` is there when the job is admitted, and let go once it has made the
-    session: it holds the pictures as they came, and the checkpoint. `when_made` is then carried out in
-    the thread. `seconds` is the job's part of its last turn.
+    picture has, at most, and those of its styles count too. `make` is there when the job is admitted, and
+    let go once it has made the session: it holds the pictures as they came, and the checkpoint, `given` bytes.
+    `wanted_weights` are the arguments of `Session.update` for its next turn. `seconds` is the job's part of
+    its last turn.
     """
 
     account: Account
@@ -62,11 +66,12 @@ class Seat:
     preview_interval: int
     control_version: int
     make: Callable[[Engine], Session] | None = None
+    given: int = 0
     session: Session | None = None
     held: int = 0
     evaluating: int = 0
     seconds: float = 0.0
-    when_made: Callable[[], None] | None = None
+    wanted_weights: Mapping[str, Any] | None = None
     admitted: bool = False
     dismissed: bool = False
     snapshot_wanted: bool = False
@@ -79,6 +84,24 @@ class Seat:
         """Has the session that has been made for it."""
         self.session = session
         self.held, self.evaluating = session.working_memory
+
+    def steer(self, weights: Mapping[str, Any], control_version: int) -> None:
+        """Wants these weights from the next turn on, which hold all that was asked for before; an older wish is none.
+
+        They are not taken at once: that can take longer than an iteration, which is to be the job's own time.
+        """
+        if control_version > self.control_version:
+            self.wanted_weights, self.control_version = weights, control_version
+
+    def obey(self) -> Exception | None:
+        """Has the session take the weights that are wanted by now; returns what that raised."""
+        weights, self.wanted_weights = self.wanted_weights, None
+        try:
+            if weights is not None and self.session is not None:
+                self.session.update(**weights)
+        except Exception as error:
+            return error
+        return None
 
     def leave(self) -> None:
         """Lets its session go, for good."""
@@ -199,7 +222,7 @@ class Seats:
 
     def _making(self, seat: Seat) -> int:
         """Bytes that it takes to make a session, by a guess."""
-        return min(MAKING_BYTES_PER_PIXEL * seat.pixels, self._most_evaluating)
+        return min(MAKING_BYTES_PER_PIXEL * seat.pixels, self._most_evaluating) + COPIES_OF_GIVEN * seat.given
 
     def _held(self, after: int = -1) -> int:
         """Bytes that those inside hold from turn to turn."""

@@ -259,6 +259,33 @@ async def test_a_turn_that_does_not_end_is_noticed_the_later_the_larger_its_pict
     assert runner.stuck_after is None
 
 
+async def test_many_changes_cost_a_job_one_a_turn_and_others_none(place):
+    """To take weights can last longer than an iteration: who sends them in a stream must not hold up the others."""
+    steered, other = Session(), Session()
+    seat, bystander = place.admit(steered), place.admit(other)
+    await steps(bystander, 1)
+    place.engine.gate.clear()
+    for version in range(1, 101):
+        place.runner.steer(seat, {"strength": version / 100}, version)
+    place.engine.gate.set()
+    await first(seat, lambda item: item.control_version == 100)
+    assert steered.given[-1] == {"strength": 1.0}
+    assert len(steered.given) <= 3
+    assert len(steered.given) <= steered.iteration
+
+
+async def test_weights_that_a_session_refuses_end_its_job_alone(place):
+    class Refusing(Session):
+        def update(self, **weights: float) -> None:
+            raise ValueError("no")
+
+    seats = [place.admit(session) for session in (Refusing("8 px"), Session("8 px"))]
+    await steps(seats[0], 1)
+    place.runner.steer(seats[0], {"strength": 0.5}, 1)
+    assert isinstance((await first(seats[0], is_failure)).error, ValueError)
+    assert all(isinstance(item, Step) for item in await steps(seats[1], 12))
+
+
 async def test_the_later_of_two_changes_counts(place):
     session = Session()
     seat = place.admit(session)
