@@ -8,13 +8,25 @@ MIB = 2**20
 GIB = 2**30
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field whose help the command line shows."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, zero: bool = False) -> Any:
+    """A field whose help the command line shows; `zero` is whether a number may be 0."""
+    return field(default=default, metadata={"help": help, "zero": zero})
 
 
 @dataclass(frozen=True)
-class StoreSettings:
+class Settings:
+    """What all settings have in common."""
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for a number that is not finite, negative, or 0 where that means nothing."""
+        for one in fields(self):
+            value, zero = getattr(self, one.name), one.metadata["zero"]
+            if isinstance(value, int | float) and not (0 < value < math.inf or (zero and value == 0)):
+                raise ValueError(f"{one.name}: must be {'at least' if zero else 'above'} 0, not {value:g}")
+
+
+@dataclass(frozen=True)
+class StoreSettings(Settings):
     """What the job store may hold, and for how long."""
 
     retention_hours: float = setting(168.0, "A job is removed, with all that it has, this long after it ended.")
@@ -26,7 +38,7 @@ class StoreSettings:
         "A tenant's jobs that run at once, of one priority, on all model servers, and as many of pictures above "
         "1024 px besides; more wait, none is refused.",
     )
-    max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.")
+    max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.", zero=True)
     max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
@@ -37,7 +49,7 @@ class StoreSettings:
 
 
 @dataclass(frozen=True)
-class GatewaySettings:
+class GatewaySettings(Settings):
     """What the gateway accepts."""
 
     max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.")
@@ -46,9 +58,9 @@ class GatewaySettings:
     max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight; one upload may have half of it.")
     max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
-    picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.")
+    picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)
     max_styles: int = setting(8, "Style pictures of one job.")
-    preview_interval: int = setting(10, "Iterations between previews when the client does not say.")
+    preview_interval: int = setting(10, "Iterations between previews when the client does not say.", zero=True)
     max_size: int = setting(2048, "Largest long side of a result, in pixels.")
     max_iterations: int = setting(5000, "Iterations of one job.")
     max_time_limit_seconds: int = setting(7 * 24 * 3600, "Longest time limit of a job that has one.")
@@ -64,27 +76,34 @@ class GatewaySettings:
     heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
     upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")
     min_upload_bytes_per_second: int = setting(
-        16 * 1024, "An upload slower than this is dropped, upload_timeout_seconds after its first bytes at the soonest."
+        16 * 1024,
+        "An upload slower than this is dropped, upload_timeout_seconds after its first bytes at the soonest.",
+        zero=True,
     )
-    drain_seconds: float = setting(10.0, "How long open calls may take after SIGTERM.")
+    drain_seconds: float = setting(10.0, "How long open calls may take after SIGTERM.", zero=True)
 
 
 @dataclass(frozen=True)
-class ModelServerSettings:
+class ModelServerSettings(Settings):
     """How a model server works."""
 
     device: str = setting("auto", "What to compute on: auto, cpu, cuda, cuda:1 ...")
-    threads: int = setting(0, "CPU threads of torch; 0 means one per core.")
+    threads: int = setting(0, "CPU threads of torch; 0 means one per core.", zero=True)
     memory_budget_bytes: int = setting(
-        0, "Memory for the network's maps; larger pictures are worked on in tiles. 0 means a quarter of what is free."
+        0,
+        "Memory for the network's maps; larger pictures are worked on in tiles. 0 means a quarter of what is free.",
+        zero=True,
     )
     memory_limit_bytes: int = setting(
-        0, "Memory for all jobs worked on side by side; more wait. 0 means 70 % of what is free at the start."
+        0,
+        "Memory for all jobs worked on side by side; more wait. 0 means 70 % of what is free at the start.",
+        zero=True,
     )
     max_running_jobs: int = setting(
         0,
         "A tenant's jobs worked on side by side, of one priority, and as many of pictures above 1024 px besides. "
         "0 means 2 on a CPU and 16 on a GPU.",
+        zero=True,
     )
     max_prepared_bytes: int = setting(
         GIB,
@@ -92,7 +111,9 @@ class ModelServerSettings:
         "it nothing more is read, and no more jobs are taken.",
     )
     max_batch: int = setting(
-        0, "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU."
+        0,
+        "Jobs of one shape turned together as one batch. 0 means 1 on a CPU, which gains nothing, and 16 on a GPU.",
+        zero=True,
     )
     tenant_weights: str = setting(
         "", "Tenants' shares of the device, such as name=2,other=0.5; 1 for those that are not named."
@@ -107,13 +128,15 @@ class ModelServerSettings:
     checkpoint_seconds: float = setting(
         0.0,
         "Time between checkpoints of a job, up to twice that where they are slow; 0 is 4 s on a CPU and 0.5 on a GPU.",
+        zero=True,
     )
-    progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.")
-    hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.")
+    progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.", zero=True)
+    hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.", zero=True)
     warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` unless `tenant_weights` can be read."""
+        """Raises `ValueError`, also unless `tenant_weights` can be read."""
+        super().__post_init__()
         parse_weights(self.tenant_weights)
 
 

@@ -1,0 +1,30 @@
+"""No setting takes a number that would do something else than it says."""
+
+import math
+from dataclasses import fields
+
+import pytest
+
+from nst_server.config import GatewaySettings, ModelServerSettings, Settings, StoreSettings
+
+KINDS = (StoreSettings, GatewaySettings, ModelServerSettings)
+NUMBERS = [
+    (kind, one.name, one.metadata["zero"]) for kind in KINDS for one in fields(kind) if not isinstance(one.default, str)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "zero"), NUMBERS, ids=[name for _, name, _ in NUMBERS])
+def test_numbers_that_mean_nothing_are_refused_by_name(kind: type[Settings], name: str, zero: bool):
+    for value in (-1, math.nan, math.inf, *(() if zero else (0,))):
+        with pytest.raises(ValueError, match=f"^{name}: must be"):
+            kind(**{name: value})
+    kind(**{name: 1})
+    if zero:
+        kind(**{name: 0})
+
+
+def test_what_destroys_at_zero_may_not_be_zero():
+    """The keeper makes room below a limit: of none it would leave nothing."""
+    may_be_zero = {name for _, name, zero in NUMBERS if zero}
+    assert not may_be_zero & {"max_event_bytes", "max_record_bytes", "max_picture_bytes", "retention_hours"}
+    assert "max_tenant_requests_per_second" not in may_be_zero
