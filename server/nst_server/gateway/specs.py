@@ -233,6 +233,18 @@ def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:
     return {path: image for path, image in images.items() if image.WhichOneof("source") is not None}
 
 
+def reduce_to_references(spec: job_pb2.JobSpec, complete: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """Puts the references of the completed spec in the place of the pictures that a client sent.
+
+    What is left says what was asked for, however the pictures came and whatever the defaults are by now.
+    """
+    references = images_of(complete)
+    for path, image in images_of(spec).items():
+        image.CopyFrom(references[path])
+    spec.DiscardUnknownFields()
+    return spec
+
+
 def defaults(settings: GatewaySettings) -> StylizeOptions:
     """What unset options mean: the engine's defaults, but nothing over this server's limits."""
     engine = StylizeOptions()

@@ -20,7 +20,7 @@ from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.job_service import own_job
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.result_memory import ResultMemory
-from nst_server.gateway.specs import SpecReader
+from nst_server.gateway.specs import SpecReader, reduce_to_references
 from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.uploads import Uploads
 from nst_server.jobs.blobs import BlobNotFound
@@ -67,7 +67,8 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         await self._commands.check_room(request.request_id, tenant(context))
         await self._info.check_model(self._specs.check(request.spec).options.model)
         spec = await self._specs.complete(tenant(context), request.spec, {})
-        job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent())
+        asked = reduce_to_references(request.spec, spec)
+        job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent(), asked)
         return pb.CreateJobResponse(job=job)
 
     async def Stylize(  # type: ignore[override]  # serialised already

@@ -13,7 +13,7 @@ from nst_server.gateway.errors import as_refusal, invalid
 from nst_server.gateway.fields import check_request_id
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.quotas import PictureQuota, RequestRates
-from nst_server.gateway.specs import SpecReader, images_of
+from nst_server.gateway.specs import SpecReader, images_of, reduce_to_references
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
@@ -50,7 +50,9 @@ class StylizeStreams:
         """Serves one stream to the job's last event; yields serialised StylizeResponses."""
         with self._watching.place():
             start, spec = await self._begin(requests, tenant)
-            creating = asyncio.create_task(self._commands.create(start.request_id, tenant, spec, traceparent))
+            creating = asyncio.create_task(
+                self._commands.create(start.request_id, tenant, spec, traceparent, start.spec)
+            )
             try:
                 # Shielded: a stream that breaks here must still learn which job to cancel.
                 job = await asyncio.shield(creating)
@@ -80,8 +82,9 @@ class StylizeStreams:
                 await self._add_chunk(arrival, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
             spec = await self._specs.complete(tenant, start.spec, attached)
-        # Without its pictures, which would be held for as long as the stream lasts.
-        return pb.StylizeStart(request_id=request_id, detach=start.detach), spec
+        # The pictures would be held for as long as the stream lasts.
+        asked = reduce_to_references(start.spec, spec)
+        return pb.StylizeStart(request_id=request_id, detach=start.detach, spec=asked), spec
 
     def _assemblies(self, spec: job_pb2.JobSpec) -> dict[str, Assembly]:
         assemblies: dict[str, Assembly] = {}

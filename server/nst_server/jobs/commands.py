@@ -13,7 +13,7 @@ from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
 from nst_server.jobs.deadlines import Deadlines
-from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, state_event
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, progress_by, state_event
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
@@ -45,8 +45,18 @@ class JobCommands:
         self._updates = JobUpdates(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
 
-    async def create(self, request_id: str, tenant: str, spec: job_pb2.JobSpec, traceparent: str) -> job_pb2.Job:
+    async def create(
+        self,
+        request_id: str,
+        tenant: str,
+        spec: job_pb2.JobSpec,
+        traceparent: str,
+        asked: job_pb2.JobSpec | None = None,
+    ) -> job_pb2.Job:
         """Stores and queues a job; the same request again returns the same job.
+
+        `asked` is what tells requests apart: what the client has set, without the defaults that are in `spec` by now,
+        and which may be others when it asks again. None is the spec itself.
 
         The ticket goes first, so that a full queue refuses before anything is written; a ticket
         whose record never follows is dropped by the model server that pulls it.
@@ -57,7 +67,7 @@ class JobCommands:
             RequestReused: the request id belongs to another spec.
         """
         job_id, flow = derive_job_id(tenant, request_id), Flow.of_job(tenant, spec)
-        digest = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+        digest = hashlib.sha256((asked or spec).SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
             await asyncio.gather(*(check_room(self._backbone, one, patience=self._patience) for one in FILLED_BY_JOBS))
             record = JobRecord(
@@ -221,10 +231,8 @@ def _add_event(job: job_pb2.Job, event: job_pb2.JobEvent) -> None:
     job.state = event.job_state
     job.last_sequence = event.sequence
     job.update_time.CopyFrom(event.time)
-    if event.HasField("progress"):
-        job.progress.CopyFrom(event.progress)
-    elif event.HasField("latest_progress"):
-        job.progress.CopyFrom(event.latest_progress)
+    if (progress := progress_by(event)) is not None:
+        job.progress.CopyFrom(progress)
     if event.HasField("result"):
         job.result.CopyFrom(event.result)
     elif event.HasField("error"):

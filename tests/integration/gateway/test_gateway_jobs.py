@@ -60,7 +60,7 @@ def test_a_request_id_belongs_to_its_contents(idle):
 
 def test_the_same_contents_in_another_form_are_the_same_request(idle):
     request_id = str(uuid4())
-    by_reference = tiny_spec(strength=0.5)
+    by_reference = tiny_spec()
     by_reference.content.CopyFrom(image_pb2.Image(reference=upload(idle, CONTENT).reference))
     assert idle.create(tiny_spec(), request_id) == idle.create(by_reference, request_id)
 

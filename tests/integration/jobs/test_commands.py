@@ -47,6 +47,17 @@ async def test_a_request_id_cannot_be_used_for_something_else(commands, spec):
         await commands.create("request", "tenant", spec, "")
 
 
+async def test_the_same_request_is_the_same_job_when_the_defaults_are_others(commands, spec):
+    """What a client asked for is what it has set; a gateway with other settings fills in the rest otherwise."""
+    asked = job_pb2.JobSpec(content=spec.content, styles=spec.styles)
+    job = await commands.create("request", "tenant", spec, "", asked)
+    spec.preview.interval += 10
+    assert (await commands.create("request", "tenant", spec, "", asked)).job_id == job.job_id
+    asked.preview.interval = 20
+    with pytest.raises(RequestReused):
+        await commands.create("request", "tenant", spec, "", asked)
+
+
 async def test_a_full_queue_refuses_and_leaves_nothing_behind(commands, spec):
     for number in range(3):
         await commands.create(f"request {number}", "tenant", spec, "")
