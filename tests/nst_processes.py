@@ -40,6 +40,24 @@ def running_nats(
 
 
 @contextlib.contextmanager
+def running_nats_cluster(folder: Path, count: int = 3) -> Iterator[str]:
+    """The URL of the first of some nats-servers that keep everything together."""
+    ports, routes = ([free_port() for _ in range(count)] for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        for number, (port, route) in enumerate(zip(ports, routes, strict=True)):
+            own = folder / f"nats-{number}"
+            own.mkdir()
+            config = write_nats_config(own, f"127.0.0.1:{port}")
+            settings = json.loads(config.read_text())
+            settings["server_name"] = own.name
+            peers = [f"nats://127.0.0.1:{other}" for other in routes]
+            settings["cluster"] = {"name": "nst", "listen": f"127.0.0.1:{route}", "routes": peers}
+            config.write_text(json.dumps(settings))
+            stack.enter_context(nats_process(own, f"127.0.0.1:{port}", "-c", str(config)))
+        yield f"nats://127.0.0.1:{ports[0]}"
+
+
+@contextlib.contextmanager
 def nats_process(folder: Path, address: str, *arguments: str, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
     """The URL of a nats-server that listens on `address`, as its arguments say; its log is kept in `folder`."""
     with (folder / "nats.log").open("wb") as output:

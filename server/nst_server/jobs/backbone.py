@@ -17,7 +17,6 @@ from nats.js.errors import (
     APIError,
     NoStreamResponseError,
     NotFoundError,
-    ServerError,
     ServiceUnavailableError,
 )
 from nats.js.kv import KeyValue
@@ -30,6 +29,9 @@ log = logging.getLogger(__name__)
 WRONG_LAST_SEQUENCE = 10071
 NO_STORAGE = (10023, 10047)  # for a message; for a stream
 STREAM_FULL = 10077  # a stream at its limit of messages or bytes
+STREAM_GONE = 10059
+# Of a stream with replicas: an earlier try of the same write, or another write to the same subject, is not settled yet.
+IN_FLIGHT = (10158, 10164)
 STORAGE_LIMIT = "max_file_store"  # NATS's own setting, for all that it stores
 
 REQUEST_SECONDS = 5.0
@@ -90,12 +92,12 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
     while True:
         try:
             return await operation()
-        except (ServerError, *TRANSIENT) as error:
-            if isinstance(error, APIError) and error.err_code in NO_STORAGE:
-                raise StoreFull(STORAGE_LIMIT, str(error.description)) from error
-            if isinstance(error, APIError) and error.err_code == STREAM_FULL:
-                raise StoreFull(LIMITS[stream], str(error.description)) from error
-            if not isinstance(error, TRANSIENT):
+        except (APIError, *TRANSIENT) as error:
+            code = getattr(error, "err_code", None)  # some of the library's own have none
+            if code in (*NO_STORAGE, STREAM_FULL):
+                limit = LIMITS[stream] if code == STREAM_FULL else STORAGE_LIMIT
+                raise StoreFull(limit, str(getattr(error, "description", ""))) from error
+            if not (isinstance(error, TRANSIENT) or code in (STREAM_GONE, *IN_FLIGHT)):
                 raise
             if deadline is not None and loop.time() > deadline:
                 raise BackboneUnavailable(f"the job store did not answer within {seconds:g} s") from error

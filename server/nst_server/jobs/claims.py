@@ -12,10 +12,11 @@ from nst_server.jobs.deadlines import LastPictures, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.suspicion import MustRunAlone, is_quarantined, needs_server_to_itself, quarantine_error
-from nst_server.jobs.tickets import ticket_age
 
-RECORD_WAIT_SECONDS = 120.0  # longer than the window in which a ticket is recognised as a repeat
 RECORD_POLL_SECONDS = 0.2
+# Two minutes and more, longer than the window in which a ticket is recognised as a repeat. Counted, because clocks of
+# two hosts may differ.
+RECORD_POLLS = 600
 
 
 class LeftToOthers(Exception):
@@ -93,7 +94,7 @@ class Leases:
 
     async def _wait_for_record(self, message: Msg) -> None:
         """Gives the ticket's writer time to say so in the record; one that never does has died."""
-        if ticket_age(message) > RECORD_WAIT_SECONDS:
+        if message.metadata.num_delivered > RECORD_POLLS:
             await message.ack()
         else:
             await message.nak(delay=RECORD_POLL_SECONDS)

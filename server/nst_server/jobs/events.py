@@ -50,6 +50,13 @@ def state_event(record: JobRecord, state: "job_pb2.JobState.ValueType", reason: 
     )
 
 
+def progress_by(event: job_pb2.JobEvent) -> job_pb2.Progress | None:
+    """The job's latest progress, as of an event; None before the first."""
+    if event.HasField("progress"):
+        return event.progress
+    return event.latest_progress if event.HasField("latest_progress") else None
+
+
 class HistoryMoved(Exception):
     """Somebody else appended first; `last` is what stands there now."""
 

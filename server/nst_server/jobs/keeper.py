@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
@@ -26,7 +26,16 @@ from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.sweep import Sweep
-from nst_server.jobs.topology import CHECKPOINTS, EVENTS, KEEPER_LOCK_SECONDS, PICTURES, PREVIEWS, RECORDS
+from nst_server.jobs.topology import (
+    CHECKPOINTS,
+    EVENTS,
+    KEEPER_LOCK_SECONDS,
+    PICTURES,
+    PREVIEWS,
+    RECORDS,
+    TICKETS,
+    configure,
+)
 from nst_server.jobs.unheld import UnheldJobs
 
 log = logging.getLogger(__name__)
@@ -37,7 +46,7 @@ DEADLINE_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 QUEUE_SECONDS = 5.0
 SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
-STREAMS = (EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
+STREAMS = (TICKETS, EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
 
 
 class Lock:
@@ -98,11 +107,15 @@ class Keeper:
             await self.end_overdue()
 
     async def _watch_store(self) -> None:
+        try:
+            for stream in STREAMS:
+                info = await self._backbone.jetstream.stream_info(stream)
+                metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
+        except NotFoundError:
+            log.critical("the job store has lost a stream, with all that was in it, and gets a new one")
+            await configure(self._backbone.jetstream, self._settings)
         if self._holds:
             await self.sweep()
-        for stream in STREAMS:
-            info = await self._backbone.jetstream.stream_info(stream)
-            metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
 
     async def tend_queue(self) -> None:
         """Removes consumers of the queue that nobody needs, as long as this keeper has the lock."""

@@ -17,7 +17,7 @@ from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import ending_of, incarnation, same_incarnation
 from nst_server.jobs.blobs import CheckpointStore, checkpoint_name
-from nst_server.jobs.events import EventLog, HistoryMoved, Stored, state_event
+from nst_server.jobs.events import EventLog, HistoryMoved, Stored, progress_by, state_event
 from nst_server.jobs.left_over import LeftOver
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.suspicion import clear, is_suspected
@@ -74,11 +74,8 @@ class Lease:
     async def read_history(self) -> None:
         """Takes up the history where the attempt before has left it."""
         self.last = await self._events.last(self.job_id)
-        if self.last is None:
-            return
-        for field in ("progress", "latest_progress"):
-            if self.last.event.HasField(field):
-                self._latest_progress = getattr(self.last.event, field)
+        if self.last is not None:
+            self._latest_progress = progress_by(self.last.event)
 
     async def note_reached(self) -> None:
         """Keeps how far the attempts that were lost have come."""
@@ -206,11 +203,7 @@ class Lease:
             await self.hand_back("resumed")
             return
         if self.last is not None and self.last.event.job_state != job_pb2.JOB_STATE_PAUSED:
-            paused = state_event(self.record, job_pb2.JOB_STATE_PAUSED, "asked for by the client")
-            self._complete(paused)
-            # Who appended in between has resumed the job, and that is then its state.
-            with contextlib.suppress(HistoryMoved):
-                await self._events.append(paused, self.last)
+            await self._append_unless_moved(job_pb2.JOB_STATE_PAUSED, "asked for by the client")
         await self._message.ack()
 
     async def hand_back(self, reason: str, *, alone: bool = False) -> None:
@@ -223,8 +216,15 @@ class Lease:
                 record.lease.furthest = reached
 
         if await self._let_go(change):
-            await self.append_state(job_pb2.JOB_STATE_QUEUED, reason)
+            await self._append_unless_moved(job_pb2.JOB_STATE_QUEUED, reason)
             await self._message.nak()
+
+    async def _append_unless_moved(self, state: "job_pb2.JobState.ValueType", reason: str) -> None:
+        """The state of a job that has been let go, unless who has paused, resumed or ended it since has said it."""
+        event = state_event(self.record, state, reason)
+        self._complete(event)
+        with contextlib.suppress(HistoryMoved):
+            await self._events.append(event, self.last)
 
     async def _let_go(self, change: Callable[[JobRecord], None]) -> bool:
         """Holds the job no longer, with a change; False when it has ended instead, as its client has cancelled it."""

@@ -8,7 +8,7 @@ from functools import partial
 from uuid import uuid4
 
 from nats.js.api import ConsumerInfo, Header
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst_server.jobs.backbone import TRANSIENT, Backbone, StoreFull, persistently
@@ -113,6 +113,17 @@ class TicketQueue:
             await persistently(delete, seconds=self._patience)
         except APIError:
             return
+
+    async def has(self, ticket: Ticket) -> bool:
+        """Whether the ticket is there, leased or not."""
+        if not ticket.stream_sequence:
+            return False  # a record of which it was taken away
+        get = partial(self._jetstream.get_msg, TICKETS, ticket.stream_sequence)
+        try:
+            await persistently(get, seconds=self._patience)
+        except NotFoundError:
+            return False
+        return True
 
     async def depths(self) -> dict[str, int]:
         """How many tickets wait, by lane; nothing while NATS is away."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Set
 
-from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, persistently
@@ -14,10 +15,14 @@ from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore, Head
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.pauses import PausedJobs
+from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.removal import JobInUse, JobNotEnded, Remover
+from nst_server.jobs.tickets import Flow
 from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
+
+log = logging.getLogger(__name__)
 
 # Jobs go when a stream is fuller than the one, until it is as empty as the other: before what is new is
 # refused for want of room (`room.FOR_WHAT_IS_NEW`).
@@ -46,6 +51,7 @@ class Sweep:
         self._pictures, self._previews, self._checkpoints = (
             BlobStore(backbone, blobs, patience=patience) for blobs in (PICTURES, PREVIEWS, CHECKPOINTS)
         )
+        self._tickets = TicketQueue(backbone, patience=patience)
         self._paused = PausedJobs(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
@@ -67,6 +73,7 @@ class Sweep:
                 await asyncio.sleep(0)  # calls come first
         await self._add_missing(found.keys())
         await self._settle()
+        await self._queue_again()
         removable = await asyncio.to_thread(self._removable)
         await self._remove_old(removable)
         await self._make_room(removable, pictures)
@@ -101,6 +108,34 @@ class Sweep:
             if last is not None and last.final:
                 await self._unheld.close(record, last.event)
                 await self._read_again(record.job_id)
+
+    async def _queue_again(self) -> None:
+        """Gives another ticket to jobs that have lost theirs: without one no model server ever comes to them.
+
+        Who takes a ticket away has written before that the job needs it no more.
+        """
+        for read in [record for record in self._jobs.values() if _needs_ticket(record)]:
+            if not await self._tickets.has(read.ticket):
+                with contextlib.suppress(JobNotFound, QueueFull, TenantQueueFull):
+                    await self._put_ticket(await self._records.get(read.job_id), read.ticket)
+
+    async def _put_ticket(self, record: JobRecord, lost: Ticket) -> None:
+        last = await self._events.last(record.job_id)
+        if record.ticket != lost or not _needs_ticket(record) or last is None or last.final:
+            return
+        flow = Flow.of_job(record.tenant, record.spec)
+        ticket = await self._tickets.put(record.job_id, flow)
+
+        def change(latest: JobRecord) -> None:
+            if latest.ticket == lost and _needs_ticket(latest):
+                latest.ticket.CopyFrom(ticket)
+
+        record = await self._records.update(record.job_id, change)
+        if record.ticket != ticket:
+            await self._tickets.remove(ticket)
+            return
+        log.warning("a job had lost its ticket, and has another one", extra={"job_id": record.job_id})
+        await self._tickets.wake(flow)
 
     async def _read_again(self, job_id: str) -> None:
         self._drop(job_id)
@@ -205,3 +240,8 @@ class Sweep:
                 await self._records.get(job_id)
             except JobNotFound:
                 await self._remover.remove_history(job_id, last)
+
+
+def _needs_ticket(record: JobRecord) -> bool:
+    """Whether the job waits or runs."""
+    return not (record.HasField("ending") or record.control.paused)

@@ -12,7 +12,6 @@ and when a new ticket is announced it looks a moment later.
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from time import monotonic
 from typing import NamedTuple
 
@@ -236,9 +235,3 @@ async def wake(backbone: Backbone, flow: Flow) -> None:
     """Tells model servers that the flow may have a free ticket."""
     with suppress(*TRANSIENT):
         await backbone.nats.publish(WAKE_SUBJECT, flow.subject.encode())
-
-
-def ticket_age(message: Msg) -> float:
-    """Seconds since the ticket was queued."""
-    queued: datetime = message.metadata.timestamp
-    return (datetime.now(UTC) - queued.astimezone(UTC)).total_seconds()

@@ -261,3 +261,6 @@ async def _ensure_bucket(jetstream: JetStreamContext, bucket: str, ttl: float, s
         await jetstream.key_value(bucket)
     except BucketNotFoundError:
         await jetstream.create_key_value(bucket=bucket, ttl=ttl, replicas=settings.replicas)
+    else:
+        config = (await jetstream.stream_info(f"KV_{bucket}")).config
+        await jetstream.update_stream(config.evolve(num_replicas=settings.replicas))

@@ -7,10 +7,14 @@ from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, same_incarnation
-from nst_server.jobs.events import EventLog, HistoryMoved
+from nst_server.jobs.events import EventLog, HistoryMoved, progress_by
 from nst_server.jobs.left_over import LeftOver
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
+
+
+class _Claimed(Exception):
+    """A model server has the job."""
 
 
 class UnheldJobs:
@@ -32,7 +36,7 @@ class UnheldJobs:
             JobNotFound: there is no such job.
         """
         while True:
-            # Read in this order, so that a claim in between makes the append fail.
+            # Read in this order, so that what a claim writes in between makes the append fail.
             last = await self._events.last(job_id)
             record = await self._records.get(job_id)
             event = make_event(record)
@@ -40,13 +44,28 @@ class UnheldJobs:
                 return
             if record.lease.held or last is None or last.final or last.event.job_state == event.job_state:
                 return
+            if (progress := progress_by(last.event)) is not None:
+                event.latest_progress.CopyFrom(progress)
             with contextlib.suppress(HistoryMoved):
                 stored = await self._events.append(event, last)
                 if event.job_state != job_pb2.JOB_STATE_QUEUED:
-                    await self._tickets.remove(record.ticket)
+                    await self._withdraw(record)
                 if stored.final:
                     await self.close(record, event)
                 return
+
+    async def _withdraw(self, record: JobRecord) -> None:
+        """Takes the job's ticket away, unless a model server has claimed it meanwhile: that one then sees to it."""
+
+        def change(latest: JobRecord) -> None:
+            if latest.lease.held or not same_incarnation(latest, record):
+                raise _Claimed
+            if latest.ticket == record.ticket:
+                latest.ClearField("ticket")
+
+        with contextlib.suppress(_Claimed, JobNotFound):
+            await self._records.update(record.job_id, change)
+            await self._tickets.remove(record.ticket)
 
     async def close(self, record: JobRecord, event: job_pb2.JobEvent) -> None:
         """Writes into the record how the job ended, and removes what it no longer needs."""

@@ -100,6 +100,8 @@ class JobUpdates:
         old = Ticket()
 
         def change(record: JobRecord) -> None:
+            if record.ticket == ticket:
+                return  # an earlier try was written, and its answer lost
             if record.lease.held:
                 raise NotWaiting(record.job_id)
             record.spec.priority = priority

@@ -104,7 +104,7 @@ async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, lea
     await queue.put("nobody", Flow("batch", "tenant"))
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
-    monkeypatch.setattr(claims, "RECORD_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "RECORD_POLLS", 0)
     assert await leases.claim(await asyncio.wait_for(tickets.next(list), 10)) is None
     await no_ticket_left(backbone)
 

@@ -1,0 +1,135 @@
+"""No job is left without a ticket, whatever comes between two writes, on a real nats-server."""
+
+import asyncio
+
+import pytest
+from lease_support import claimed, history, no_ticket_left, progress
+from nats.js.errors import KeyWrongLastSequenceError
+
+from nst.v1 import job_pb2
+from nst_server.jobs.keeper import Keeper
+from nst_server.jobs.records import JobNotFound
+
+PAUSE, GO_ON = job_pb2.JobUpdate(paused=True), job_pb2.JobUpdate(paused=False)
+
+
+async def lose_ticket(bench, job_id: str) -> None:
+    record = await bench.commands.records.get(job_id)
+    await bench.backbone.jetstream.delete_msg("NST_TICKETS", record.ticket.stream_sequence)
+
+
+async def test_a_job_whose_ticket_is_lost_gets_another(bench):
+    waiting = await bench.create("waiting")
+    await lose_ticket(bench, waiting)
+    await bench.sweep()
+    assert (await bench.claim()).job_id == waiting
+
+
+async def test_only_who_needs_a_ticket_gets_one(bench):
+    paused, ended = [await bench.create(name) for name in ("paused", "ended")]
+    await bench.commands.update(paused, PAUSE)
+    await bench.commands.cancel(ended)
+    held = await bench.create("held")
+    await bench.claim()
+    before = (await bench.commands.records.get(held)).ticket
+    await bench.sweep()
+    assert (await bench.backbone.jetstream.stream_info("NST_TICKETS")).state.messages == 1
+    assert (await bench.commands.records.get(held)).ticket == before
+
+
+async def test_a_change_of_priority_whose_answer_is_lost_keeps_its_ticket(bench, monkeypatch):
+    """The write is tried again, and conflicts with itself."""
+    job_id = await bench.create("request")
+    records = bench.commands._updates._records
+    write, lost = records._write, []
+
+    async def losing(record, revision):
+        await write(record, revision)
+        if not lost:
+            lost.append(record.ticket.stream_sequence)
+            raise KeyWrongLastSequenceError
+
+    monkeypatch.setattr(records, "_write", losing)
+    await bench.commands.update(job_id, job_pb2.JobUpdate(priority=job_pb2.PRIORITY_BATCH))
+    assert lost
+    lease = await bench.claim()
+    assert (lease.job_id, lease.record.spec.priority) == (job_id, job_pb2.PRIORITY_BATCH)
+
+
+@pytest.mark.parametrize("survives", [True, False])
+async def test_a_job_claimed_while_it_is_being_paused_can_be_resumed(
+    bench, leases, other_leases, monkeypatch, survives
+):
+    """The claim comes after the pause has looked whether somebody has the job; its server may die in it."""
+    job_id = await bench.create("request")
+    message = await asyncio.wait_for(bench.tickets.next(list), 10)
+    claims, resumed = asyncio.Event(), asyncio.Event()
+    starts, events = leases._starts, bench.commands._updates._unheld._events
+    append, claiming = events.append, []
+
+    async def start_later(lease):
+        claims.set()
+        await resumed.wait()
+        return await starts(lease)
+
+    async def append_later(event, last):
+        monkeypatch.setattr(events, "append", append)
+        claiming.append(asyncio.create_task(leases.claim(message)))
+        await claims.wait()
+        return await append(event, last)
+
+    monkeypatch.setattr(leases, "_starts", start_later)
+    monkeypatch.setattr(events, "append", append_later)
+    await bench.commands.update(job_id, PAUSE)
+    (claim,) = claiming
+    if not survives:
+        claim.cancel()
+    await bench.commands.update(job_id, GO_ON)
+    resumed.set()
+    lease = await claim if survives else None
+    if lease is None:
+        lease = await claimed(other_leases, bench.tickets)
+    await lease.append(progress(1))
+    assert (await history(bench.commands, job_id))[-1].job_state == job_pb2.JOB_STATE_RUNNING
+
+
+async def test_a_job_paused_just_as_it_is_handed_back_stays_paused(bench, backbone, monkeypatch):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    let_go = lease._let_go
+
+    async def then_paused(change):
+        gone = await let_go(change)
+        await bench.commands.update(job_id, PAUSE)
+        return gone
+
+    monkeypatch.setattr(lease, "_let_go", then_paused)
+    await lease.hand_back("shutting down")
+    assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_PAUSED
+    await no_ticket_left(backbone)
+    await bench.commands.update(job_id, GO_ON)
+    assert (await bench.claim()).job_id == job_id
+
+
+async def test_progress_stays_known_when_nobody_works_on_the_job(bench):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    await lease.append(progress(7))
+    await lease.hand_back("shutting down")
+    for change, state in ((PAUSE, job_pb2.JOB_STATE_PAUSED), (GO_ON, job_pb2.JOB_STATE_QUEUED)):
+        job = await bench.commands.update(job_id, change)
+        assert (job.state, job.progress.iteration) == (state, 7)
+    job = await bench.commands.cancel(job_id)
+    assert (job.state, job.progress.iteration) == (job_pb2.JOB_STATE_CANCELLED, 7)
+
+
+async def test_a_store_that_has_lost_its_streams_gets_new_ones(bench, backbone, store_settings):
+    job_id = await bench.create("request")
+    for stream in ("NST_EVENTS", "KV_nst_jobs", "NST_TICKETS"):
+        await backbone.jetstream.delete_stream(stream)
+    keeper = Keeper(backbone, store_settings)
+    await keeper._watch_store()
+    with pytest.raises(JobNotFound):
+        await bench.commands.get(job_id)
+    again = await bench.create("request")
+    assert (await bench.claim()).job_id == again
