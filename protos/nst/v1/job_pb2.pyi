@@ -34,7 +34,7 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
     """Someone is waiting."""
     PRIORITY_BATCH: _Priority.ValueType  # 2
-    """Started when no interactive job waits."""
+    """Nobody is waiting: where there are both, interactive jobs get eight times the device time."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
     """Where in the queue a job goes."""
@@ -44,7 +44,7 @@ PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
 """Someone is waiting."""
 PRIORITY_BATCH: Priority.ValueType  # 2
-"""Started when no interactive job waits."""
+"""Nobody is waiting: where there are both, interactive jobs get eight times the device time."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 class _JobState:

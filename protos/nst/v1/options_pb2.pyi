@@ -358,7 +358,9 @@ class StylizeOptions(_message.Message):
     init: Global___Init.ValueType
     """The picture to start from."""
     seed: _builtins.int
-    """Seeds the noise start and the directions of STYLE_STATISTIC_SLICED. The same seed gives the same."""
+    """Seeds the noise start, the directions of STYLE_STATISTIC_SLICED and the first weights of
+    PARAMETRIZATION_NETWORK. The same seed gives the same.
+    """
     pooling: Global___Pooling.ValueType
     """How the network shrinks its maps."""
     precision: Global___Precision.ValueType
