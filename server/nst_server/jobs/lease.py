@@ -268,7 +268,8 @@ class Lease:
         before = Checkpoint()
 
         def change(record: JobRecord) -> None:
-            before.CopyFrom(record.checkpoint)
+            if record.HasField("checkpoint"):  # not when this is tried again after an answer that was lost
+                before.CopyFrom(record.checkpoint)
             record.lease.held = False
             record.ending.CopyFrom(ending_of(last.event))
             record.ClearField("checkpoint")

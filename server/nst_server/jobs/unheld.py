@@ -74,7 +74,8 @@ class UnheldJobs:
 
         def change(latest: JobRecord) -> None:
             if same_incarnation(latest, record):
-                before.CopyFrom(latest.checkpoint)
+                if latest.HasField("checkpoint"):
+                    before.CopyFrom(latest.checkpoint)
                 latest.ending.CopyFrom(ending_of(event))
                 latest.ClearField("checkpoint")
 
