@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import write_nats_configs
+
 from nst_server.supervisor import find_nats_server, write_nats_config
 
 START_SECONDS = 90.0
@@ -44,16 +46,8 @@ def running_nats_cluster(folder: Path, count: int = 3) -> Iterator[str]:
     """The URL of the first of some nats-servers that keep everything together."""
     ports, routes = ([free_port() for _ in range(count)] for _ in range(2))
     with contextlib.ExitStack() as stack:
-        for number, (port, route) in enumerate(zip(ports, routes, strict=True)):
-            own = folder / f"nats-{number}"
-            own.mkdir()
-            config = write_nats_config(own, f"127.0.0.1:{port}")
-            settings = json.loads(config.read_text())
-            settings["server_name"] = own.name
-            peers = [f"nats://127.0.0.1:{other}" for other in routes]
-            settings["cluster"] = {"name": "nst", "listen": f"127.0.0.1:{route}", "routes": peers}
-            config.write_text(json.dumps(settings))
-            stack.enter_context(nats_process(own, f"127.0.0.1:{port}", "-c", str(config)))
+        for port, config in write_nats_configs(folder, ports, routes).items():
+            stack.enter_context(nats_process(config.parent, f"127.0.0.1:{port}", "-c", str(config)))
         yield f"nats://127.0.0.1:{ports[0]}"
 
 

@@ -38,6 +38,7 @@ class Chaos:
         pause: seconds between faults, on average.
         freeze_seconds: for how long a process is stopped.
         largest, longest: size in pixels and iterations of the biggest job.
+        nats: nats-servers, which keep everything as often.
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Chaos:
     freeze_seconds: float = 10.0
     largest: int = 192
     longest: int = 60
+    nats: int = 1
 
 
 async def run(chaos: Chaos, folder: Path) -> Table:
@@ -56,7 +58,7 @@ async def run(chaos: Chaos, folder: Path) -> Table:
     plans = mixed_jobs(rng, chaos.jobs, works, ARRIVALS * chaos.faults * chaos.pause)
     table = Table(f"chaos-{chaos.seed}", f"Chaos, seed {chaos.seed}", details={"chaos": asdict(chaos)})
     async with (
-        running_cluster(folder, environment=ENVIRONMENT) as cluster,
+        running_cluster(folder, nats=chaos.nats, environment=ENVIRONMENT) as cluster,
         running_clients(CLIENTS, cluster.gateway_ports) as clients,
     ):
         uncut = await uncut_results(clients, works)
@@ -92,6 +94,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=40, help="Jobs in all.")
     parser.add_argument("--faults", type=int, default=28, help="Faults in all.")
     parser.add_argument("--pause", type=float, default=8.0, help="Seconds between faults, on average.")
+    parser.add_argument("--nats", type=int, default=1, help="nats-servers that keep everything, 1 or 3.")
     chaos = Chaos(**vars(parser.parse_args()))
     return finish(f"chaos-{chaos.seed}", lambda folder: asyncio.run(run(chaos, folder)))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -157,13 +158,18 @@ class Stream:
 class Cluster:
     """The processes, and a look into the job store."""
 
-    def __init__(self, folder: Path, *, gateways: int, model_servers: int, environment: Mapping[str, str]) -> None:
-        """`environment` is settings of the server, NST_* variables."""
+    def __init__(
+        self, folder: Path, *, nats: int, gateways: int, model_servers: int, environment: Mapping[str, str]
+    ) -> None:
+        """`nats` is how many nats-servers keep everything; `environment` is settings of the server, NST_* variables."""
         folder.mkdir(parents=True, exist_ok=True)
-        ports = iter(_free_ports(2 + 2 * gateways + model_servers))
-        self.nats_port = next(ports)
-        config = write_nats_config(folder, f"127.0.0.1:{self.nats_port}")
-        self.nats = Member(NATS, NATS, [find_nats_server(), "-c", str(config)], None, folder)
+        ports = iter(_free_ports(2 * nats + 2 * gateways + model_servers))
+        configs = write_nats_configs(folder, [next(ports) for _ in range(nats)], [next(ports) for _ in range(nats)])
+        self.nats_port = next(iter(configs))
+        self.nats = [
+            Member(NATS, f"{NATS}-{number}", [find_nats_server(), "-c", str(config)], None, folder)
+            for number, config in enumerate(configs.values(), 1)
+        ]
         self.gateway_ports = [next(ports) for _ in range(gateways)]
         self.gateways = [
             self._member(GATEWAY, number, folder, next(ports), "--listen", f"127.0.0.1:{port}")
@@ -173,7 +179,8 @@ class Cluster:
             self._member(MODEL_SERVER, number, folder, next(ports)) for number in range(1, model_servers + 1)
         ]
         for member in self.members:
-            member.configure({"NST_THREADS": "1", "OMP_NUM_THREADS": "1", **environment})
+            one_thread = {"NST_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            member.configure({**one_thread, "NST_REPLICAS": str(nats), **environment})
 
     def _member(self, kind: str, number: int, folder: Path, status_port: int, *arguments: str) -> Member:
         command = [sys.executable, "-m", "nst_server", kind, "--nats", f"nats://127.0.0.1:{self.nats_port}"]
@@ -183,7 +190,7 @@ class Cluster:
     @property
     def members(self) -> list[Member]:
         """Every process, in the order in which they are needed."""
-        return [self.nats, *self.gateways, *self.model_servers]
+        return [*self.nats, *self.gateways, *self.model_servers]
 
     async def start(self) -> None:
         """Starts every process and waits until all take work."""
@@ -194,7 +201,7 @@ class Cluster:
     async def stop(self) -> None:
         """Stops every process, NATS last."""
         await asyncio.gather(*(member.stop() for member in [*self.gateways, *self.model_servers]))
-        await self.nats.stop()
+        await asyncio.gather(*(member.stop() for member in self.nats))
 
     async def store(self) -> dict[str, Stream]:
         """Every stream of the job store by name, with its messages by subject."""
@@ -207,15 +214,35 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def running_cluster(
-    folder: Path, *, gateways: int = 2, model_servers: int = 2, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    nats: int = 1,
+    gateways: int = 2,
+    model_servers: int = 2,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Cluster]:
     """A cluster with its files in `folder`, for as long as the block runs."""
-    cluster = Cluster(folder, gateways=gateways, model_servers=model_servers, environment=environment or {})
+    cluster = Cluster(folder, nats=nats, gateways=gateways, model_servers=model_servers, environment=environment or {})
     try:
         await cluster.start()
         yield cluster
     finally:
         await cluster.stop()
+
+
+def write_nats_configs(folder: Path, ports: Sequence[int], routes: Sequence[int]) -> dict[int, Path]:
+    """Configurations, by port, of nats-servers that keep everything together, or of one by itself."""
+    configs = {}
+    for number, (port, route) in enumerate(zip(ports, routes, strict=True), 1):
+        own = folder / f"nats-{number}"
+        own.mkdir()
+        configs[port] = write_nats_config(own, f"127.0.0.1:{port}")
+        if len(ports) > 1:
+            settings = json.loads(configs[port].read_text())
+            peers = [f"nats://127.0.0.1:{other}" for other in routes]
+            settings["cluster"] = {"name": "nst", "listen": f"127.0.0.1:{route}", "routes": peers}
+            configs[port].write_text(json.dumps(settings | {"server_name": own.name}))
+    return configs
 
 
 async def _streams(client: NatsClient) -> dict[str, Stream]:

@@ -62,7 +62,7 @@ async def run(drain: Drain, folder: Path) -> Table:
 
 
 async def _restart_all(table: Table, cluster: Cluster, pause: float) -> None:
-    for member in [*cluster.gateways, *cluster.model_servers, cluster.nats]:
+    for member in [*cluster.gateways, *cluster.model_servers, *cluster.nats]:
         await asyncio.sleep(pause)
         await _restart(table, member)
     for member in cluster.members:

@@ -134,7 +134,7 @@ async def _watched(
 
 def _usage(cluster: Cluster) -> dict[str, tuple[float, float]]:
     """Processor seconds and resident MiB of each process, by its name."""
-    processes = {member.name: psutil.Process(member.pid) for member in (cluster.nats, *cluster.gateways)}
+    processes = {member.name: psutil.Process(member.pid) for member in (*cluster.nats, *cluster.gateways)}
     return {
         name: (sum(process.cpu_times()[:2]), process.memory_info().rss / MIB) for name, process in processes.items()
     }
