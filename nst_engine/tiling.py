@@ -6,9 +6,12 @@ positions that the tile owns, at any tap in use. At the picture's own edges ther
 the network pads there as it does for the whole picture.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import dropwhile, islice, pairwise
+from functools import cached_property
+from itertools import accumulate, dropwhile, islice
+from operator import neg
 
 from nst_engine.options import OptionError
 from nst_engine.vgg import Vgg
@@ -67,15 +70,7 @@ def spans(length: int, count: int, stride: int, halo: int, *, level: bool = Fals
     the last span takes what does not fill a stride. `halo` is a multiple of `stride` too, and
     `count` is at most length // stride.
     """
-    cells = length // stride
-    # The first and the last have one halo where the others have two.
-    extra = min(halo // stride, (cells - count) // 2) if level else 0
-    inner = [extra + index * (cells - 2 * extra) // count for index in range(1, count)]
-    cuts = [0, *(cell * stride for cell in inner), length]
-    return tuple(
-        Span(max(0, start - halo), start, stop, length if stop == length else min(length, stop + halo))
-        for start, stop in pairwise(cuts)
-    )
+    return _Division(length, count, stride, halo, level).spans
 
 
 def grid(height: int, width: int, stride: int, halo: int, pixels: int) -> tuple[Tile, ...]:
@@ -84,18 +79,18 @@ def grid(height: int, width: int, stride: int, halo: int, pixels: int) -> tuple[
     Empty when no tile is small enough.
     """
     rows, columns = _divisions(height, stride, halo), _divisions(width, stride, halo)
-    best: tuple[int, int, tuple[Span, ...], tuple[Span, ...]] | None = None
+    shortest = list(accumulate((wide.longest for wide in columns), min))
+    best: tuple[tuple[int, int], _Division, _Division] | None = None
     for tall in rows:
         # More columns only add halo: the fewest that fit are the best for these rows.
-        wide = next((division for division in columns if tall.longest * division.longest <= pixels), None)
-        if wide is None:
+        fewest = bisect_left(shortest, -(pixels // tall.longest), key=neg)
+        if fewest == len(columns):
             continue
-        candidate = tall.total * wide.total, len(tall.spans) * len(wide.spans), tall.spans, wide.spans
-        if best is None or candidate[:2] < best[:2]:
-            best = candidate
-    if best is None:
-        return ()
-    return tuple(Tile(row, column) for row in best[2] for column in best[3])
+        wide = columns[fewest]
+        cost = tall.total * wide.total, tall.count * wide.count
+        if best is None or cost < best[0]:
+            best = cost, tall, wide
+    return () if best is None else _tiles(*best[1:])
 
 
 def shared_grid(height: int, width: int, stride: int, halo: int, pixels: int, processes: int) -> tuple[Tile, ...]:
@@ -110,34 +105,83 @@ def shared_grid(height: int, width: int, stride: int, halo: int, pixels: int, pr
     for tall in rows:
 
         def too_few_or_large(wide: _Division, tall: _Division = tall) -> bool:
-            return len(tall.spans) * len(wide.spans) < enough or tall.longest * wide.longest > pixels
+            return tall.count * wide.count < enough or tall.longest * wide.longest > pixels
 
         # Among as many divisions as there are processes is one of which all have the same number.
         for wide in islice(dropwhile(too_few_or_large, columns), processes):
-            rounds = -(-len(tall.spans) * len(wide.spans) // processes)
+            rounds = -(-tall.count * wide.count // processes)
             cost = rounds * tall.longest * wide.longest, tall.total * wide.total
             if best is None or cost < best[0]:
                 best = cost, tall, wide
-    return () if best is None else tuple(Tile(row, column) for row in best[1].spans for column in best[2].spans)
+    return () if best is None else _tiles(*best[1:])
 
 
 @dataclass(frozen=True)
 class _Division:
-    """A side cut into spans, with the longest and the total that is computed."""
+    """A side of `length` pixels cut into `count` spans; see `spans`."""
 
-    spans: tuple[Span, ...]
-    longest: int
-    total: int
+    length: int
+    count: int
+    stride: int
+    halo: int
+    level: bool
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All of them, in order."""
+        return tuple(self._span(index) for index in range(self.count))
+
+    @cached_property
+    def longest(self) -> int:
+        """The most pixels that are computed for a span."""
+        ends = max(span.last - span.first for span in self._ends)
+        if not self._inner:
+            return ends
+        # What two of them own differs by a stride at most.
+        most = -(-(self._cut(self._inner.stop) - self._cut(self._inner.start)) // (self.stride * len(self._inner)))
+        return max(ends, most * self.stride + 2 * self.halo)
+
+    @cached_property
+    def total(self) -> int:
+        """The pixels that are computed for all."""
+        ends = sum(span.last - span.first for span in self._ends)
+        if not self._inner:
+            return ends
+        return ends + self._cut(self._inner.stop) - self._cut(self._inner.start) + 2 * self.halo * len(self._inner)
+
+    @cached_property
+    def _inner(self) -> range:
+        """Indices of spans whose halos reach no end of the side, as each owns a stride at least."""
+        outer = self.halo // self.stride + 1
+        return range(outer, max(outer, self.count - outer))
+
+    @cached_property
+    def _ends(self) -> list[Span]:
+        """The others, of which there are few however many are cut."""
+        others = *range(min(self._inner.start, self.count)), *range(self._inner.stop, self.count)
+        return [self._span(index) for index in others]
+
+    def _span(self, index: int) -> Span:
+        start, stop = self._cut(index), self._cut(index + 1)
+        return Span(max(0, start - self.halo), start, stop, min(self.length, stop + self.halo))
+
+    def _cut(self, index: int) -> int:
+        """Where the span of that index starts, or the end of the side for the one after the last."""
+        if index in (0, self.count):
+            return self.length if index else 0
+        cells = self.length // self.stride
+        # The first and the last have one halo where the others have two.
+        extra = min(self.halo // self.stride, (cells - self.count) // 2) if self.level else 0
+        return (extra + index * (cells - 2 * extra) // self.count) * self.stride
 
 
 def _divisions(length: int, stride: int, halo: int, *, level: bool = False) -> list[_Division]:
     """A side in one span, in two, and so on."""
-    divisions = []
-    for count in range(1, length // stride + 1):
-        cut = spans(length, count, stride, halo, level=level)
-        lengths = [span.last - span.first for span in cut]
-        divisions.append(_Division(cut, max(lengths), sum(lengths)))
-    return divisions
+    return [_Division(length, count, stride, halo, level) for count in range(1, length // stride + 1)]
+
+
+def _tiles(rows: _Division, columns: _Division) -> tuple[Tile, ...]:
+    return tuple(Tile(row, column) for row in rows.spans for column in columns.spans)
 
 
 def tiles(

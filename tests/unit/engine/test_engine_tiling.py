@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nst_engine import OptionError, losses
+from nst_engine import OptionError, losses, tiling
 from nst_engine.backbone import Backbone
 from nst_engine.networks import NETWORKS, Network
 from nst_engine.tiling import Span, Tile, grid, map_bytes_per_pixel, shared_grid, spans, tiles
@@ -119,6 +119,64 @@ def test_no_even_grid_gives_processes_less_to_compute(height: int, width: int, p
         if processes <= rows * columns <= 60
     ]
     assert most_pixels(found) <= 1.05 * min(most_pixels(cut) for cut in even if max(t.pixels for t in cut) <= pixels)
+
+
+def plain_spans(length: int, count: int, stride: int, halo: int, level: bool) -> list[Span]:
+    """What `spans` promises, span by span."""
+    cells = length // stride
+    extra = min(halo // stride, (cells - count) // 2) if level else 0
+    cuts = [0, *((extra + i * (cells - 2 * extra) // count) * stride for i in range(1, count)), length]
+    return [Span(max(0, a - halo), a, b, min(length, b + halo)) for a, b in pairwise(cuts)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stride=st.sampled_from((1, 2, 4, 16)),
+    cells=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    rest=st.integers(0, 15),
+    halo=st.integers(0, 7),
+    share=st.floats(0.01, 1.1),
+    processes=st.integers(1, 6),
+)
+def test_the_tiles_are_the_best_of_all(
+    stride: int, cells: tuple[int, int], rest: int, halo: int, share: float, processes: int
+):
+    """As found by cutting every division out and looking at each of its spans."""
+    height, width = (stride * count + rest % stride for count in cells)
+    pixels = int(share * height * width)
+    candidates = []
+    for count in range(1, cells[0] + 1):
+        kept = 0
+        for across in range(1, cells[1] + 1):
+            rows = plain_spans(height, count, stride, halo * stride, processes > 1)
+            columns = plain_spans(width, across, stride, halo * stride, processes > 1)
+            tall, wide = ([span.last - span.first for span in side] for side in (rows, columns))
+            few = count * across < min(processes, cells[0] * cells[1])
+            if kept == processes or (kept == 0 and (few or max(tall) * max(wide) > pixels)):
+                continue
+            kept += 1
+            total = sum(tall) * sum(wide)
+            rounds = -(-count * across // processes)
+            cost = (total, count * across) if processes == 1 else (rounds * max(tall) * max(wide), total)
+            candidates.append((cost, [Tile(row, column) for row in rows for column in columns]))
+    best = min(candidates, key=lambda candidate: candidate[0], default=(None, []))[1]
+    if processes == 1:
+        found = grid(height, width, stride, halo * stride, pixels)
+    else:
+        found = shared_grid(height, width, stride, halo * stride, pixels, processes)
+    assert list(found) == best
+
+
+def test_finding_tiles_makes_no_more_spans_than_the_sides_have_pixels(monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    def counted(*ends: int) -> Span:
+        made.append(ends)
+        return Span(*ends)
+
+    monkeypatch.setattr(tiling, "Span", counted)
+    assert len(tiles(CAFFE, ["relu1_1"], "max", 4, 500, 400, 2**24)) > 1
+    assert len(made) < 10 * (500 + 400)
 
 
 def test_a_picture_that_fits_is_one_tile():
