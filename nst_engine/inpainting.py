@@ -1,6 +1,6 @@
 """Filling a hole in a picture whose other pixels stay as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,6 +38,37 @@ class Hole:
         content = pictures.resize(self.content, size)
         return Hole(area_resized(self.mask, size), content)
 
+    def shrunk(self, size: tuple[int, int]) -> "Hole":
+        """The hole in the content at `size`, (height, width), unless that is no larger."""
+        return self.resized(size) if max(self.content.shape[2:]) > max(size) else self
+
+    def surroundings(self, size: tuple[int, int]) -> Tensor:
+        """The content at `size`, (height, width), for what is to fill the hole to start from: (1, 3, height, width).
+
+        Resampling takes the pixels beside a hole in part from what was in it, which is to count for nothing: here
+        they are averages of what is outside alone. In the hole is anything.
+        """
+        if size == self.mask.shape[2:]:
+            return self.content
+        known = self.mask == 0
+        shares = pictures.resize(known.to(self.content.dtype), size)
+        # One channel at a time: the content may be far larger than the job.
+        sums = [pictures.resize(channel * known, size) for channel in torch.split(self.content, 1, 1)]
+        outside = area_resized(self.mask, size) == 0
+        return torch.where(outside, torch.cat(sums, 1) / shares, pictures.MID_GREY)
+
+    def confined(self, masks: Sequence[StyleMasks]) -> Iterator[StyleMasks]:
+        """The masks of styles, with regions that are within the hole.
+
+        Raises:
+            OptionError: a region has no part in it.
+        """
+        for index, one in enumerate(masks):
+            region = self.mask if one.region is None else self.mask * area_resized(one.region, self.mask.shape[2:])
+            if not region.any():
+                raise OptionError(f"styles[{index}].region", "has no part in the hole: nothing else can change")
+            yield replace(one, region=region)
+
     def composite(self, image: Tensor) -> Tensor:
         """The image in the hole and the content elsewhere, (1, 3, H, W), differentiable in the image."""
         return torch.lerp(self.content, image, self.mask)
@@ -47,23 +78,22 @@ class Hole:
     ) -> tuple[Tensor, list[Tensor], list[StyleMasks]]:
         """What is to fill the hole.
 
-        Given styles do so from a smooth start, each where its region meets the hole. If there are none
+        Given styles do so from a smooth start, each in its region. If there are none
         the content does: structure goes on by patches, and the parts that these come from are the style.
 
         Args:
             styles: (1, 3, h, w) each, or none.
-            masks: one per style.
+            masks: one per style, `confined`.
 
         Returns:
             The content with a start in the hole, (1, 3, H, W); the styles; their masks.
 
         Raises:
-            OptionError: there is no style and nothing around the hole, or a region has no part in it.
+            OptionError: there is no style and nothing around the hole.
         """
         smooth = self.smoothed()
         if styles:
-            regions = [self._confined(one.region, f"styles[{index}].region") for index, one in enumerate(masks)]
-            return smooth, [*styles], [replace(one, region=mask) for one, mask in zip(masks, regions, strict=True)]
+            return smooth, [*styles], [*masks]
         if (self.mask > 0).all():
             raise OptionError("hole", "covers the whole picture, so there is none left to fill it from: give a style")
         filled, sources = fill_from_patches(smooth, self.mask)
@@ -79,14 +109,6 @@ class Hole:
         if not known.any():
             return torch.full_like(self.content, pictures.MID_GREY)
         return _pull_push(self.content, known)
-
-    def _confined(self, region: Tensor | None, name: str) -> Tensor:
-        if region is None:
-            return self.mask
-        inside = self.mask * area_resized(region, self.mask.shape[2:])
-        if not inside.any():
-            raise OptionError(name, "has no part in the hole: nothing else can change")
-        return inside
 
 
 def _pull_push(image: Tensor, known: Tensor) -> Tensor:

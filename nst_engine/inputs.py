@@ -1,7 +1,7 @@
 """What a caller gives: styles, and from its pictures and masks to the material of a session."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,8 +66,12 @@ def to_material(
         return Material(target, images, masks, scales, protected).shrunk(size)
     if subject is not None or options.faces:
         raise OptionError("hole", "cannot be combined with a subject or faces: what is outside it stays anyway")
-    opened = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole.shape[2:]), whole)
-    return Material(*opened.open(images, masks), scales or [1.0], hole=opened).shrunk(size)
+    given = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole.shape[2:]), whole)
+    kept = given.shrunk(size)
+    masks = [one.shrunk(size, None) for one in given.confined(masks)]
+    height, width = kept.mask.shape[2:]
+    opened = replace(kept, content=given.surroundings((height, width))).open(images, masks)
+    return Material(*opened, scales or [1.0], hole=kept).shrunk(size)
 
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:

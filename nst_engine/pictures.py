@@ -30,8 +30,8 @@ def to_tensor(picture: Picture, name: str, device: torch.device) -> Tensor:
     if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
         shape = getattr(picture, "shape", type(picture).__name__)
         raise OptionError(name, f"must be an array of shape (height, width, 3), not {shape}: convert it to RGB")
-    pixels = _to_255(picture, name)
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].contiguous()
+    pixels = _to_255(picture.transpose(2, 0, 1), name)
+    return torch.from_numpy(pixels).to(device)[None]
 
 
 def to_mask(mask: Picture, name: str, device: torch.device) -> Tensor:
@@ -51,7 +51,8 @@ def to_mask(mask: Picture, name: str, device: torch.device) -> Tensor:
     values = _to_255(mask, name)
     if not values.any():
         raise OptionError(name, "is empty, 0 everywhere: mark where with 1 (255 in uint8), or leave the mask out")
-    return torch.from_numpy(values / np.float32(255)).to(device)[None, None]
+    values /= np.float32(255)
+    return torch.from_numpy(values).to(device)[None, None]
 
 
 def to_picture(image: Tensor) -> NDArray[np.uint8]:
@@ -79,11 +80,17 @@ def fitted_size(height: int, width: int, long_side: float, minimum: int) -> tupl
 
 
 def _to_255(picture: Picture, name: str) -> NDArray[np.float32]:
-    """uint8 values, or floating ones in 0-1, as float32 in 0-255. Raises OptionError for others."""
-    if np.issubdtype(picture.dtype, np.floating):
-        if not np.all((picture >= 0) & (picture <= 1)):
-            raise OptionError(name, "floating pixels must be finite and from 0 to 1: divide 0-255 values by 255")
-        return picture.astype(np.float32) * np.float32(255)
-    if picture.dtype != np.uint8:
+    """A copy of uint8 values, or floating ones in 0-1, as contiguous float32 in 0-255. Raises OptionError for others.
+
+    The one copy: what is given may be far larger than what is ever needed of it.
+    """
+    floating = np.issubdtype(picture.dtype, np.floating)
+    if floating and not np.all((picture >= 0) & (picture <= 1)):
+        raise OptionError(name, "floating pixels must be finite and from 0 to 1: divide 0-255 values by 255")
+    if not floating and picture.dtype != np.uint8:
         raise OptionError(name, f"pixels must be uint8 or floating, not {picture.dtype}")
-    return picture.astype(np.float32)
+    values = np.empty(picture.shape, np.float32)
+    values[...] = picture
+    if floating:
+        values *= np.float32(255)
+    return values

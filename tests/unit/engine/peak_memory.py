@@ -3,7 +3,8 @@
     python peak_memory.py FOLDER
 
 FOLDER holds content.npy and style.npy. Prints JSON: by case, the estimate and the peak of the resident memory over
-that of the idle engine, in bytes.
+that of the idle engine, in bytes. Without a folder, the peak while a large picture is taken in for a small job, by
+what is given, in bytes for each of its pixels.
 """
 
 import gc
@@ -13,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from engine_runs import MODEL
 
 from nst_engine import Engine, Style, StylizeOptions
+from nst_engine.inputs import to_material
 
 CASES = {
     "defaults": {},
@@ -32,7 +35,14 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def main(folder: Path) -> None:
+def forgotten() -> int:
+    """Resident memory now, from which on the peak is measured."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peaks(folder: Path) -> dict[str, tuple[int, int]]:
+    """The estimates and the peaks of sessions."""
     content, style = (np.load(folder / f"{name}.npy") for name in ("content", "style"))
     engine = Engine("cpu", threads=1, style_cache_bytes=0)
     plain = StylizeOptions(model=MODEL, size=160, scales=1, iterations=1, precision="float32")
@@ -42,8 +52,7 @@ def main(folder: Path) -> None:
     for case, given in CASES.items():
         gc.collect()
         engine.release_memory()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-        idle = resident("VmRSS")
+        idle = forgotten()
         options = replace(plain, scales=2, iterations=2, **given)
         session = engine.start(content, [Style(style)], options)
         estimate = sum(session.working_memory)
@@ -51,8 +60,24 @@ def main(folder: Path) -> None:
             session.advance()
         found[case] = estimate, resident("VmHWM") - idle
         del session
-    print(json.dumps(found))
+    return found
+
+
+def taking_in() -> dict[str, float]:
+    """The peak for each pixel of a large picture."""
+    options, cpu = StylizeOptions(size=64), torch.device("cpu")
+    style, content = (np.full((side, side, 3), 128, np.uint8) for side in (64, 2000))
+    hole = np.zeros((64, 64), np.uint8)
+    hole[20:30, 20:30] = 255
+    to_material(style, [], None, hole, options, cpu)
+    found = {}
+    for case, styles, mask in (("plain", [Style(style)], None), ("hole", [], hole)):
+        idle = forgotten()
+        to_material(content, styles, None, mask, options, cpu)
+        found[case] = (resident("VmHWM") - idle) / content[..., 0].size
+        gc.collect()
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    print(json.dumps(peaks(Path(sys.argv[1])) if sys.argv[1:] else taking_in()))

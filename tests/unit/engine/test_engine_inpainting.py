@@ -132,6 +132,23 @@ def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixe
     assert np.array_equal(runs[0].image(), runs[1].image())
 
 
+def test_nor_is_it_where_the_picture_is_larger_than_the_job(engine: Engine, surface: Pixels):
+    """Not even beside the hole, where resampled pixels have something of both sides."""
+    starts = []
+    for level in (0, 255):
+        picture = surface.copy()
+        picture[square() > 0] = level
+        material = engine.start(picture, [], quick(size=40), hole=square())._resources.material
+        assert material.content.shape[2:] == (40, 40)
+        starts.append(material.content)
+    assert torch.allclose(*starts, atol=1e-3)
+    mask, size = torch.from_numpy(square())[None, None], (40, 40)
+    resampled = F.interpolate(as_image(surface), size=size, mode="bicubic", antialias=True)
+    inside = F.interpolate(mask, size=size, mode="area")[0, 0] > 0
+    far = torch.from_numpy(~ndimage.binary_dilation(inside.numpy(), iterations=3))
+    assert torch.allclose(starts[0][:, :, far], resampled[:, :, far], atol=1e-3)
+
+
 def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
     """What a session is sent for the parameters, as it takes it."""
     asking = session._stage._evaluated(parameters)
