@@ -20,6 +20,9 @@ from nst_engine.matrix_root import trace_of_root
 # image does not vary; directions in which the target varies less are taken for constant. From 1e-3 to
 # here pictures stay alike, and scores of looks improve by a few per cent; the eigenvalues become cheap.
 NOISE_SHARE = 1e-2
+# Projections that are looked at together where no gradient is needed: orders and levels take up to twenty times their
+# bytes on the way, which those of all directions at once would take of a large map.
+BLOCK = 2**19
 # Mean squared norm of feature vectors below which a layer of the style is dead. It only keeps
 # quotients finite.
 SMALLEST_POWER = 1e-6
@@ -204,15 +207,22 @@ class Sliced:
 
     def blend(self, measured: Sequence[Samples], shares: Sequence[float]) -> QuantileTarget:
         pairs = [(one, share) for one, share in zip(measured, shares, strict=True) if share > 0]
-        values, order = torch.cat([one.projections for one, _ in pairs], 1).sort(1)
-        levels = _levels(torch.cat([one.masses * share for one, share in pairs]), order)
-        quantiles = _evenly_spaced(levels, values, max(one.projections.shape[1] for one, _ in pairs))
-        return QuantileTarget(quantiles, quantiles.square().mean().clamp(min=SMALLEST_POWER))
+        masses = torch.cat([one.masses * share for one, share in pairs])
+        count = max(one.projections.shape[1] for one, _ in pairs)
+        quantiles = []
+        for rows in _blocks(len(pairs[0][0].projections), len(masses)):
+            values, order = torch.cat([one.projections[rows] for one, _ in pairs], 1).sort(1)
+            quantiles.append(_evenly_spaced(_levels(masses, order), values, count))
+        joined = torch.cat(quantiles)
+        return QuantileTarget(joined, joined.square().mean().clamp(min=SMALLEST_POWER))
 
     def distance(self, measured: Samples, target: QuantileTarget) -> Tensor:
         values, order = measured.projections.sort(1)
         with torch.no_grad():
-            wanted = _quantiles_at(_levels(measured.masses, order), target.quantiles)
+            blocks = _blocks(*order.shape)
+            wanted = torch.cat(
+                [_quantiles_at(_levels(measured.masses, order[rows]), target.quantiles[rows]) for rows in blocks]
+            )
         squares = (values - wanted).square() * measured.masses[order]
         return squares.sum(1).mean() / target.power
 
@@ -223,6 +233,12 @@ class Sliced:
             basis, upper = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))
             self._bases[channels] = (basis * upper.diagonal().sign()).T.float().to(device)
         return self._bases[channels]
+
+
+def _blocks(directions: int, positions: int) -> list[slice]:
+    """The directions, some at a time: as many as have about `BLOCK` projections of so many positions, or one."""
+    step = max(1, BLOCK // positions)
+    return [slice(first, first + step) for first in range(0, directions, step)]
 
 
 def _levels(masses: Tensor, order: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import Engine, Style, StylizeOptions, checkpoint
+from nst_engine import Engine, Style, StylizeOptions, checkpoint, wasserstein
 from nst_engine.backbone import Backbone
 from nst_engine.balance import PLAIN
 from nst_engine.objective import Objective
@@ -167,6 +167,21 @@ def test_a_style_matches_itself_wherever_its_features_are(name: str):
     features = shuffled.requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(chosen, features, style), features)
     assert gradient.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("block", [1, 100])
+def test_sliced_is_the_same_however_few_directions_are_looked_at_together(block: int, monkeypatch: pytest.MonkeyPatch):
+    """To the bit: one at a time, some, or all."""
+    chosen, maps = statistic("sliced"), [feature_map(seed).requires_grad_(True) for seed in range(3)]
+
+    def found() -> tuple[Tensor, ...]:
+        target = chosen.blend([chosen.measure(one.detach()) for one in maps[1:]], [0.3, 0.7])
+        distance = chosen.distance(chosen.measure(maps[0]), target)
+        return (*target, distance, *torch.autograd.grad(distance, maps[0]))
+
+    together = found()
+    monkeypatch.setattr(wasserstein, "BLOCK", block)
+    assert all(torch.equal(one, other) for one, other in zip(found(), together, strict=True))
 
 
 @pytest.mark.parametrize("name", ["moments", "sliced"])
