@@ -1,18 +1,20 @@
 """How much memory a session takes, told before it does."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from nst_engine.backbone import Backbone
 from nst_engine.image_network import BYTES_PER_PIXEL
-from nst_engine.masks import distinct_regions
+from nst_engine.masks import Region, distinct_regions
 from nst_engine.material import Material
 from nst_engine.optimizers import make_optimizer
 from nst_engine.options import StylizeOptions
 from nst_engine.parametrization import make_parametrization
 from nst_engine.schedule import Scale, named_taps
 from nst_engine.statistics import make_statistic
+from nst_engine.tiled import too_large_as_a_whole
 
 # Tensors there have a size and take no memory.
 META = torch.device("meta")
@@ -24,7 +26,8 @@ EVALUATION = 2.5
 # Bytes a pixel in an evaluation: how much positions count at every tap, for each region; the detail of a subject.
 REGION = 6
 SUBJECT = 64
-# Bytes that comparing sorted projections takes for each of them: orders and levels are 64-bit.
+# Bytes that comparing sorted projections takes for each of them: themselves, unsorted and sorted, their 64-bit orders,
+# what they differ by, and the gradients on the way back.
 SORTING = 32
 
 
@@ -61,26 +64,63 @@ def working_memory(
     held = material.nbytes + COPIES * parameters.nbytes + optimizer.nbytes + parametrization.nbytes
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]
     per_pixel = backbone.bytes_per_pixel(named_taps(options), options.pooling)
-    evaluating = EVALUATION * min(max(pixels) * per_pixel, memory_budget)
+    evaluating = EVALUATION * min(pixels[0] * per_pixel, memory_budget)
+    evaluating += _sorting(backbone, material, pixels[0], options)
+    # Styles are measured without a gradient, which takes their maps alone.
+    evaluating = max(evaluating, min(max(pixels[1:]) * per_pixel, memory_budget))
     painting = BYTES_PER_PIXEL if options.parametrization == "network" else 0
-    regions = sum(one.mask is not None for one in distinct_regions(material.masks))
-    besides = painting + REGION * regions + (SUBJECT if material.subject is not None else 0)
-    held += int(_target_bytes(backbone, pixels[0], pixels[1:], options))
+    regions = distinct_regions(material.masks)
+    masked = sum(one.mask is not None for one in regions)
+    besides = painting + REGION * masked + (SUBJECT if material.subject is not None else 0)
+    held += int(_target_bytes(backbone, pixels[0], pixels[1:], regions, options))
     return WorkingMemory(held, int(evaluating + besides * pixels[0]))
 
 
-def _target_bytes(backbone: Backbone, content: int, styles: list[int], options: StylizeOptions) -> float:
-    """What is kept of a content and styles of so many pixels, and what it takes to compare with them.
+def check_sorting(
+    backbone: Backbone, material: Material, scale: Scale, options: StylizeOptions, memory_budget: int
+) -> None:
+    """Makes sure that an evaluation takes no more than any other where the statistic compares sorted projections.
 
-    Each statistic is there once more, for what it is blended to.
+    Raises:
+        OptionError: it would at this scale.
     """
+    pixels = scale.height * scale.width
+    maps = pixels * backbone.bytes_per_pixel(named_taps(options), options.pooling)
+    sorting = _sorting(backbone, material, pixels, options)
+    if sorting and EVALUATION * maps + sorting > EVALUATION * memory_budget:
+        raise too_large_as_a_whole(backbone, (scale.height, scale.width), memory_budget)
+
+
+def _sorting(backbone: Backbone, material: Material, content: int, options: StylizeOptions) -> float:
+    """What it takes to compare a content of so many pixels with the styles, each position once for each region."""
+    if make_statistic(options).additive:
+        return 0.0
+    masks = [one.mask for one in distinct_regions(material.masks)]
+    compared = content * sum(1.0 if mask is None else (mask > 0).float().mean().item() for mask in masks)
+    numbers = _numbers(backbone)
+    return SORTING * compared * sum(numbers[tap] for tap in options.style_layers)
+
+
+def _numbers(backbone: Backbone) -> dict[str, float]:
+    """How many numbers the map at each tap has for a pixel of the picture."""
     network = backbone.network
-    numbers = {tap: network.channels(tap) / network.stride(tap) ** 2 for tap in network.taps}
+    return {tap: network.channels(tap) / network.stride(tap) ** 2 for tap in network.taps}
+
+
+def _target_bytes(
+    backbone: Backbone, content: int, styles: list[int], regions: Sequence[Region], options: StylizeOptions
+) -> float:
+    """What is kept of a content and styles of so many pixels.
+
+    Each statistic is there once more for each region, for what its styles are blended to.
+    """
+    numbers = _numbers(backbone)
+    blended = [max(styles[index] for index in region.styles) for region in regions]
     total = sum(numbers[tap] for tap in options.content_layers) * content * backbone.dtype.itemsize
     for tap in options.style_layers:
         if make_statistic(options).additive:
-            total += (len(styles) + 1) * network.channels(tap) ** 2 * torch.float32.itemsize
+            squares = backbone.network.channels(tap) ** 2
+            total += (len(styles) + len(blended)) * squares * torch.float32.itemsize
         else:
-            total += numbers[tap] * (sum(styles) + max(styles)) * torch.float32.itemsize
-            total += numbers[tap] * content * SORTING
+            total += numbers[tap] * (sum(styles) + sum(blended)) * torch.float32.itemsize
     return total

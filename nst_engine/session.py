@@ -18,7 +18,7 @@ from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard
 from nst_engine.evaluation import Evaluation
 from nst_engine.material import Material
-from nst_engine.memory import WorkingMemory, working_memory
+from nst_engine.memory import WorkingMemory, check_sorting, working_memory
 from nst_engine.options import OptionError, StylizeOptions, steered
 from nst_engine.parametrization import check_parametrization
 from nst_engine.report import StepReport
@@ -241,6 +241,7 @@ class Session:
         last, given = self._scales[-1], self._resources
         check_parametrization(self._options, (last.height, last.width), given.memory_budget)
         given.material.check_memory(given.backbone, last, self._options, given.memory_budget)
+        check_sorting(given.backbone, given.material, last, self._options, given.memory_budget)
 
     @property
     def _next_scale(self) -> Scale:

@@ -57,16 +57,20 @@ def check_memory(
         OptionError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
             and the style statistic is no mean over positions.
     """
-    processes = backbone.processes.size
-    for height, width in (content, *styles):
-        if not in_tiles(backbone, (height, width), options, memory_budget) or make_statistic(options).additive:
-            continue
-        if processes > 1:
-            cause, cure = f"{processes} processes share it", "choose another, or use one process"
-        else:
-            cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
-            cure = "choose another, set a smaller size, or raise the engine's memory_budget"
-        raise OptionError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
+    for size in (content, *styles):
+        if in_tiles(backbone, size, options, memory_budget) and not make_statistic(options).additive:
+            raise too_large_as_a_whole(backbone, size, memory_budget)
+
+
+def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> OptionError:
+    """That a picture cannot be worked on as the style statistic needs it, and why."""
+    processes, (height, width) = backbone.processes.size, size
+    if processes > 1:
+        cause, cure = f"{processes} processes share it", "choose another, or use one process"
+    else:
+        cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
+        cure = "choose another, set a smaller size, or raise the engine's memory_budget"
+    return OptionError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):

@@ -12,21 +12,32 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from engine_runs import MODEL
+from engine_runs import MODEL, Pixels
 
 from nst_engine import Engine, Style, StylizeOptions
 from nst_engine.inputs import to_material
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "large style": {},
     "sliced": {"style_statistic": "sliced"},
+    "sliced, large style in regions": {"style_statistic": "sliced", "precision": "bfloat16"},
     "long history": {"history_size": 90},
     "network": {"parametrization": "network", "optimizer": "adam"},
     "bfloat16": {"precision": "bfloat16"},
 }
+
+
+def styles_of(case: str, style: Pixels) -> list[Style]:
+    """What a case goes with."""
+    scale = 2.0 if "large style" in case else 1.0
+    if "regions" not in case:
+        return [Style(style, scale=scale)]
+    return [Style(style, scale=scale, region=np.eye(2, dtype=np.uint8)[[side]] * 255) for side in range(2)]
 
 
 def resident(field: str) -> int:
@@ -54,7 +65,7 @@ def peaks(folder: Path) -> dict[str, tuple[int, int]]:
         engine.release_memory()
         idle = forgotten()
         options = replace(plain, scales=2, iterations=2, **given)
-        session = engine.start(content, [Style(style)], options)
+        session = engine.start(content, styles_of(case, style), options)
         estimate = sum(session.working_memory)
         while not session.finished:
             session.advance()
