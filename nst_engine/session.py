@@ -76,6 +76,7 @@ class Session:
             scale = next(scale for scale in self._scales if state.iteration <= scale.last)
             final = self._is_last(scale)
             self._stage = Stage.restore(self._resources, scale, options, self._shares, state, final=final)
+        self._view = self._stage.view
 
     @property
     def options(self) -> StylizeOptions:
@@ -125,11 +126,15 @@ class Session:
         return BatchKey(backbone, tuple(taps_in_use(self._options)), self._options.pooling, *size)
 
     def image(self) -> NDArray[np.uint8]:
-        """The picture now, (H, W, 3) RGB, at the working size, in the colours that `options.color` asks for."""
-        image = self._stage.image
+        """The picture after the last iteration, (H, W, 3) RGB, at the working size, in colours as by `options.color`.
+
+        Any thread may ask for it, also while the next iteration is under way.
+        """
+        view = self._view
+        image = view.image
         if self._options.color == "keep_luminance":
-            image = colors.with_chroma_of(self._resources.material.content_at(self._stage.scale), image)
-        return pictures.to_picture(self._stage.composite(image))
+            image = colors.with_chroma_of(self._resources.material.content_at(view.scale), image)
+        return pictures.to_picture(view.composite(image))
 
     def advance(self) -> StepReport:
         """Runs one iteration of this session alone.
@@ -154,6 +159,7 @@ class Session:
         if scale is not self._stage.scale:
             self._move_to(scale)
         evaluation, reason = yield from self._stage.iterate()
+        self._view = self._stage.view
         self._iteration += 1
         return self._report(evaluation, self._stop(reason))
 

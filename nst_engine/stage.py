@@ -10,6 +10,7 @@ from nst_engine.batching import Request
 from nst_engine.checkpoint import SessionState
 from nst_engine.divergence import Guard, Point
 from nst_engine.evaluation import Evaluation
+from nst_engine.inpainting import Hole
 from nst_engine.material import Material
 from nst_engine.optimizers import make_optimizer
 from nst_engine.options import StylizeOptions
@@ -34,6 +35,32 @@ class Resources:
     material: Material
     memory_budget: int
     cache: StyleCache
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture on the way, computed when it is asked for; what its stage does later does not touch it.
+
+    Attributes:
+        scale: of the stage.
+        parametrization: what makes an image of the parameters.
+        parameters: as they were.
+        hole: through which it is seen, if any.
+    """
+
+    scale: Scale
+    parametrization: Parametrization
+    parameters: Tensor
+    hole: Hole | None
+
+    @property
+    def image(self) -> Tensor:
+        """What is optimised, as an image, (1, 3, H, W)."""
+        return self.parametrization.image(self.parameters)
+
+    def composite(self, image: Tensor) -> Tensor:
+        """The picture that an image stands for: seen through the hole, if there is one."""
+        return image if self.hole is None else self.hole.composite(image)
 
 
 class Stage:
@@ -157,13 +184,14 @@ class Stage:
         return 4 * self._parameters.nbytes + sum(part.nbytes for part in parts if part is not None)
 
     @property
+    def view(self) -> View:
+        """The picture now."""
+        return View(self.scale, self._parametrization, self._parameters, self._hole)
+
+    @property
     def image(self) -> Tensor:
         """What is optimised, as an image, (1, 3, H, W)."""
-        return self._parametrization.image(self._parameters)
-
-    def composite(self, image: Tensor) -> Tensor:
-        """The picture that an image stands for: seen through the hole, if there is one."""
-        return image if self._hole is None else self._hole.composite(image)
+        return self.view.image
 
     def iterate(self) -> Generator[Request, Evaluation, tuple[Evaluation, StopReason | None]]:
         """One iteration, which is undone if it diverges.
@@ -190,7 +218,7 @@ class Stage:
         """The losses at the picture of the parameters, and the gradient of their sum in these."""
         (agreed,) = self._processes.agreed([parameters])
         variable = agreed.detach().requires_grad_(True)
-        image = self.composite(self._parametrization.image(variable))
+        image = self.view.composite(self._parametrization.image(variable))
         evaluation = yield Request(self.objective, image)
         return Point(agreed, pulled_back(evaluation, image, variable))
 

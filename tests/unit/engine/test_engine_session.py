@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,7 @@ from nst_engine.backbone import Backbone
 from nst_engine.divergence import EXPLOSION
 from nst_engine.objective import Objective
 from nst_engine.pictures import resize
+from nst_engine.stage import Stage
 from nst_engine.start import NOISE_DEVIATION
 
 
@@ -204,3 +206,29 @@ def test_a_scale_starts_from_what_the_last_one_made(engine: Engine, photo: Pixel
     enlarged = session.state_dict().tensors["image"]
     assert enlarged.shape == (1, 3, 85, 128)
     assert torch.allclose(enlarged, resize(noise, (85, 128)), atol=0.1)
+
+
+def test_another_thread_may_read_the_picture_at_any_time(
+    engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
+):
+    """It is the one after the last whole iteration, also while a scale is made or begins."""
+    session = engine.start(photo, [Style(texture)], quick(size=128, scales=2, iterations=4))
+    whole, read = [session.image()], []
+
+    def reading(work: Callable[..., Any]) -> Callable[..., Any]:
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            seen = reader.submit(session.image).result()
+            read.append((seen, len(whole) - 1))
+            return work(*args, **kwargs)
+
+        return observed
+
+    monkeypatch.setattr(Stage, "start", reading(Stage.start))
+    monkeypatch.setattr(Stage, "_evaluated", reading(Stage._evaluated))
+    with ThreadPoolExecutor(1) as reader:
+        while not session.finished:
+            session.advance()
+            whole.append(session.image())
+    assert len(read) == 1 + 6  # the second scale is made, and both begin by evaluating where they start
+    assert [picture.shape[1] for picture in whole] == [64, 64, 64, 128, 128]
+    assert all(np.array_equal(seen, whole[index]) for seen, index in read)
