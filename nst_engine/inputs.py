@@ -10,7 +10,7 @@ from nst_engine import faces, pictures
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.material import Material, style_size
-from nst_engine.options import OptionError, StylizeOptions, style_scale_error
+from nst_engine.options import OptionError, StylizeOptions, style_scale_error, style_weight_error
 from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.schedule import plan
@@ -22,7 +22,7 @@ class Style:
 
     Attributes:
         image: (H, W, 3) RGB as uint8 or floating 0-1.
-        weight: its share relative to the other styles of the same region.
+        weight: its share relative to the other styles of the same region, at least 0.
         region: a mask of the content, (h, w) of any size as uint8 0-255 or floating 0-1, stretched to
             the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
             everywhere. Where no region is, the content stays.
@@ -51,8 +51,9 @@ def to_material(
     What is larger than it is ever needed is shrunk at once, so that a session's memory follows its own size.
 
     Raises:
-        OptionError: a picture, a mask or a scale is unusable, or there is a hole together with a subject or faces,
-            or faces are to be found without OpenCV, or at this size nothing is left of the content; `field` names it.
+        OptionError: a picture, a mask, a weight or a scale is unusable, or there is a hole together with a subject or
+            faces, or faces are to be found without OpenCV, or at this size nothing is left of the content; `field`
+            names it.
     """
     whole = pictures.to_tensor(content, "content", device)
     last = plan(whole.shape[2], whole.shape[3], options)[-1]
@@ -76,8 +77,10 @@ def to_material(
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
     image = pictures.to_tensor(style.image, f"{name}.image", device)
-    if error := style_scale_error(style.scale):
-        raise OptionError(f"{name}.scale", error)
+    errors = {"weight": style_weight_error(style.weight), "scale": style_scale_error(style.scale)}
+    for field, error in errors.items():
+        if error is not None:
+            raise OptionError(f"{name}.{field}", error)
     size = style_size(image, style.scale * options.size, options)
     region = _mask(style.region, f"{name}.region", device)
     source_region = _mask(style.source_region, f"{name}.source_region", device)

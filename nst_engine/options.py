@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from nst_engine.networks import NETWORKS
@@ -38,10 +39,19 @@ def _models_own() -> Any:
 STYLE_SCALES = (0.1, 2.0)
 
 
-def style_scale_error(scale: float) -> str | None:
+def style_scale_error(scale: object) -> str | None:
     """What is wrong with a style's scale; None if nothing is."""
     low, high = STYLE_SCALES
-    return None if low <= scale <= high else f"must be from {low:g} to {high:g}, not {scale:g}"
+    if not isinstance(scale, Real):
+        return f"must be a number, not {scale!r}"
+    return None if low <= float(scale) <= high else f"must be from {low:g} to {high:g}, not {float(scale):g}"
+
+
+def style_weight_error(weight: object) -> str | None:
+    """What is wrong with a style's weight; None if nothing is."""
+    if not isinstance(weight, Real):
+        return f"must be a number, not {weight!r}"
+    return None if 0 <= float(weight) < math.inf else f"must be finite and at least 0, not {float(weight):g}"
 
 
 @dataclass(frozen=True)

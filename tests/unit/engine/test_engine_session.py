@@ -134,9 +134,17 @@ def test_a_style_without_a_share_counts_for_nothing(engine: Engine, photo: Pixel
 
 @pytest.mark.parametrize(
     ("shares", "field"),
-    [([], "styles"), ([1, -1], "style_shares[1]"), ([float("nan")], "style_shares[0]"), ([0, 0], "style_shares")],
+    [
+        ([], "styles"),
+        ([1, -1], "styles[1].weight"),
+        ([math.nan], "styles[0].weight"),
+        ([1, math.inf], "styles[1].weight"),
+        ([1, None], "styles[1].weight"),
+        ([1, "0.5"], "styles[1].weight"),
+        ([0, 0], "style_shares"),
+    ],
 )
-def test_unusable_shares_are_named(engine: Engine, photo: Pixels, texture: Pixels, shares: list[float], field: str):
+def test_unusable_shares_are_named(engine: Engine, photo: Pixels, texture: Pixels, shares: list[Any], field: str):
     with pytest.raises(OptionError) as caught:
         engine.start(photo, shares_of([texture] * len(shares), shares), quick())
     assert caught.value.field == field

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +40,14 @@ def test_scales_that_no_style_can_have(engine: Engine, photo: Pixels, stripes: P
     with pytest.raises(OptionError, match=r"from 0\.1 to 2") as refused:
         engine.start(photo, [fine, replace(fine, scale=scale)], quick(size=48))
     assert refused.value.field == "styles[1].scale"
+
+
+@pytest.mark.parametrize("scale", [None, "0.5"])
+def test_scales_that_are_no_numbers(engine: Engine, photo: Pixels, stripes: Pixels, scale: Any):
+    with pytest.raises(OptionError, match="must be a number, not") as refused:
+        engine.start(photo, [Style(stripes), Style(stripes, scale=scale)], quick(size=48))
+    assert refused.value.field == "styles[1].scale"
+
+
+def test_numbers_of_numpy_are_numbers(engine: Engine, photo: Pixels, stripes: Pixels):
+    engine.start(photo, [Style(stripes, weight=np.int64(2), scale=np.float32(0.5))], quick(size=48))
