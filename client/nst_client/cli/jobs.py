@@ -3,10 +3,9 @@
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json
+from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json, print_table
 from nst_client.cli.output_file import OutputFile, output_option, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
@@ -42,7 +41,7 @@ def list_jobs(server: Server, states: tuple[str, ...], as_json: bool) -> None:
 
     server.ask(listing)
     if not as_json:
-        Console().print(table)
+        print_table(table)
 
 
 @jobs.command()
@@ -153,4 +152,4 @@ def _print_job(job: JobStatus, as_json: bool) -> None:
     for name, value in plain(job).items():
         if value not in (None, ""):
             table.add_row(name, str(value))
-    Console().print(table)
+    print_table(table)

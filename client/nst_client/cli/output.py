@@ -13,7 +13,7 @@ import click
 import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 from nst.v1 import job_pb2
 from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
@@ -31,6 +31,7 @@ _ENDS = {
     "threshold": "; the content loss met its threshold",
     "divergence": "; every further step diverged, and this is the best picture before",
 }
+_ANY_WIDTH = 1_000_000
 
 
 def plain(value: Any) -> Any:
@@ -58,6 +59,14 @@ def plain(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """One line on stdout, at once."""
     click.echo(json.dumps(plain(value), allow_nan=False))
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, as wide as it needs: an id that is cut is of no use, one that a terminal wraps is.
+
+    What is in it is no markup, whatever it looks like.
+    """
+    Console(width=_ANY_WIDTH, height=1, highlight=False, markup=False, emoji=False).print(table)
 
 
 def event_fields(event: AnyEvent) -> dict[str, Any]:

@@ -128,6 +128,7 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
         metadata: of every call.
         uploads: bytes by digest.
         result: what GetResult sends.
+        jobs: what ListJobs tells, two a page, and GetJob of those that are not the one job.
         ignore_after_sequence: replay the whole history to every watcher.
         heartbeat_seconds: a silent watcher is sent a heartbeat this often.
     """
@@ -291,7 +292,8 @@ class ScriptedServer(JobServiceServicer, StyleTransferServiceServicer):
 
     def GetJob(self, request: Any, context: grpc.ServicerContext) -> js.GetJobResponse:  # type: ignore[override]
         self._receive("GetJob", request, context)
-        return js.GetJobResponse(job=self._job())
+        others = {job.job_id: job for job in self.jobs if job.job_id != JOB_ID}
+        return js.GetJobResponse(job=others.get(request.job_id) or self._job())
 
     def ListJobs(self, request: Any, context: grpc.ServicerContext) -> js.ListJobsResponse:  # type: ignore[override]
         self._receive("ListJobs", js.ListJobsRequest.FromString(request.SerializeToString()), context)

@@ -77,6 +77,29 @@ def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
     assert "JOB_STATE_SUCCEEDED" in nst("jobs", "get", JOB_ID, "--server", server.address).out
 
 
+@pytest.mark.parametrize("terminal", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1", "TERM": "dumb"}])
+def test_ids_and_digests_are_whole(
+    nst: Nst, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, terminal: dict[str, str]
+) -> None:
+    for name, value in {"COLUMNS": "40", **terminal}.items():
+        monkeypatch.setenv(name, value)
+    job_id, digest, tenant = "2f183a4e" * 4, "c0ffee42" * 8, "t" * 64
+    job = job_pb2.Job(job_id=job_id, state=job_pb2.JOB_STATE_RUNNING, tenant=tenant)
+    job.spec.content.reference.sha256 = digest
+    server.jobs = [job]
+    listed = nst("jobs", "list", "--server", server.address).out
+    assert job_id in listed
+    assert tenant in listed
+    assert digest in nst("jobs", "get", job_id, "--server", server.address).out
+
+
+@pytest.mark.parametrize("name", ["[/red]x", "[bold]x", ":smile: x"])
+def test_what_a_job_is_called_is_no_markup(nst: Nst, server: ScriptedServer, name: str) -> None:
+    server.jobs = [job_pb2.Job(job_id="named", state=job_pb2.JOB_STATE_RUNNING, request_id=name, tenant=name)]
+    assert name in nst("jobs", "list", "--server", server.address).out
+    assert name in nst("jobs", "get", "named", "--server", server.address).out
+
+
 def test_jobs_watch_begins_where_it_is_told(nst: Nst, server: ScriptedServer) -> None:
     publish_history(server)
     ended = nst("jobs", "watch", JOB_ID, "--after", 3, "--json", "--server", server.address)
