@@ -1,25 +1,21 @@
 """`nst stylize`: pictures in, picture out."""
 
 import asyncio
-import dataclasses
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nst_client.cli.output import Display, JsonLines, ProgressBar
-from nst_client.cli.output_file import OutputFile, output_option, save_result
+from nst_client.cli.follower import Follower
+from nst_client.cli.output import JsonLines, ProgressBar
+from nst_client.cli.output_file import OutputFile, output_option
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
-from nst_client.events import AnyEvent, PreviewEvent, ResultEvent
 from nst_client.images import ImageRef
-from nst_client.job import AsyncJob
 from nst_client.options import OptionValue, build_options, parse_option
 from nst_client.spec import Style
 
-_CANCEL_SECONDS = 5.0
 _UNSET = "Unset: the server's default, see `nst info`."
 _PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
@@ -232,12 +228,15 @@ async def _stylize(server: Server, work: Work) -> None:
             )
         )
         with JsonLines() if work.as_json else ProgressBar() as display:
-            follower = Follower(work, display)
+            follower = Follower(work.output, work.previews, display)
             try:
                 await follower.follow(await asyncio.shield(making))
             except asyncio.CancelledError:  # Ctrl-C; a second one is a KeyboardInterrupt
                 # A job that is just being made must not be left behind.
                 await follower.cancel(await making)
+                raise
+            except Exception:
+                await follower.abandon(await making)
                 raise
 
 
@@ -256,41 +255,3 @@ async def _upload(client: AsyncClient, path: Path) -> ImageRef:
         return await client.upload(path, name=str(path))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-
-
-class Follower:
-    """Follows a job: shows its events, and saves its pictures."""
-
-    def __init__(self, work: Work, display: Display) -> None:
-        self._work = work
-        self._display = display
-        self._last = 0
-
-    async def follow(self, job: AsyncJob) -> None:
-        """Follow the job to its end. Raises JobFailed or JobCancelled when that is not a picture."""
-        wants_pictures = self._work.as_json or self._work.previews is not None
-        async for event in job.events(omit_pictures=not wants_pictures):
-            if isinstance(event, ResultEvent):
-                picture = await save_result(job, self._work.output)
-                self._show(dataclasses.replace(event, picture=picture))
-                return
-            if isinstance(event, PreviewEvent):
-                self._save_preview(event)
-            self._show(event)
-        await save_result(job, self._work.output)  # raises what the history ended with
-
-    async def cancel(self, job: AsyncJob) -> None:
-        """Cancel the job, and show what still comes of it for a short while."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                await job.cancel()
-                async for event in job.events(self._last):
-                    self._show(event)
-
-    def _show(self, event: AnyEvent) -> None:
-        self._last = event.sequence
-        self._display.show(event)
-
-    def _save_preview(self, event: PreviewEvent) -> None:
-        if self._work.previews is not None and event.picture is not None:
-            (self._work.previews / f"{event.iteration:04d}.png").write_bytes(event.picture.data)

@@ -1,4 +1,7 @@
-"""Ctrl-C cancels the job in good order; a second one leaves at once. In real processes with real signals."""
+"""Ctrl-C cancels the job in good order, a second one leaves at once, and nothing else leaves a job behind.
+
+In real processes with real signals.
+"""
 
 import json
 import os
@@ -9,9 +12,18 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from PIL import Image
-from scripted_server import JOB_ID, ScriptedServer, progress_event, result_event, state_event
+from scripted_server import (
+    JOB_ID,
+    ScriptedServer,
+    abort,
+    preview_event,
+    progress_event,
+    result_event,
+    state_event,
+)
 
 from nst.v1 import job_pb2
 
@@ -41,15 +53,13 @@ def start(server: ScriptedServer, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def stylize(start: Start, tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
+def stylize(start: Start, tmp_path: Path) -> Start:
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
-    return lambda: start("stylize", "a.png", "a.png", "-o", "out.png", "--json")
+    return lambda *more: start("stylize", "a.png", "a.png", "-o", "out.png", "--json", *more)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_is_cancelled(
-    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"], number: int, tmp_path: Path
-) -> None:
+def test_an_interrupted_job_is_cancelled(server: ScriptedServer, stylize: Start, number: int, tmp_path: Path) -> None:
     server.publish(state_event(job_pb2.JOB_STATE_RUNNING), progress_event(1))
     process = stylize()
     server.wait_for("WatchJob")
@@ -64,7 +74,7 @@ def test_an_interrupted_job_is_cancelled(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]) -> None:
+def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Start) -> None:
     release = threading.Event()
     server.breaks["CancelJob"].append(lambda context: release.wait(60) and None)
     server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
@@ -80,9 +90,7 @@ def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Callabl
     assert "Traceback" not in err
 
 
-def test_a_job_that_is_just_being_made_is_not_left_behind(
-    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]
-) -> None:
+def test_a_job_that_is_just_being_made_is_not_left_behind(server: ScriptedServer, stylize: Start) -> None:
     release = threading.Event()
     server.breaks["CreateJob"].append(lambda context: release.wait(60) and None)
     process = stylize()
@@ -94,9 +102,7 @@ def test_a_job_that_is_just_being_made_is_not_left_behind(
     assert server.received["CancelJob"]
 
 
-def test_ctrl_c_while_uploading_makes_no_job(
-    server: ScriptedServer, stylize: Callable[[], "subprocess.Popen[str]"]
-) -> None:
+def test_ctrl_c_while_uploading_makes_no_job(server: ScriptedServer, stylize: Start) -> None:
     release = threading.Event()
     server.breaks["UploadImage"].append(lambda context: release.wait(60) and None)
     process = stylize()
@@ -106,6 +112,46 @@ def test_ctrl_c_while_uploading_makes_no_job(
     release.set()
     assert process.returncode == 130
     assert "CreateJob" not in server.received
+
+
+def test_a_reader_that_leaves_cancels_the_job(server: ScriptedServer, stylize: Start) -> None:
+    server.publish(progress_event(1))
+    process = stylize()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    server.publish(progress_event(2))
+    assert process.wait(60) == 1
+    assert process.stderr.read() == ""
+    assert [request.job_id for request in server.received["CancelJob"]] == [JOB_ID]
+
+
+@pytest.mark.parametrize("can_cancel", [True, False])
+def test_a_preview_that_cannot_be_saved_cancels_the_job(
+    server: ScriptedServer, stylize: Start, tmp_path: Path, can_cancel: bool
+) -> None:
+    if not can_cancel:
+        server.breaks["CancelJob"].append(abort(grpc.StatusCode.PERMISSION_DENIED, "not yours"))
+    process = stylize("--previews", "previews")
+    server.wait_for("WatchJob")
+    (tmp_path / "previews").rmdir()
+    server.publish(preview_event(5, b"a preview"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "Error: [Errno 2] No such file or directory: 'previews/0005.png'\n"
+    assert server.received["CancelJob"]
+
+
+def test_a_job_that_has_ended_is_not_cancelled(server: ScriptedServer, stylize: Start, tmp_path: Path) -> None:
+    process = stylize()
+    server.wait_for("WatchJob")
+    (tmp_path / "out.png").mkdir()
+    server.publish(result_event(b"a result"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "out.png" in err
+    assert "CancelJob" not in server.received
 
 
 def test_leaving_a_watch_does_not_touch_the_job(server: ScriptedServer, start: Start) -> None:
