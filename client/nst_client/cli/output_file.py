@@ -1,6 +1,11 @@
 """The file that a result is saved to."""
 
+import errno
 import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +29,26 @@ class OutputFile:
 
     def save(self, data: bytes) -> None:
         """Write the file, whole or not at all."""
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
+        with self._part() as (part, target):
             part.write_bytes(data)
-            part.replace(self.path)
+            part.replace(target)
+
+    def check(self) -> None:
+        """Find out whether the file can be written, and leave it as it is. Raises OSError."""
+        with self._part() as (part, target):
+            part.touch()
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(target.stat().st_mode):
+                    raise OSError(errno.EINVAL, "it is there, and no file")
+
+    @contextmanager
+    def _part(self) -> Iterator[tuple[Path, Path]]:
+        """A file beside the one that is meant, and that one: where a link leads to, so that the link stays one."""
+        target = Path(os.path.realpath(self.path))
+        # Not named after the target, whose name may be as long as a name can be.
+        part = target.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            yield part, target
         finally:
             part.unlink(missing_ok=True)
 
@@ -55,14 +76,19 @@ class OutputFileType(click.ParamType[OutputFile]):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> OutputFile:
-        """The file of this name. Fails for a suffix that is no codec's and for a folder that is not there."""
+        """The file of this name. Fails for a suffix that is no codec's, and where no such file can be written."""
         path = Path(value)
         codec = _CODECS.get(path.suffix.lower())
         if codec is None:
             self.fail(f"{value}: the suffix must be one of {', '.join(_CODECS)}", param, ctx)
-        if not path.parent.is_dir():
-            self.fail(f"{value}: the folder {path.parent} does not exist", param, ctx)
-        return OutputFile(path, codec)
+        output = OutputFile(path, codec)
+        try:
+            if not path.parent.is_dir():
+                self.fail(f"{value}: the folder {path.parent} does not exist", param, ctx)
+            output.check()
+        except OSError as error:
+            self.fail(f"{value}: cannot be written: {error.strerror}", param, ctx)
+        return output
 
 
 output_option = click.option("-o", "--output", required=True, type=OutputFileType(), help="A .png, .jpg or .webp file.")
