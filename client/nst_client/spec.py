@@ -15,7 +15,7 @@ from nst_client.options import enum_number, set_scalar
 
 Priority = Literal["interactive", "batch"]
 Source = ImageInput | ImageRef
-_LONGEST_SECONDS = 1e9  # what a server allows is less by far, and the message holds no more than ten times that
+LONGEST_SECONDS = 1e9  # what a server allows is less by far, and the message holds no more than ten times that
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def time_limit_message(seconds: float | None) -> Duration | None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
         raise TypeError(f"time_limit: must be a number of seconds, not {type(seconds).__name__}")
-    if not 0 < seconds <= _LONGEST_SECONDS:
-        raise ValueError(f"time_limit: must be a number of seconds above 0, not {seconds:g}")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f"time_limit: must be above 0 and at most {LONGEST_SECONDS:g} seconds, not {seconds:g}")
     message = Duration()
     message.FromNanoseconds(math.ceil(seconds * 1e9))
     return message

@@ -5,6 +5,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nst_client.cli.kinds import UINT32_MAX, UINT64_MAX, Text
 from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json, print_table
 from nst_client.cli.output_file import OutputFile, output_option, save_result
 from nst_client.cli.server import Server, server_options
@@ -13,7 +14,7 @@ from nst_client.events import JobState, JobStatus
 from nst_client.options import parse_option
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_job_argument = click.argument("job_id", metavar="JOB")
+_job_argument = click.argument("job_id", metavar="JOB", type=Text())
 _LAYERS = "Repeated for each tap that counts; others of the job's then weigh 0."
 _LAYER_OPTIONS = frozenset({"content_layers", "style_layers"})
 _STATES = {state.name.lower(): state for state in JobState if state is not JobState.UNSPECIFIED}
@@ -56,7 +57,9 @@ def get(server: Server, job_id: str, as_json: bool) -> None:
 @jobs.command()
 @server_options
 @_job_argument
-@click.option("--after", type=click.IntRange(min=0), default=0, metavar="N", help="Leave out the events up to this.")
+@click.option(
+    "--after", type=click.IntRange(0, UINT64_MAX), default=0, metavar="N", help="Leave out the events up to this."
+)
 @_json_option
 def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
     """Follow a job to its end. Leaving does not touch it; a job without a result exits with 1."""
@@ -81,7 +84,7 @@ def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
 @click.option("--style-share", "style_shares", type=float, multiple=True, metavar="W", help="Once for each style.")
 @click.option("--content-layer", "content_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For content. {_LAYERS}")
 @click.option("--style-layer", "style_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}")
-@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Over all scales: more, or fewer.")
+@click.option("--iterations", type=click.IntRange(1, UINT32_MAX), metavar="N", help="Over all scales: more, or fewer.")
 @_json_option
 def steer(server: Server, /, job_id: str, as_json: bool, **changes: Any) -> None:
     """Change weights or iterations of a job that waits or runs. What is not given stays as it is."""

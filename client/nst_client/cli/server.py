@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 import grpc
 
+from nst_client.cli.kinds import Text
 from nst_client.cli.private_server import private_server
 from nst_client.client import AsyncClient
 
@@ -65,7 +66,9 @@ class Server:
 def server_options(command: Callable[Concatenate[Server, P], T]) -> Callable[..., T]:
     """Gives a command the options that name a server, and the `Server` as its first argument."""
 
-    @click.option("--server", "address", envvar="NST_SERVER", metavar="HOST:PORT", help="Or set NST_SERVER.")
+    @click.option(
+        "--server", "address", type=Text(), envvar="NST_SERVER", metavar="HOST:PORT", help="Or set NST_SERVER."
+    )
     @click.option("--tls", is_flag=True, help="Talk TLS, trusting the system's authorities.")
     @click.option(
         "--ca",

@@ -8,17 +8,18 @@ from typing import Any
 import click
 
 from nst_client.cli.follower import Follower
+from nst_client.cli.kinds import UINT32_MAX, AboveZero
 from nst_client.cli.output import JsonLines, ProgressBar
 from nst_client.cli.output_file import OutputFile, output_option
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.images import ImageRef
 from nst_client.options import OptionValue, build_options, parse_option
-from nst_client.spec import Style
+from nst_client.spec import LONGEST_SECONDS, Style
 
 _UNSET = "Unset: the server's default, see `nst info`."
 _PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+_ABOVE_ZERO = AboveZero()
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -105,13 +106,13 @@ class Work:
 @click.option("--previews", type=_FOLDER, help="Save previews here, named after their iteration.")
 @click.option(
     "--preview-interval",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=UINT32_MAX),
     metavar="N",
     help=f"Iterations between previews; 0: none. {_UNSET}",
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=AboveZero(LONGEST_SECONDS),
     metavar="SECONDS",
     help="When so much time has passed, save the best picture so far and exit with 1. Unset: wait for ever.",
 )
@@ -198,7 +199,7 @@ def _by_style(
         if not (equals and number.isdecimal() and 1 <= int(number) <= styles):
             raise click.BadParameter(f"write {form} with N from 1 to {styles}, not {text!r}", param_hint=hint)
         if int(number) in found:
-            raise click.BadParameter(f"style {number} is given two", param_hint=hint)
+            raise click.BadParameter(f"style {number} is given twice", param_hint=hint)
         try:
             found[int(number)] = kind.convert(value, None, None)
         except click.BadParameter as error:

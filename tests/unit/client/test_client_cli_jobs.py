@@ -145,10 +145,28 @@ def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
         (["--style-layer", "relu1_1"], "TAP=WEIGHT"),
         (["--content-layer", "relu4_2=much"], "content_layers.relu4_2: must be a number"),
         (["--iterations", 0], "--iterations"),
+        (["--iterations", 5_000_000_000], "--iterations"),
     ],
 )
 def test_jobs_steer_says_what_is_wrong(nst: Nst, server: ScriptedServer, arguments: list[object], words: str) -> None:
     ended = nst("jobs", "steer", "x", *arguments, "--server", server.address)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not server.received
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["watch", JOB_ID, "--after", 2**64], "--after"),
+        (["get", "\udcff"], "is not UTF-8"),
+        (["get", JOB_ID, "--server", "\udcff:1"], "is not UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_a_usage_error(
+    nst: Nst, server: ScriptedServer, arguments: list[object], words: str
+) -> None:
+    ended = nst("jobs", arguments[0], "--server", server.address, *arguments[1:])
     assert ended.code == 2
     assert words in ended.err
     assert not server.received
