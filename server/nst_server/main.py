@@ -82,7 +82,14 @@ _key = _option("--tls-key", "TLS_KEY", type=click.Path(exists=True, path_type=Pa
 
 @click.group()
 @click.version_option(package_name="nst-serve")
-@_option("--log-level", "LOG_LEVEL", default="info", show_default=True, help="debug, info, warning or error.")
+@_option(
+    "--log-level",
+    "LOG_LEVEL",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="What is told at all.",
+)
 def main(log_level: str) -> None:
     """Neural style transfer as a service."""
     logs.configure(log_level)
@@ -161,7 +168,10 @@ def serve(
     """Runs NATS, a model server and a gateway on this machine, and watches over them."""
     from nst_server.supervisor import Plan, StartError, supervise
 
-    take(ModelServerSettings, {**values})  # the child would refuse it, again and again
+    for kind in (GatewaySettings, ModelServerSettings, StoreSettings):
+        take(kind, {**values})  # a child would refuse it, again and again
+    if values["replicas"] > 1:
+        raise click.UsageError("replicas: there is one NATS here, which keeps one copy; more need a cluster of it")
     tls = tls_pair(tls_certificate, tls_key)
     if tls is not None:
         values |= {"tls_certificate": tls.certificate.resolve(), "tls_key": tls.key.resolve()}
@@ -176,7 +186,7 @@ def serve(
     )
     try:
         asyncio.run(supervise(plan))
-    except StartError as error:
+    except (StartError, OSError) as error:  # an OSError names what in the data folder cannot be written
         raise click.ClickException(str(error)) from error
 
 

@@ -1,0 +1,49 @@
+"""What `nst-server` refuses before it starts anything."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from nst_server.config import GatewaySettings, StoreSettings
+from nst_server.main import main
+
+
+def test_a_level_of_logs_that_is_none_is_a_usage_error() -> None:
+    ended = CliRunner().invoke(main, ["--log-level", "bogus", "serve"])
+    assert ended.exit_code == 2
+    assert "'bogus' is not one of 'debug'" in ended.output
+
+
+def test_a_data_folder_that_cannot_be_made_is_named() -> None:
+    ended = CliRunner().invoke(main, ["serve", "--data-dir", "/proc/x", "--listen", "127.0.0.1:0"])
+    assert ended.exit_code == 1
+    assert ended.output == "Error: [Errno 2] No such file or directory: '/proc/x'\n"
+
+
+@pytest.fixture
+def start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that comes as far as to start something fails."""
+    monkeypatch.setattr("nst_server.supervisor.supervise", None)
+
+
+@pytest.mark.usefixtures("start_nothing")
+def test_one_nats_cannot_keep_more_than_one_copy() -> None:
+    ended = CliRunner().invoke(main, ["serve", "--replicas", "3"])
+    assert ended.exit_code == 2
+    assert "replicas: there is one NATS" in ended.output
+
+
+@pytest.mark.usefixtures("start_nothing")
+@pytest.mark.parametrize("kind", [GatewaySettings, StoreSettings])
+def test_what_a_child_would_refuse_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> None:
+    @dataclass(frozen=True)
+    class Refused(kind):
+        def __post_init__(self) -> None:
+            raise ValueError("a setting is wrong")
+
+    monkeypatch.setattr(f"nst_server.main.{kind.__name__}", Refused)
+    ended = CliRunner().invoke(main, ["serve"])
+    assert ended.exit_code == 2
+    assert "a setting is wrong" in ended.output
