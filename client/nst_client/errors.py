@@ -94,6 +94,11 @@ class JobCancelled(NstError):
         super().__init__(grpc.StatusCode.CANCELLED, f"job {job_id} was cancelled{why}", reason=reason)
 
 
+def client_closed() -> NstError:
+    """The error of a call on a client that was closed, before or meanwhile."""
+    return NstError(grpc.StatusCode.CANCELLED, "the client is closed: make a new one")
+
+
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})

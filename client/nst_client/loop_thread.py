@@ -6,9 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-import grpc
-
-from nst_client.errors import NstError
+from nst_client.errors import client_closed
 
 T = TypeVar("T")
 
@@ -40,7 +38,7 @@ class LoopThread:
         try:
             return future.result()
         except CancelledError:
-            raise NstError(grpc.StatusCode.CANCELLED, "the client is closed: make a new one") from None
+            raise client_closed() from None
         except BaseException:  # Ctrl-C ends the waiting, and is to end the work too
             future.cancel()
             raise

@@ -5,7 +5,8 @@ import json
 import random
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,15 @@ import grpc
 
 from nst.v1.job_service_pb2_grpc import JobServiceStub
 from nst.v1.style_transfer_service_pb2_grpc import StyleTransferServiceStub
-from nst_client.errors import NstError, ServerBusy, ServerUnavailable, from_rpc, has_details, is_broken_connection
+from nst_client.errors import (
+    NstError,
+    ServerBusy,
+    ServerUnavailable,
+    client_closed,
+    from_rpc,
+    has_details,
+    is_broken_connection,
+)
 
 if TYPE_CHECKING:
     from nst.v1.job_service_pb2_grpc import JobServiceAsyncStub
@@ -72,11 +81,21 @@ class Transport:
         self.silence_timeout = silence_timeout
         self._tls = tls
         self._tenant = tenant
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # to which the channel belongs
+        self._closed = asyncio.Event()
         self.reached = False
 
-    @cached_property
+    @property
     def channel(self) -> grpc.aio.Channel:
-        """The channel; made at the first call because it belongs to the event loop that makes it."""
+        """The channel, made at the first call. Raises NstError: a stub on one that is closed crashes the process."""
+        self._check()
+        if self._channel is None:
+            self._loop = asyncio.get_running_loop()
+            self._channel = self._connect()
+        return self._channel
+
+    def _connect(self) -> grpc.aio.Channel:
         if self._tls is None:
             return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
         return grpc.aio.secure_channel(self.address, self._tls, options=_CHANNEL_OPTIONS)
@@ -97,6 +116,34 @@ class Transport:
         pairs = {"x-nst-tenant": self._tenant} if self._tenant else {}
         return grpc.aio.Metadata(*pairs.items(), *_trace_headers().items())
 
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Where a call is begun or waited for. Raises NstError where the client is closed, before or meanwhile."""
+        self._check()
+        try:
+            yield
+        except asyncio.CancelledError:
+            # gRPC ends the calls of a closed channel as if somebody had cancelled the task that waits for them.
+            task = asyncio.current_task()
+            if self._closed.is_set() and not (task and task.cancelling()):
+                raise client_closed() from None
+            raise
+
+    def _check(self) -> None:
+        if self._closed.is_set():
+            raise client_closed()
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise NstError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "the client belongs to the event loop that used it first: make one for each, or use the blocking one",
+            )
+
+    async def pause(self, seconds: float) -> None:
+        """Return after so many seconds, or when the client is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+
     async def call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, patient: bool = False
     ) -> Response:
@@ -112,7 +159,8 @@ class Transport:
     ) -> Response:
         """A call that is not safe to repeat. Raises NstError."""
         try:
-            return await method(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_SECONDS)
+            with self.calling():
+                return await method(request, metadata=self.metadata, timeout=_CALL_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.address) from error
 
@@ -124,7 +172,8 @@ class Transport:
         reconnect = Reconnect(self, patient=patient)
         while True:
             try:
-                answer = await attempt()
+                with self.calling():
+                    answer = await attempt()
             except grpc.aio.AioRpcError as error:
                 await reconnect.wait(error)
             else:
@@ -132,9 +181,10 @@ class Transport:
                 return answer
 
     async def close(self) -> None:
-        """Ends every call that is still open."""
-        if "channel" in self.__dict__:
-            await self.channel.close()
+        """Ends every call that is still open, and lets none begin."""
+        self._closed.set()
+        if self._channel is not None:
+            await self._channel.close()
 
 
 class Reconnect:
@@ -174,7 +224,7 @@ class Reconnect:
             raise failure from error
         # Jitter: the clients of a restarted gateway must not come back all at once.
         pause += self._delay * random.uniform(0.5, 1.0)
-        await asyncio.sleep(min(pause, self._deadline - now))
+        await transport.pause(min(pause, self._deadline - now))
         self._delay = min(self._delay * _DELAY_GROWTH, _LONGEST_DELAY_SECONDS)
 
     def _failure(self, error: grpc.aio.AioRpcError | None) -> NstError:

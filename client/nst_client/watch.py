@@ -21,16 +21,17 @@ async def watch(
     A stream that breaks, falls silent, ends too early or finds no room is attached again after the last event seen.
 
     Raises:
-        NstError: there is no such job, or the server stayed away for `reconnect_timeout`.
+        NstError: there is no such job, the server stayed away for `reconnect_timeout`, or the client was closed.
     """
     last = after_sequence
     reconnect = Reconnect(transport, patient=True)
     while True:
         request = WatchJobRequest(job_id=job_id, after_sequence=last, omit_pictures=omit_pictures)
-        call = transport.jobs.WatchJob(request, metadata=transport.metadata)
+        with transport.calling():
+            call = transport.jobs.WatchJob(request, metadata=transport.metadata)
         failure: grpc.aio.AioRpcError | None = None
         try:
-            while (message := await _next_message(call, transport.silence_timeout)) is not None:
+            while (message := await _next_message(transport, call)) is not None:
                 reconnect.succeeded()
                 if not message.HasField("event") or message.event.sequence <= last:
                     continue
@@ -50,9 +51,10 @@ async def watch(
         await reconnect.wait(failure)
 
 
-async def _next_message(call: WatchCall, silence_timeout: float) -> WatchJobResponse | None:
-    async with asyncio.timeout(silence_timeout):
-        message = await call.read()
+async def _next_message(transport: Transport, call: WatchCall) -> WatchJobResponse | None:
+    with transport.calling():
+        async with asyncio.timeout(transport.silence_timeout):
+            message = await call.read()
     return message if isinstance(message, WatchJobResponse) else None  # else grpc.aio.EOF
 
 
