@@ -1,12 +1,15 @@
 """An asyncio event loop in a thread of its own, for callers that block."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-from nst_client.errors import client_closed
+import grpc
+
+from nst_client.errors import NstError, client_closed
 
 T = TypeVar("T")
 
@@ -15,6 +18,7 @@ class LoopThread:
     """Runs coroutines for other threads, until it is closed."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="nst-client", daemon=True)
         self._thread.start()
@@ -32,7 +36,7 @@ class LoopThread:
         """The result of `work`, waited for; the caller's context variables go with it.
 
         Raises:
-            NstError: the loop was closed, before or meanwhile. Else whatever `work` raises.
+            NstError: the loop was closed, before or meanwhile, or is another process's. Else whatever `work` raises.
         """
         future = self._submit(work)
         try:
@@ -57,7 +61,12 @@ class LoopThread:
             self._submit(_close(stream))
 
     def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `farewell`, cancel what still runs, and end the thread. Closing twice is closing once."""
+        """Run `farewell`, cancel what still runs, and end the thread. Closing twice is closing once.
+
+        In a process that was forked there is nothing to end.
+        """
+        if self._is_forked():
+            return
         with self._lock:
             was_open, self._open = self._open, False
         if was_open:
@@ -66,13 +75,27 @@ class LoopThread:
             self._thread.join()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
-        with self._lock:
-            if self._open:
-                return asyncio.run_coroutine_threadsafe(work, self._loop)
-        work.close()
         refused: Future[T] = Future()
-        refused.cancel()
+        if self._is_forked():  # asked first, because who held the lock may be a thread that was not forked
+            refused.set_exception(_forked())
+        else:
+            with self._lock:
+                if self._open:
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+            refused.cancel()
+        work.close()
         return refused
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+
+def _forked() -> NstError:
+    return NstError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "this process was forked from the one that made the client, without its thread: "
+        "start processes by spawn, and make a client in each",
+    )
 
 
 async def _following(stream: AsyncGenerator[T, None]) -> T:

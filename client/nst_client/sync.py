@@ -76,7 +76,12 @@ class Job(_Facade[AsyncJob]):
 
 
 class Client(_Facade[AsyncClient]):
-    """A client that blocks, usable from any number of threads. Takes the arguments of `AsyncClient`."""
+    """A client that blocks, usable from any number of threads. Takes the arguments of `AsyncClient`.
+
+    In a process that was forked from the one that made it, every call raises NstError. Start processes by spawn
+    (`multiprocessing.get_context("spawn")`), and make a client in each: one that is made after a fork may hang,
+    because gRPC itself does where it was used before, and what was open at the fork may crash it.
+    """
 
     def __init__(self, address: str, **settings: Unpack[ConnectionSettings]) -> None:
         core = AsyncClient(address, **settings)

@@ -158,6 +158,30 @@ async def test_works_beside_a_running_loop(server: ScriptedServer) -> None:
         assert client.server_info().version == "scripted"
 
 
+def test_in_a_forked_process_it_says_so(server: ScriptedServer) -> None:
+    program = f"""
+import os
+from nst_client import Client, NstError
+with Client({server.address!r}) as client:
+    client.server_info()
+    pid = os.fork()
+    if not pid:
+        for call in (client.server_info, lambda: next(client.job({JOB_ID!r}).events())):
+            try:
+                call()
+            except NstError as error:
+                print(error, flush=True)
+        client.close()
+        os._exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    first, second, code = ended.stdout.splitlines()
+    assert first == second
+    assert "this process was forked" in first
+    assert code == "3"
+
+
 def test_a_program_that_forgets_to_close_still_ends(server: ScriptedServer) -> None:
     program = f"from nst_client import Client; print(Client({server.address!r}).server_info().version)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
