@@ -25,7 +25,8 @@ async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: P
 
 async def test_jobs_that_wait_are_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(idle, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(idle, "JOBS", 6)
     monkeypatch.setattr(idle, "WATCHERS", 2)
-    table = await idle.run(0.05, tmp_path)
+    table = await idle.run(0.02, tmp_path)
     table.show()
     assert not table.broken

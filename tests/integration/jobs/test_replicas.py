@@ -17,7 +17,7 @@ from nst_server.jobs.events import HistoryMoved, Stored
 from nst_server.jobs.records import JobNotFound
 
 SETTINGS = StoreSettings(lease_seconds=1, replicas=3)
-ROUNDS = 5
+ROUNDS = 3
 TWINS = 4
 
 

@@ -23,12 +23,10 @@ from nst_engine.inputs import to_material
 
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "large style": {},
-    "sliced": {"style_statistic": "sliced"},
+    "large style": {"precision": "bfloat16"},
     "sliced, large style in regions": {"style_statistic": "sliced", "precision": "bfloat16"},
     "long history": {"history_size": 90},
     "network": {"parametrization": "network", "optimizer": "adam"},
-    "bfloat16": {"precision": "bfloat16"},
 }
 
 
