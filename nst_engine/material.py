@@ -48,7 +48,7 @@ class Material:
             styles=[content if same else style for same, style in zip(own, self.styles, strict=True)],
             masks=[masks.shrunk(size, size if same else None) for same, masks in zip(own, self.masks, strict=True)],
             subject=area_shrunk(self.subject, size),
-            hole=self.hole if self.hole is None or content is self.content else self.hole.resized(size),
+            hole=None if self.hole is None else self.hole.shrunk(size),
         )
 
     @property

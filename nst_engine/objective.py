@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -204,26 +204,21 @@ class Objective:
         as if nothing were protected.
         """
         balance = balance_of(self._backbone.network)
-        image = balance.image(self._content)
+        content, style = map(_size, self._gradients(balance.image(self._content)))
         style_level = balance.style_levels[self._statistic] * self.style_loss.coverage**0.5
-        return (
-            _ratio(balance.content_level, _size(self._content_gradient(image))),
-            _ratio(style_level, _size(self._style_gradient(image))),
-        )
+        return _ratio(balance.content_level, content), _ratio(style_level, style)
 
-    def _content_gradient(self, image: Tensor) -> Tensor:
-        """Of the unweighted content loss, as if nothing were protected."""
-        return _gradient(self._content_loss(self.features(image), {}), image)
-
-    def _style_gradient(self, image: Tensor) -> Tensor:
-        """Of the unweighted style loss."""
-        return _gradient(self.style_loss(self.features(image), image), image)
+    def _gradients(self, image: Tensor) -> Iterator[Tensor]:
+        """Of the unweighted content loss, as if nothing were protected, then of style's, for who asks for it too."""
+        maps = self.features(image)
+        yield _gradient(self._content_loss(maps, {}), image)
+        yield _gradient(self.style_loss(maps, image), image)
 
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = noisy(self._content, DETAIL_NOISE)
-        level = everywhere.detail_level * _size(self._content_gradient(image))
+        level = everywhere.detail_level * _size(next(self._gradients(image)))
         return _ratio(level, _size(_gradient(everywhere.detail_loss(image), image)))
 
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
@@ -281,7 +276,7 @@ class Objective:
 
 def _gradient(term: Tensor, image: Tensor) -> Tensor:
     """0 for a constant."""
-    return torch.autograd.grad(term, image)[0] if term.requires_grad else torch.zeros_like(image)
+    return torch.autograd.grad(term, image, retain_graph=True)[0] if term.requires_grad else torch.zeros_like(image)
 
 
 def _size(gradient: Tensor) -> float:

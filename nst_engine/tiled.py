@@ -1,7 +1,7 @@
 """The objective of a picture whose maps do not fit into memory at once, tile by tile."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -138,11 +138,9 @@ class TiledObjective(Objective):
         strides = self._strides(self._content_weights)
         return {tap: mosaic.map_size(self._content, stride) for tap, stride in strides.items()}
 
-    def _content_gradient(self, image: Tensor) -> Tensor:
-        return self._feature_gradient(image, 1.0, [])
-
-    def _style_gradient(self, image: Tensor) -> Tensor:
-        return self._feature_gradient(image, 0.0, self._style_pulls(image, 1.0)[1])
+    def _gradients(self, image: Tensor) -> Iterator[Tensor]:
+        yield self._feature_gradient(image, 1.0, [])
+        yield self._feature_gradient(image, 0.0, self._style_pulls(image, 1.0)[1])
 
     def _feature_gradient(self, image: Tensor, content_weight: float, pulls: Sequence[Pull]) -> Tensor:
         gradient = torch.zeros_like(image)
