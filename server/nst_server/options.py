@@ -66,3 +66,8 @@ def _layers(weights: Mapping[str, float]) -> dict[str, float]:
 
 def _prefix(enum: EnumDescriptor) -> str:
     return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+
+
+def style_scale(style: job_pb2.Style) -> float:
+    """1 where it is unset, as also in a job of before there were any."""
+    return style.scale if style.HasField("scale") else 1.0

@@ -19,7 +19,7 @@ from nst_server.gateway.fields import check_digest, check_form
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.jobs.backbone import BackboneUnavailable
 from nst_server.jobs.blobs import KEPT_SECONDS, PictureStore
-from nst_server.options import options_from_proto, options_to_proto, steering_from_proto
+from nst_server.options import options_from_proto, options_to_proto, steering_from_proto, style_scale
 
 STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
 COMPLETE_SECONDS = KEPT_SECONDS / 2  # the rest is for making the job: until then nothing else holds its pictures
@@ -165,7 +165,7 @@ class SpecReader:
         complete = job_pb2.Style(
             image=await self._reference(f"{path}.image", style.image, supply),
             weight=style.weight if style.HasField("weight") else 1.0,
-            scale=style.scale if style.HasField("scale") else 1.0,
+            scale=style_scale(style),
         )
         for name in STYLE_MASKS:
             if style.HasField(name):

@@ -25,7 +25,7 @@ from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
 from nst_server.model_server.sessions import SessionSource
-from nst_server.options import options_from_proto, steering_from_proto
+from nst_server.options import options_from_proto, steering_from_proto, style_scale
 
 log = logging.getLogger(__name__)
 
@@ -317,5 +317,5 @@ class RunningJob:
 
 def pixels_of(spec: job_pb2.JobSpec) -> int:
     """The pixels that a job looks at, styles at their scales among them, as those of one picture and one style."""
-    styles = sum(style.scale**2 if style.HasField("scale") else 1.0 for style in spec.styles) or 1.0
+    styles = sum(style_scale(style) ** 2 for style in spec.styles) or 1.0
     return int(spec.options.size**2 * (1.0 + styles) / 2)

@@ -10,7 +10,7 @@ from nst_engine import Engine, OptionError, Session, SessionState, Style, checkp
 from nst_server import pictures
 from nst_server.jobs.blobs import BlobNotFound, PictureStore
 from nst_server.jobs.lease import Lease
-from nst_server.options import options_from_proto, steering_from_proto
+from nst_server.options import options_from_proto, steering_from_proto, style_scale
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class SessionSource:
             style.weight,
             await self._load(style.region, pictures.decode_mask) if style.HasField("region") else None,
             await self._load(style.source_region, pictures.decode_mask) if style.HasField("source_region") else None,
-            style.scale if style.HasField("scale") else 1.0,  # a job of before there were any has none
+            style_scale(style),
         )
 
     async def _load(self, image: image_pb2.Image, decode: Callable[[bytes, pictures.PictureLimits], T]) -> T:
