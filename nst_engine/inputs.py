@@ -10,7 +10,7 @@ from nst_engine import faces, pictures
 from nst_engine.inpainting import Hole
 from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.material import Material, style_size
-from nst_engine.options import OptionError, StylizeOptions, style_scale_error, style_weight_error
+from nst_engine.options import STYLE_SCALES, WEIGHTS, OptionError, StylizeOptions, checked
 from nst_engine.pictures import Picture
 from nst_engine.protection import subject_mask
 from nst_engine.schedule import plan
@@ -22,7 +22,7 @@ class Style:
 
     Attributes:
         image: (H, W, 3) RGB as uint8 or floating 0-1.
-        weight: its share relative to the other styles of the same region, at least 0.
+        weight: its share relative to the other styles of the same region, 0 to 1e12.
         region: a mask of the content, (h, w) of any size as uint8 0-255 or floating 0-1, stretched to
             the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
             everywhere. Where no region is, the content stays.
@@ -77,11 +77,9 @@ def to_material(
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:
     image = pictures.to_tensor(style.image, f"{name}.image", device)
-    errors = {"weight": style_weight_error(style.weight), "scale": style_scale_error(style.scale)}
-    for field, error in errors.items():
-        if error is not None:
-            raise OptionError(f"{name}.{field}", error)
-    size = style_size(image, style.scale * options.size, options)
+    scale = checked(f"{name}.scale", style.scale, STYLE_SCALES)
+    checked(f"{name}.weight", style.weight, WEIGHTS)
+    size = style_size(image, scale * options.size, options)
     region = _mask(style.region, f"{name}.region", device)
     source_region = _mask(style.source_region, f"{name}.source_region", device)
     return pictures.shrunk(image, size), StyleMasks(region, source_region).shrunk(None, size)

@@ -5,10 +5,9 @@ server reads this file. It imports no torch, so that the gateway can validate wi
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from nst_engine.networks import NETWORKS
@@ -35,23 +34,9 @@ def _models_own() -> Any:
     return field(default=None)
 
 
-# What a style's scale may be: its long side relative to the picture's.
+# What a weight may be, and a style's scale: its long side relative to the picture's.
+WEIGHTS = (0.0, 1e12)
 STYLE_SCALES = (0.1, 2.0)
-
-
-def style_scale_error(scale: object) -> str | None:
-    """What is wrong with a style's scale; None if nothing is."""
-    low, high = STYLE_SCALES
-    if not isinstance(scale, Real):
-        return f"must be a number, not {scale!r}"
-    return None if low <= float(scale) <= high else f"must be from {low:g} to {high:g}, not {float(scale):g}"
-
-
-def style_weight_error(weight: object) -> str | None:
-    """What is wrong with a style's weight; None if nothing is."""
-    if not isinstance(weight, Real):
-        return f"must be a number, not {weight!r}"
-    return None if 0 <= float(weight) < math.inf else f"must be finite and at least 0, not {float(weight):g}"
 
 
 @dataclass(frozen=True)
@@ -112,8 +97,8 @@ class StylizeOptions:
     size: int = _number(512, 16, 8192)
     model: str = _choice("vgg16-caffe", *NETWORKS)
     strength: float | None = _number(0.5, 0.0, 1.0)
-    content_weight: float | None = _number(None, 0.0, 1e12)
-    style_weight: float | None = _number(None, 0.0, 1e12)
+    content_weight: float | None = _number(None, *WEIGHTS)
+    style_weight: float | None = _number(None, *WEIGHTS)
     tv_weight: float = _number(1e-3, 0.0, 1e6)
     box_weight: float = _number(0.1, 0.0, 1e6)
     content_layers: Mapping[str, float] = _models_own()
@@ -145,7 +130,8 @@ class StylizeOptions:
             if value is None and option.type == float | None:
                 continue
             if "range" in option.metadata:
-                _check_number(option.name, value, option.metadata["range"], integer=option.type is int)
+                kind = int if option.type is int else float
+                object.__setattr__(self, option.name, checked(option.name, value, option.metadata["range"], kind))
             elif "choices" in option.metadata:
                 _check_choice(option.name, value, option.metadata["choices"])
             elif option.type is bool and not isinstance(value, bool):
@@ -174,10 +160,11 @@ class StylizeOptions:
     def _check_layers(self, name: str) -> None:
         taps, layers = NETWORKS[self.model].taps, getattr(self, name)
         _check_by_tap(name, layers)
-        for tap, weight in layers.items():
+        for tap in layers:
             if tap not in taps:
                 raise OptionError(f"{name}.{tap}", f"{self.model} has no such tap; it has {', '.join(taps)}")
-            _check_number(f"{name}.{tap}", weight, (0.0, 1e12), integer=False)
+        weights = {tap: checked(f"{name}.{tap}", weight, WEIGHTS) for tap, weight in layers.items()}
+        object.__setattr__(self, name, weights)
 
     def _check_weights(self) -> None:
         raw = [name for name in ("content_weight", "style_weight") if getattr(self, name) is not None]
@@ -257,17 +244,38 @@ def ranges() -> dict[str, tuple[float, float]]:
     }
 
 
+def checked(name: str, value: Any, allowed: tuple[float, float], kind: type = float) -> Any:
+    """A number of the range, be it Python's or NumPy's, as one of this kind, `int` or `float`.
+
+    Raises:
+        OptionError: it is none, or out of range; `field` is `name`.
+    """
+    low, high = allowed
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        raise OptionError(name, f"must be {'a whole' if kind is int else 'a'} number, not {value!r}")
+    number = kind(value)
+    if not low <= number <= high:
+        raise OptionError(name, f"must be from {low:g} to {high:g}, not {number:g}")
+    return number
+
+
+def checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:
+    """The shares of so many styles.
+
+    Raises:
+        OptionError: there is not one for each, one is out of range, or none is above 0.
+    """
+    if len(shares) != styles:
+        raise OptionError("style_shares", f"one share per style is needed: {styles}, not {len(shares)}")
+    numbers = tuple(checked(f"style_shares[{index}]", share, WEIGHTS) for index, share in enumerate(shares))
+    if not any(numbers):
+        raise OptionError("style_shares", "at least one must be above 0")
+    return numbers
+
+
 def _check_by_tap(name: str, layers: object) -> None:
     if not isinstance(layers, Mapping):
         raise OptionError(name, f"must be weights by tap, as in {{'relu4_2': 1.0}}, not {layers!r}")
-
-
-def _check_number(name: str, value: Any, allowed: tuple[float, float], *, integer: bool) -> None:
-    low, high = allowed
-    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
-        raise OptionError(name, f"must be {'a whole' if integer else 'a'} number, not {value!r}")
-    if not math.isfinite(value) or not low <= value <= high:
-        raise OptionError(name, f"must be from {low:g} to {high:g}, not {value:g}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """One stylisation in progress: how it is steered, and where it is in the schedule."""
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,7 +18,7 @@ from nst_engine.divergence import Guard
 from nst_engine.evaluation import Evaluation
 from nst_engine.material import Material
 from nst_engine.memory import WorkingMemory, check_sorting, working_memory
-from nst_engine.options import OptionError, StylizeOptions, steered
+from nst_engine.options import OptionError, StylizeOptions, checked_shares, steered
 from nst_engine.parametrization import check_parametrization
 from nst_engine.report import StepReport
 from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_total
@@ -63,7 +62,9 @@ class Session:
         cache: StyleCache | None = None,
     ) -> None:
         self._resources = Resources(backbone, material, memory_budget, cache or StyleCache(0))
-        self._shares = _checked_shares(shares, len(material.styles))
+        if not material.styles:
+            raise OptionError("styles", "at least one style is needed, or a hole to fill")
+        self._shares = checked_shares(shares, len(material.styles))
         self._options = options
         height, width = material.content.shape[2:]
         self._scales = plan(height, width, options, None if state is None else state.scale_ends)
@@ -208,7 +209,7 @@ class Session:
         }
         with self._resources.backbone.processes.in_step({**given, "style_shares": style_shares}):
             options = steered(self._options, {name: value for name, value in given.items() if value is not None})
-            shares = self._shares if style_shares is None else _checked_shares(style_shares, len(self._shares))
+            shares = self._shares if style_shares is None else checked_shares(style_shares, len(self._shares))
         if options.iterations != self._options.iterations:
             self._options = dataclasses.replace(self._options, iterations=options.iterations)
             # A run ends with an iteration, which tells why, and never between two.
@@ -279,16 +280,3 @@ class Session:
             schedule=self._scales,
             stop_reason=stop_reason,
         )
-
-
-def _checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:
-    if styles == 0:
-        raise OptionError("styles", "at least one style is needed, or a hole to fill")
-    if len(shares) != styles:
-        raise OptionError("style_shares", f"one share per style is needed: {styles}, not {len(shares)}")
-    for index, share in enumerate(shares):
-        if not math.isfinite(share) or share < 0:
-            raise OptionError(f"style_shares[{index}]", f"must be finite and at least 0, not {share:g}")
-    if not any(shares):
-        raise OptionError("style_shares", "at least one must be above 0")
-    return tuple(float(share) for share in shares)

@@ -218,7 +218,7 @@ class Style(_message.Message):
     SOURCE_REGION_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     weight: _builtins.float
-    """Its share relative to the other styles of the same region, above 0. Unset means 1."""
+    """Its share relative to the other styles of the same region, above 0 and at most 1e12. Unset means 1."""
     scale: _builtins.float
     """The size at which the picture is looked at, from 0.1 to 2: its long side relative to the
     result's. Strokes and shapes grow with it. Unset means 1.
@@ -811,7 +811,7 @@ class JobUpdate(_message.Message):
     """
     @_builtins.property
     def style_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """New shares of the styles; as many as the job has."""
+        """New shares of the styles; as many as the job has, each from 0 to 1e12, not all 0."""
 
     @_builtins.property
     def content_layers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

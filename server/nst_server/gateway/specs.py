@@ -1,8 +1,7 @@
 """From what a client asks for to what is stored: every picture a reference, every option filled in."""
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_engine.options import OptionError, StylizeOptions, steered, style_scale_error
+from nst_engine.options import STYLE_SCALES, WEIGHTS, OptionError, StylizeOptions, checked, checked_shares, steered
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
@@ -116,8 +115,9 @@ class SpecReader:
         if update.content_layers and job.spec.HasField("hole"):
             raise invalid("update.content_layers", "this job fills a hole, which has no content loss")
         changes = steering_from_proto(update)
-        _check_shares(job, changes.pop("style_shares", ()))
         try:
+            if "style_shares" in changes:
+                checked_shares(changes.pop("style_shares"), len(job.spec.styles))
             steered(options_from_proto(job.spec.options), changes)
         except OptionError as error:
             raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
@@ -146,10 +146,7 @@ class SpecReader:
                 f"has {len(spec.styles)} pictures, over the limit max_styles = {self._settings.max_styles}",
             )
         for index, style in enumerate(spec.styles):
-            if style.HasField("weight") and not (math.isfinite(style.weight) and style.weight > 0):
-                raise invalid(f"spec.styles[{index}].weight", f"must be a finite number above 0, not {style.weight:g}")
-            if style.HasField("scale") and (error := style_scale_error(style.scale)):
-                raise invalid(f"spec.styles[{index}].scale", error)
+            _check_style(f"spec.styles[{index}]", style)
 
     def _preview(self, preview: job_pb2.PreviewOptions) -> job_pb2.PreviewOptions:
         smallest = self._limits.min_image_side
@@ -265,13 +262,16 @@ def _check_limit(path: str, value: int, name: str, limit: int) -> None:
         raise invalid(path, f"is {value}, over this server's limit {name} = {limit}")
 
 
-def _check_shares(job: job_pb2.Job, shares: Sequence[float]) -> None:
-    if not shares:
-        return
-    if len(shares) != len(job.spec.styles):
-        raise invalid("update.style_shares", f"has {len(shares)} values, but the job has {len(job.spec.styles)} styles")
-    if not all(math.isfinite(share) and share >= 0 for share in shares) or not any(shares):
-        raise invalid("update.style_shares", "must be finite and at least 0, and not all 0")
+def _check_style(path: str, style: job_pb2.Style) -> None:
+    try:
+        if style.HasField("weight"):
+            checked("weight", style.weight, WEIGHTS)
+        if style.HasField("scale"):
+            checked("scale", style.scale, STYLE_SCALES)
+    except OptionError as error:
+        raise invalid(f"{path}.{error.field}", error.message) from error
+    if style.HasField("weight") and not style.weight:
+        raise invalid(f"{path}.weight", "must be above 0: a style that does not count is one to leave out")
 
 
 def _check_initial(spec: job_pb2.JobSpec, options: StylizeOptions) -> None:

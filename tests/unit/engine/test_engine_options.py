@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nst_engine.networks import NETWORKS
@@ -57,6 +58,13 @@ def test_both_ends_of_a_range_are_allowed_and_nothing_beyond(name: str, low: flo
         error = refusal(**given(name, beyond))
         assert error.field == name
     assert f"{low:g} to {high:g}" in refusal(**given(name, low - step)).message
+
+
+def test_numbers_of_numpy_become_pythons():
+    layers = {"relu4_2": np.float16(2)}
+    options = StylizeOptions(size=np.int64(64), tv_weight=np.float32(0.5), strength=1, content_layers=layers)
+    numbers = (options.size, options.tv_weight, options.strength, options.content_layers["relu4_2"])
+    assert [(type(number), number) for number in numbers] == [(int, 64), (float, 0.5), (float, 1), (float, 2)]
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
