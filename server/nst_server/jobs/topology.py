@@ -113,9 +113,12 @@ async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> Non
     ):
         await _ensure_stream(jetstream, stream)
     await _renew_consumers(jetstream, _rules(settings))
-    await _ensure_records(jetstream, settings)
-    await _ensure_bucket(jetstream, SERVERS, ANNOUNCEMENT_SECONDS, settings)
-    await _ensure_bucket(jetstream, KEEPER, KEEPER_LOCK_SECONDS, settings)
+    for bucket in (
+        api.KeyValueConfig(RECORDS, direct=True, max_bytes=settings.max_record_bytes),
+        api.KeyValueConfig(SERVERS, ttl=ANNOUNCEMENT_SECONDS),
+        api.KeyValueConfig(KEEPER, ttl=KEEPER_LOCK_SECONDS),
+    ):
+        await _ensure_bucket(jetstream, bucket.evolve(replicas=settings.replicas))
 
 
 @dataclass
@@ -240,27 +243,12 @@ async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) 
         await jetstream.update_stream(config)
 
 
-async def _ensure_records(jetstream: JetStreamContext, settings: StoreSettings) -> None:
+async def _ensure_bucket(jetstream: JetStreamContext, bucket: api.KeyValueConfig) -> None:
     try:
-        await jetstream.key_value(RECORDS)
+        await jetstream.key_value(bucket.bucket)
     except BucketNotFoundError:
-        await jetstream.create_key_value(
-            bucket=RECORDS,
-            direct=True,
-            replicas=settings.replicas,
-            max_bytes=settings.max_record_bytes,
-        )
+        await jetstream.create_key_value(bucket)
     else:
-        config = (await jetstream.stream_info(f"KV_{RECORDS}")).config
-        limits = {"max_bytes": settings.max_record_bytes, "num_replicas": settings.replicas}
-        await jetstream.update_stream(config.evolve(max_age=0, allow_msg_ttl=True, **limits))
-
-
-async def _ensure_bucket(jetstream: JetStreamContext, bucket: str, ttl: float, settings: StoreSettings) -> None:
-    try:
-        await jetstream.key_value(bucket)
-    except BucketNotFoundError:
-        await jetstream.create_key_value(bucket=bucket, ttl=ttl, replicas=settings.replicas)
-    else:
-        config = (await jetstream.stream_info(f"KV_{bucket}")).config
-        await jetstream.update_stream(config.evolve(num_replicas=settings.replicas))
+        config = (await jetstream.stream_info(f"KV_{bucket.bucket}")).config
+        limits = {"max_age": bucket.ttl, "max_bytes": bucket.max_bytes, "num_replicas": bucket.replicas}
+        await jetstream.update_stream(config.evolve(allow_msg_ttl=True, **limits))
