@@ -60,7 +60,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
     """A model server works on it."""
     JOB_STATE_PAUSED: _JobState.ValueType  # 3
-    """Held by `paused`."""
+    """Held by `paused`. When it is resumed, QUEUED follows, or RUNNING at once."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 4
     """The result is stored."""
     JOB_STATE_FAILED: _JobState.ValueType  # 5
@@ -78,7 +78,7 @@ JOB_STATE_QUEUED: JobState.ValueType  # 1
 JOB_STATE_RUNNING: JobState.ValueType  # 2
 """A model server works on it."""
 JOB_STATE_PAUSED: JobState.ValueType  # 3
-"""Held by `paused`."""
+"""Held by `paused`. When it is resumed, QUEUED follows, or RUNNING at once."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 4
 """The result is stored."""
 JOB_STATE_FAILED: JobState.ValueType  # 5

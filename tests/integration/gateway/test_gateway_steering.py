@@ -49,7 +49,9 @@ def test_a_job_is_paused_and_goes_on_where_it_was(call):
         stream.send(update=job_pb2.JobUpdate(paused=False))
         after = list(events)
     assert_gapless([*before, *after])
-    assert states([*before, *after]) == [QUEUED, RUNNING, PAUSED, QUEUED, RUNNING]
+    assert states(before) == [QUEUED, RUNNING, PAUSED]
+    # A model server that takes the job at once says so before the gateway says that it waits.
+    assert states(after) in ([QUEUED, RUNNING], [RUNNING])
     restart = next(event.state for event in after if event.state.state == RUNNING)
     assert restart.from_iteration >= done
     assert after[-1].result.iterations == 100
@@ -69,7 +71,7 @@ def test_a_cancel_message_ends_the_job_and_the_stream(call):
 BAD_UPDATES = {
     "strength above 1": ({"update": {"strength": 1.5}}, "update.strength", "from 0 to 1"),
     "a raw weight": ({"update": {"style_weight": 1.0}}, "update.style_weight", "change strength"),
-    "too many shares": ({"update": {"style_shares": [1, 2, 3]}}, "update.style_shares", "1 styles"),
+    "too many shares": ({"update": {"style_shares": [1, 2, 3]}}, "update.style_shares", "1, not 3"),
     "another start": ({"start": {}}, "start", "only update and cancel"),
     "a late chunk": ({"chunk": {"name": "x"}}, "chunk", "only update and cancel"),
     "nothing": ({}, "message", "only update and cancel"),
