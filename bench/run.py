@@ -17,6 +17,7 @@ import distributed
 import efficiency
 import engine_side
 import first_preview
+import holes
 import looks
 import machine
 import memory
@@ -41,6 +42,7 @@ SECTIONS = {
     "ablations": ablations.measure,
     "batching": batching.measure,
     "big-pictures": big_pictures.measure,
+    "holes": holes.measure,
     "distributed": distributed.measure,
 }
 

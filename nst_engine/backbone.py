@@ -31,6 +31,11 @@ class Trunk(Protocol):
     ) -> tuple[Tile, ...]:
         """See `Backbone.tiles`."""
 
+    def window(
+        self, size: tuple[int, int], taps: Collection[str], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> Tile:
+        """See `Backbone.window`."""
+
     def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
         """See `Backbone.bytes_per_pixel`."""
 
@@ -87,6 +92,18 @@ class Backbone:
             OptionError: not even the smallest tile fits, or the network cannot work in tiles and would have to.
         """
         return self._trunk.tiles(height, width, taps, pooling, memory_budget, self.processes.size)
+
+    def window(
+        self, size: tuple[int, int], taps: Collection[str], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> Tile:
+        """What the network has to see of a picture so that the maps at some of its pixels are those of the whole.
+
+        Args:
+            size: height and width of the picture.
+            taps: those in use, at least one.
+            rows, columns: of the pixels, from the first to before the last, multiples of the taps' strides.
+        """
+        return self._trunk.window(size, taps, rows, columns)
 
     def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
         """Bytes kept for each pixel of a picture, from the forward pass for the backward pass."""

@@ -14,7 +14,7 @@ from nst_engine.report import StepReport
 
 @dataclass(frozen=True)
 class BatchKey:
-    """What sessions must have in common for their pictures to be evaluated together."""
+    """What sessions must have in common for their pictures to be evaluated together; the size is that of windows."""
 
     backbone: Backbone
     taps: tuple[str, ...]

@@ -35,7 +35,7 @@ class Evaluation:
 
 
 def evaluated(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> list[Evaluation]:
-    """Each objective at an image of its own, (1, 3, H, W), all of one size and for one network."""
+    """Each objective at an image of its own, (1, 3, H, W), all seen in windows of one size and by one network."""
     # In this order whoever comes first, as another one would be another recording.
     places = sorted(range(len(objectives)), key=lambda place: objectives[place].revision)
     objectives = [objectives[place] for place in places]
@@ -87,9 +87,10 @@ class Together:
 
     def _terms(self, images: Sequence[Tensor]) -> list[Tensor]:
         """By objective its weighted losses, in the order of their names."""
-        objectives = [reference() for reference in self._objectives]
-        joined = images[0] if len(images) == 1 else torch.cat(list(images))
-        maps = _alive(objectives[0]).features(joined)
+        objectives = [_alive(reference()) for reference in self._objectives]
+        seen = [objective.seen(image) for objective, image in zip(objectives, images, strict=True)]
+        joined = seen[0] if len(seen) == 1 else torch.cat(seen)
+        maps = objectives[0].features(joined)
         found: dict[int, Tensor] = {}
         for stack in self._stacks:
             found |= zip(stack.places, stack(joined, maps).unbind(1), strict=True)
@@ -98,7 +99,7 @@ class Together:
         for place, image in enumerate(images):
             if place not in found:
                 own = {tap: split[place] for tap, split in parts.items()}
-                found[place] = torch.stack(tuple(_alive(objectives[place]).terms(image, own).values()))
+                found[place] = torch.stack(tuple(objectives[place].terms(image, own).values()))
         return [found[place] for place in range(len(images))]
 
 

@@ -16,6 +16,8 @@ from nst_engine.schedule import Scale, named_taps
 from nst_engine.start import first_image
 from nst_engine.style_cache import StyleCache
 from nst_engine.tiled import TiledObjective, check_memory, in_tiles
+from nst_engine.tiling import Tile
+from nst_engine.window import window
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Material:
         """What is minimised at the scale, of the picture as it is seen through the hole if there is one."""
         content = self.content_at(scale)
         subject = None if self.subject is None else area_resized(self.subject, content.shape[2:])
-        kind = TiledObjective if in_tiles(backbone, (scale.height, scale.width), options, memory_budget) else Objective
+        seen = self.window(backbone, scale, options).size
+        kind = TiledObjective if in_tiles(backbone, seen, options, memory_budget) else Objective
         return kind(
             backbone,
             content,
@@ -89,6 +92,10 @@ class Material:
             cache=cache,
         )
 
+    def window(self, backbone: Backbone, scale: Scale, options: StylizeOptions) -> Tile:
+        """What the network has to see of the picture at the scale."""
+        return window(backbone, (scale.height, scale.width), options, self.masks)
+
     def hole_at(self, scale: Scale) -> Hole | None:
         """The hole at the scale."""
         return None if self.hole is None else self.hole.resized((scale.height, scale.width))
@@ -99,8 +106,8 @@ class Material:
         Raises:
             OptionError: see `tiled.check_memory`.
         """
-        size = scale.height, scale.width
-        check_memory(backbone, size, self.style_sizes(scale, options), options, memory_budget)
+        seen = self.window(backbone, scale, options).size
+        check_memory(backbone, seen, self.style_sizes(scale, options), options, memory_budget)
 
     def content_at(self, scale: Scale) -> Tensor:
         """The content at the scale, (1, 3, h, w)."""

@@ -64,7 +64,8 @@ def working_memory(
     held = material.nbytes + COPIES * parameters.nbytes + optimizer.nbytes + parametrization.nbytes
     pixels = [height * width for height, width in (size, *material.style_sizes(scale, options))]
     per_pixel = backbone.bytes_per_pixel(named_taps(options), options.pooling)
-    evaluating = EVALUATION * min(pixels[0] * per_pixel, memory_budget)
+    seen = material.window(backbone, scale, options).pixels
+    evaluating = EVALUATION * min(seen * per_pixel, memory_budget)
     evaluating += _sorting(backbone, material, pixels[0], options)
     # Styles are measured without a gradient, which takes their maps alone.
     evaluating = max(evaluating, min(max(pixels[1:]) * per_pixel, memory_budget))
@@ -85,7 +86,8 @@ def check_sorting(
         OptionError: it would at this scale.
     """
     pixels = scale.height * scale.width
-    maps = pixels * backbone.bytes_per_pixel(named_taps(options), options.pooling)
+    seen = material.window(backbone, scale, options).pixels
+    maps = seen * backbone.bytes_per_pixel(named_taps(options), options.pooling)
     sorting = _sorting(backbone, material, pixels, options)
     if sorting and EVALUATION * maps + sorting > EVALUATION * memory_budget:
         raise too_large_as_a_whole(backbone, (scale.height, scale.width), memory_budget)

@@ -55,6 +55,13 @@ def weights_in(mask: Tensor | None, image: Tensor, strides: Mapping[str, int]) -
     return {tap: weights.view(1, 1, *sizes[tap]) for tap, weights in found.items() if weights is not None}
 
 
+def weights_seen(weights: Weights, tile: Tile, strides: Mapping[str, int]) -> Weights:
+    """Of these, what lies on the map of `computed`; again with a mean of 1."""
+    places = {tap: (tile.rows.computed_at(strides[tap]), tile.columns.computed_at(strides[tap])) for tap in weights}
+    seen = {tap: whole[(..., *places[tap])] for tap, whole in weights.items()}
+    return {tap: part / part.mean() for tap, part in seen.items()}
+
+
 def counts(tile: Tile, regions: Sequence[Weights], strides: Mapping[str, int]) -> bool:
     """Whether any of the tile's own positions, at the taps of `strides`, counts in any of the regions."""
     return any(

@@ -13,7 +13,7 @@ from nst_engine.backbone import Backbone
 from nst_engine.balance import balance_of, noisy
 from nst_engine.distributed import digest
 from nst_engine.evaluation import Evaluation, evaluated
-from nst_engine.masks import StyleMasks
+from nst_engine.masks import Region, StyleMasks
 from nst_engine.options import StylizeOptions
 from nst_engine.protection import Protection
 from nst_engine.recording import Recordings
@@ -22,6 +22,7 @@ from nst_engine.statistics import make_statistic, statistic_key
 from nst_engine.style_cache import StyleCache
 from nst_engine.style_loss import StyleLoss
 from nst_engine.tiling import Tile
+from nst_engine.window import window
 
 # The detail of a subject is weighed against content at the content under so much noise, 0-255 units.
 DETAIL_NOISE = 100.0
@@ -46,9 +47,10 @@ class Objective:
 
     Attributes:
         revision: another one whenever its losses are others, and never that of another objective.
+        window: what the network sees of an image.
 
     Raises:
-        OptionError: not even the smallest tile fits.
+        OptionError: not even the smallest tile of a style fits.
     """
 
     def __init__(
@@ -65,19 +67,20 @@ class Objective:
         cache: StyleCache | None = None,
     ) -> None:
         self._backbone = backbone
+        self._content = content
         self._pooling = options.pooling
         self._taps = named_taps(options)
         self._content_weights = self._by_tap(options.content_layers)
         masks = masks or [StyleMasks()] * len(styles)
         self._memory_budget = memory_budget
-        self._tiles = self._tiles_of(content)
+        self.window = window(backbone, content.shape[2:], options, masks)
         self.style_loss = StyleLoss(make_statistic(options), self._by_tap(options.style_layers), masks)
         with torch.no_grad():
             self._content_maps = self._content_targets(content)
+            self._region_weights = {region: self._weights_in(region) for region in self.style_loss.regions}
             for style, one in zip(styles, masks, strict=True):
                 self.style_loss.add(self._cached(style, one.source_region, options, cache or StyleCache(0)))
         self._statistic = options.chosen_statistic
-        self._content = content
         self._position_weights: dict[str, Tensor] = {}
         self._protection: Protection | None = None
         if subject is not None:
@@ -161,6 +164,7 @@ class Objective:
         """Bytes held by the targets."""
         held = [self._content, *self._content_maps.values()]
         held += self._position_weights.values()
+        held += [weights for by_tap in self._region_weights.values() for weights in by_tap.values()]
         own = sum(tensor.nbytes for tensor in held) + self.style_loss.nbytes
         return own + (self._protection.nbytes if self._protection else 0)
 
@@ -169,15 +173,19 @@ class Objective:
         (evaluation,) = evaluated([self], [image])
         return evaluation
 
+    def seen(self, image: Tensor) -> Tensor:
+        """The window on an image, (1, 3, H, W)."""
+        return mosaic.computed(image, self.window)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps that count, by tap, of (N, 3, H, W) images."""
+        """The maps that count, by tap, of what is seen of images, (N, 3, h, w)."""
         return self._backbone.features(images, self._taps_in_use, self._pooling)
 
     def terms(self, image: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weighted losses of `image` (1, 3, H, W) with these maps by tap, scalars differentiable in it."""
         terms = {
             "content": self._content_loss(maps, self._position_weights) * self._content_weight,
-            "style": self.style_loss(maps, image) * self._style_weight,
+            "style": self._style_distance(maps, image) * self._style_weight,
             "tv": losses.total_variation(image) * self._tv_weight,
             "box": losses.box_penalty(image) * self._box_weight,
         }
@@ -197,6 +205,12 @@ class Objective:
             content = content + weight * error
         return content
 
+    def _style_distance(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
+        """The unweighted style loss of an image with these maps."""
+        loss = self.style_loss
+        measured = [loss.measure(maps, loss.taps_in_use, self._region_weights[region]) for region in loss.aimed_at]
+        return loss.distance(measured, image)
+
     def _measure_balance(self) -> tuple[float, float]:
         """The weights that bring the gradients to the levels of the network's `Balance`.
 
@@ -204,22 +218,22 @@ class Objective:
         as if nothing were protected.
         """
         balance = balance_of(self._backbone.network)
-        content, style = map(_size, self._gradients(balance.image(self._content)))
+        content, style = map(_strength, self._gradients(balance.image(self._content)))
         style_level = balance.style_levels[self._statistic] * self.style_loss.coverage**0.5
         return _ratio(balance.content_level, content), _ratio(style_level, style)
 
     def _gradients(self, image: Tensor) -> Iterator[Tensor]:
         """Of the unweighted content loss, as if nothing were protected, then of style's, for who asks for it too."""
-        maps = self.features(image)
+        maps = self.features(self.seen(image))
         yield _gradient(self._content_loss(maps, {}), image)
-        yield _gradient(self.style_loss(maps, image), image)
+        yield _gradient(self._style_distance(maps, image), image)
 
     def _measure_detail_share(self, protection: float) -> float:
         """The weight of the detail loss, as a share of that of content: so it follows it, balanced or raw."""
         everywhere = Protection(self._content, torch.ones_like(self._content[:, :1]), protection)
         image = noisy(self._content, DETAIL_NOISE)
-        level = everywhere.detail_level * _size(next(self._gradients(image)))
-        return _ratio(level, _size(_gradient(everywhere.detail_loss(image), image)))
+        level = everywhere.detail_level * _strength(next(self._gradients(image)))
+        return _ratio(level, _strength(_gradient(everywhere.detail_loss(image), image)))
 
     def _by_tap(self, layers: Mapping[str, float]) -> dict[str, float]:
         """The weights in the order of the network."""
@@ -234,8 +248,13 @@ class Objective:
         return self._backbone.tiles(height, width, self._taps, self._pooling, self._memory_budget)
 
     def _content_targets(self, content: Tensor) -> dict[str, Tensor]:
-        maps = self._target_features(content)
+        maps = self._target_features(content) if self._content_weights else {}
         return {tap: maps[tap] for tap in self._content_weights}
+
+    def _weights_in(self, region: Region) -> mosaic.Weights:
+        """How much each position of the maps at the style's taps counts for a region."""
+        strides = self._strides(self.style_loss.taps)
+        return mosaic.weights_seen(mosaic.weights_in(region.mask, self._content, strides), self.window, strides)
 
     def _content_sizes(self) -> Mapping[str, Sequence[int]]:
         """Height and width of the content's maps, by tap."""
@@ -253,11 +272,11 @@ class Objective:
     def _measured(self, style: Tensor, mask: Tensor | None, tiles: Sequence[Tile]) -> dict[str, Any]:
         """The style statistic of a part of a picture, or of all of it, by tap."""
         taps = self.style_loss.taps
+        weights = mosaic.weights_in(mask, style, self._strides(taps))
         if len(tiles) > 1:
-            regions = [mosaic.weights_in(mask, style, self._strides(taps))]
-            (measured,) = self._mean_statistics(self._target_features, style, tiles, taps, regions)
+            (measured,) = self._mean_statistics(self._target_features, style, tiles, taps, [weights])
             return measured
-        return self.style_loss.measure(self._target_features(style), taps, mask)
+        return self.style_loss.measure(self._target_features(style), taps, weights)
 
     def _mean_statistics(
         self,
@@ -279,7 +298,7 @@ def _gradient(term: Tensor, image: Tensor) -> Tensor:
     return torch.autograd.grad(term, image, retain_graph=True)[0] if term.requires_grad else torch.zeros_like(image)
 
 
-def _size(gradient: Tensor) -> float:
+def _strength(gradient: Tensor) -> float:
     return losses.root_mean_square(gradient).item()
 
 

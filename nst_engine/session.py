@@ -116,15 +116,16 @@ class Session:
         """
         if self.finished:
             return None
-        scale, backbone = self._next_scale, self._resources.backbone
-        size = scale.height, scale.width
+        scale, given = self._next_scale, self._resources
         if scale is self._stage.scale:
+            seen = self._stage.objective.window.size
             tiled = isinstance(self._stage.objective, TiledObjective)
         else:
-            tiled = in_tiles(backbone, size, self._options, self._resources.memory_budget)
+            seen = given.material.window(given.backbone, scale, self._options).size
+            tiled = in_tiles(given.backbone, seen, self._options, given.memory_budget)
         if tiled:
             return None
-        return BatchKey(backbone, tuple(taps_in_use(self._options)), self._options.pooling, *size)
+        return BatchKey(given.backbone, tuple(taps_in_use(self._options)), self._options.pooling, *seen)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture after the last iteration, (H, W, 3) RGB, at the working size, in colours as by `options.color`.

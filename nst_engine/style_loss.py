@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nst_engine.masks import Region, StyleMasks, distinct_regions, position_weights
+from nst_engine.masks import Region, StyleMasks, distinct_regions
+from nst_engine.mosaic import Weights
 from nst_engine.statistics import Stackable, Statistic
 
 
@@ -59,9 +60,10 @@ class StyleLoss:
         """Takes other weights of the same taps."""
         self._weights = layer_weights
 
-    def measure(self, maps: Mapping[str, Tensor], taps: Collection[str], mask: Tensor | None = None) -> dict[str, Any]:
-        """The statistic at `taps` of a picture with these maps, over a mask of it or everywhere."""
-        return {tap: self.statistic.measure(maps[tap], position_weights(mask, maps[tap].shape[2:])) for tap in taps}
+    def measure(self, maps: Mapping[str, Tensor], taps: Collection[str], weights: Weights) -> dict[str, Any]:
+        """The statistic at `taps` of a picture with these maps, whose positions count by `weights`."""
+        flat = {tap: weight.flatten() for tap, weight in weights.items()}
+        return {tap: self.statistic.measure(maps[tap], flat.get(tap)) for tap in taps}
 
     def add(self, measured: Mapping[str, Any]) -> None:
         """Takes the next style, as measured over its source region."""
@@ -104,11 +106,6 @@ class StyleLoss:
         if not whole or not self.taps_in_use or not isinstance(self.statistic, Stackable):
             return None
         return type(self.statistic), tuple(self.taps_in_use)
-
-    def __call__(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
-        """The loss of an image with these maps by tap."""
-        taps = self.taps_in_use
-        return self.distance([self.measure(maps, taps, aim.region.mask) for aim in self._aims], image)
 
     def distance(self, measured: Sequence[Mapping[str, Any]], image: Tensor) -> Tensor:
         """The loss of an image of which this has been measured, in each region that is aimed at."""

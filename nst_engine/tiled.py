@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.distributed import Processes
 from nst_engine.evaluation import Evaluation
+from nst_engine.masks import Region
 from nst_engine.mosaic import computed, owned, owned_within, positions, share_of
 from nst_engine.objective import Objective
 from nst_engine.options import OptionError, StylizeOptions
@@ -115,12 +117,15 @@ class TiledObjective(Objective):
     @property
     def nbytes(self) -> int:
         """See `Objective`."""
-        by_tap = *self._own_targets.values(), *self._region_weights.values()
-        return super().nbytes + sum(part.nbytes for maps in by_tap for part in maps.values())
+        return super().nbytes + sum(part.nbytes for maps in self._own_targets.values() for part in maps.values())
 
     @property
     def _processes(self) -> Processes:
         return self._backbone.processes
+
+    @cached_property
+    def _tiles(self) -> Sequence[Tile]:
+        return self._tiles_of(self._content)
 
     @property
     def _own_tiles(self) -> Sequence[Tile]:
@@ -130,9 +135,11 @@ class TiledObjective(Objective):
         """None of the whole: each process keeps those of its own tiles."""
         strides = self._strides(self._content_weights)
         self._own_targets = mosaic.owned_maps(self._target_features, content, self._own_tiles, strides)
-        strides = self._strides(self.style_loss.taps)
-        self._region_weights = {one: mosaic.weights_in(one.mask, content, strides) for one in self.style_loss.regions}
         return {}
+
+    def _weights_in(self, region: Region) -> mosaic.Weights:
+        """Of all positions: it has no window but its tiles."""
+        return mosaic.weights_in(region.mask, self._content, self._strides(self.style_loss.taps))
 
     def _content_sizes(self) -> Mapping[str, Sequence[int]]:
         strides = self._strides(self._content_weights)

@@ -33,7 +33,11 @@ class Span:
     @property
     def computed(self) -> slice:
         """The pixels that the network is given."""
-        return slice(self.first, self.last)
+        return self.computed_at(1)
+
+    def computed_at(self, stride: int) -> slice:
+        """What becomes of them in the map at a tap of that stride, counted in the map of the whole picture."""
+        return slice(self.first // stride, self.last // stride)
 
     def own(self, stride: int) -> slice:
         """What it owns of the map at a tap of that stride, counted in the map of the whole picture."""
@@ -53,9 +57,15 @@ class Tile:
     columns: Span
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what is computed for it."""
+        return self.rows.last - self.rows.first, self.columns.last - self.columns.first
+
+    @property
     def pixels(self) -> int:
         """How many pixels are computed for it."""
-        return (self.rows.last - self.rows.first) * (self.columns.last - self.columns.first)
+        height, width = self.size
+        return height * width
 
 
 def whole(height: int, width: int) -> Tile:
@@ -211,8 +221,7 @@ def tiles(
     per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
     if processes == 1 and height * width * per_pixel <= memory_budget:
         return (whole(height, width),)
-    stride = network.minimum_side(taps)
-    halo = -(-network.reach(taps) // stride) * stride
+    stride, halo = _stride_and_halo(network, taps)
     pixels = int(memory_budget / per_pixel)
     if processes == 1:
         found = grid(height, width, stride, halo, pixels)
@@ -227,6 +236,32 @@ def tiles(
             "size, or use shallower taps",
         )
     return found
+
+
+def window(
+    network: Vgg, taps: Collection[str], height: int, width: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> Tile:
+    """The smallest tile of a picture that owns some of its pixels.
+
+    Args:
+        network: which VGG.
+        taps: those in use, at least one.
+        height, width: of the picture.
+        rows, columns: of the pixels, from the first to before the last, multiples of the strides of taps.
+    """
+    stride, halo = _stride_and_halo(network, taps)
+
+    def span(first: int, last: int, length: int) -> Span:
+        start, stop = first // stride * stride, min(-(-last // stride) * stride, length)
+        return Span(max(0, start - halo), start, stop, min(length, stop + halo))
+
+    return Tile(span(*rows, height), span(*columns, width))
+
+
+def _stride_and_halo(network: Vgg, taps: Collection[str]) -> tuple[int, int]:
+    """Of tiles: where they may be cut, and what is computed around them."""
+    stride = network.minimum_side(taps)
+    return stride, -(-network.reach(taps) // stride) * stride
 
 
 def map_bytes_per_pixel(network: Vgg, taps: Collection[str], pooling: str, itemsize: int) -> float:

@@ -71,6 +71,12 @@ class TorchvisionTrunk:
             )
         return (whole(height, width),)
 
+    def window(
+        self, size: tuple[int, int], taps: Collection[str], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> Tile:
+        """The whole picture, likewise."""
+        return whole(*size)
+
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
         """The smoothed maps at `taps`, in float32."""
         maps: dict[str, Tensor] = {}

@@ -50,6 +50,12 @@ class VggTrunk:
         itemsize = self._dtype.itemsize
         return tiling.tiles(self._network, taps, pooling, itemsize, height, width, memory_budget, processes)
 
+    def window(
+        self, size: tuple[int, int], taps: Collection[str], rows: tuple[int, int], columns: tuple[int, int]
+    ) -> tiling.Tile:
+        """See `tiling.window`."""
+        return tiling.window(self._network, taps, *size, rows, columns)
+
     def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
         """See `tiling.map_bytes_per_pixel`."""
         return tiling.map_bytes_per_pixel(self._network, taps, pooling, self._dtype.itemsize)

@@ -16,7 +16,7 @@ from nst_engine.backbone import Backbone
 from nst_engine.masks import StyleMasks
 from nst_engine.objective import Objective
 from nst_engine.options import steered
-from nst_engine.tiled import TiledObjective
+from nst_engine.tiled import TiledObjective, in_tiles
 
 Backbones = Callable[[torch.dtype], Backbone]
 LAYERS = {"content_layers": {"relu2_1": 1.0, "relu3_1": 0.5}, "style_layers": {"relu1_1": 1.0, "pool2": 2.0}}
@@ -64,10 +64,11 @@ def make(backbone: Backbones, small: Pixels, texture: Pixels) -> Callable[..., O
     """Makes the objective of a kind."""
 
     def make(kind: str, layers: Mapping[str, Any]) -> Objective:
-        given, masks, subject, in_tiles = KINDS[kind]
+        given, masks, subject, tiled = KINDS[kind]
         options = StylizeOptions(**{**layers, **given})
-        budget = bytes_for(options, 44 * 72 if in_tiles else 10**6)
-        chosen = TiledObjective if in_tiles else Objective
+        budget = bytes_for(options, 44 * 72 if tiled else 10**6)
+        assert in_tiles(backbone(torch.float32), small.shape[:2], options, budget) == tiled
+        chosen = TiledObjective if tiled else Objective
         pictures = as_image(small), [as_image(texture)[..., :32, :32]]
         return chosen(backbone(torch.float32), *pictures, options, [1.0], [masks], subject, memory_budget=budget)
 
@@ -81,7 +82,6 @@ def test_a_steered_objective_is_the_one_made_with_these_weights(
     """To the last bit: as a run that resumes makes it."""
     options = StylizeOptions(**{**LAYERS, **KINDS[kind][0]})
     objective, image = make(kind, LAYERS), noisy(small, 30.0)
-    assert (len(objective._tiles) > 1) == KINDS[kind][3]
     before = objective.evaluate(image)
     objective.steer(steered(options, CHANGES["both"]), [1.0])
     found, truth = objective.evaluate(image), make(kind, all_of(CHANGES["both"])).evaluate(image)
