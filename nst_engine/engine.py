@@ -148,8 +148,8 @@ class Engine:
                 to the content's shape. With `options.faces`, faces are protected too.
             hole: a mask, likewise, of what alone may change. What is there counts for nothing: it starts from
                 what is around it, where `options.init` does not say otherwise, and has no content loss.
-                Where the mask is 0 the result is the content at the working size, bit for bit. Not
-                together with a subject or faces.
+                Where the mask is 0 the result is the content at the working size, bit for bit; beside the
+                hole it is resampled from what is outside alone. Not together with a subject or faces.
             memory_budget: of this session, in bytes; None is the engine's.
 
         Raises:

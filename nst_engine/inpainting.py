@@ -12,6 +12,9 @@ from nst_engine.masks import StyleMasks, area_resized
 from nst_engine.options import OptionError
 from nst_engine.patches import fill_from_patches
 
+# By which a resampled share of 1 is off, at most.
+ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class Hole:
@@ -34,28 +37,25 @@ class Hole:
         return self.mask.nbytes + self.content.nbytes
 
     def resized(self, size: tuple[int, int]) -> "Hole":
-        """The hole in the content at another size, (height, width)."""
-        content = pictures.resize(self.content, size)
+        """The hole in the content at another size, (height, width).
+
+        Each pixel of the content counts by what the mask leaves of it. Otherwise those beside the hole would be in
+        part of what was in it, and make a line around it.
+        """
+        if size == self.mask.shape[2:]:
+            return self
+        left = 1 - self.mask
+        # One channel at a time: the content may be far larger than the job.
+        parts = [_resampled(channel * left, size) for channel in torch.split(self.content, 1, 1)]
+        sharp, sums = (torch.cat(channels, 1) for channels in zip(*parts, strict=True))
+        sharp_share, share = _resampled(left, size)
+        untouched = (sharp_share - 1).abs() < ROUNDING
+        content = torch.where(untouched, sharp, sums / share.clamp(min=torch.finfo(share.dtype).tiny))
         return Hole(area_resized(self.mask, size), content)
 
     def shrunk(self, size: tuple[int, int]) -> "Hole":
         """The hole in the content at `size`, (height, width), unless that is no larger."""
         return self.resized(size) if max(self.content.shape[2:]) > max(size) else self
-
-    def surroundings(self, size: tuple[int, int]) -> Tensor:
-        """The content at `size`, (height, width), for what is to fill the hole to start from: (1, 3, height, width).
-
-        Resampling takes the pixels beside a hole in part from what was in it, which is to count for nothing: here
-        they are averages of what is outside alone. In the hole is anything.
-        """
-        if size == self.mask.shape[2:]:
-            return self.content
-        known = self.mask == 0
-        shares = pictures.resize(known.to(self.content.dtype), size)
-        # One channel at a time: the content may be far larger than the job.
-        sums = [pictures.resize(channel * known, size) for channel in torch.split(self.content, 1, 1)]
-        outside = area_resized(self.mask, size) == 0
-        return torch.where(outside, torch.cat(sums, 1) / shares, pictures.MID_GREY)
 
     def confined(self, masks: Sequence[StyleMasks]) -> Iterator[StyleMasks]:
         """The masks of styles, with regions that are within the hole.
@@ -109,6 +109,11 @@ class Hole:
         if not known.any():
             return torch.full_like(self.content, pictures.MID_GREY)
         return _pull_push(self.content, known)
+
+
+def _resampled(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The image as a picture is resized, and in means over areas: less sharp, and never beyond what it is made of."""
+    return pictures.resize(image, size), area_resized(image, size)
 
 
 def _pull_push(image: Tensor, known: Tensor) -> Tensor:

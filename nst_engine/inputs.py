@@ -1,7 +1,7 @@
 """What a caller gives: styles, and from its pictures and masks to the material of a session."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,9 +70,7 @@ def to_material(
     given = Hole(area_resized(pictures.to_mask(hole, "hole", device), whole.shape[2:]), whole)
     kept = given.shrunk(size)
     masks = [one.shrunk(size, None) for one in given.confined(masks)]
-    height, width = kept.mask.shape[2:]
-    opened = replace(kept, content=given.surroundings((height, width))).open(images, masks)
-    return Material(*opened, scales or [1.0], hole=kept).shrunk(size)
+    return Material(*kept.open(images, masks), scales or [1.0], hole=kept).shrunk(size)
 
 
 def _style(style: Style, name: str, options: StylizeOptions, device: torch.device) -> tuple[Tensor, StyleMasks]:

@@ -89,7 +89,7 @@ def test_at_another_size_it_is_the_resampled_content_that_stays(engine: Engine, 
     resampled = F.interpolate(as_image(damaged), size=(128, 128), mode="bicubic", antialias=True)
     wanted = resampled[0].permute(1, 2, 0).round().clamp(0, 255).numpy().astype(np.uint8)
     outside = ndimage.zoom(square(), 128 / SIDE, order=1) == 0
-    outside = ~ndimage.binary_dilation(~outside, iterations=2)
+    outside = ~ndimage.binary_dilation(~outside, np.ones((3, 3)), iterations=2)
     assert np.array_equal(run.image()[outside], wanted[outside])
 
 
@@ -126,8 +126,11 @@ def test_the_hole_takes_on_the_statistics_of_a_style(
     assert ours < 0.25 * smooth
 
 
-def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixels, damaged: Pixels):
-    runs = [engine.start(picture, [], quick(size=SIDE), hole=square()) for picture in (surface, damaged)]
+@pytest.mark.parametrize("size", [SIDE, 80, 128])
+def test_what_was_in_the_hole_is_of_no_consequence(engine: Engine, surface: Pixels, damaged: Pixels, size: int):
+    """At no size, and at no scale on the way."""
+    options = quick(size=size, scales=2)
+    runs = [engine.start(picture, [], options, hole=square()) for picture in (surface, damaged)]
     assert finish(engine, runs[0]) == finish(engine, runs[1])
     assert np.array_equal(runs[0].image(), runs[1].image())
 
@@ -147,6 +150,18 @@ def test_nor_is_it_where_the_picture_is_larger_than_the_job(engine: Engine, surf
     inside = F.interpolate(mask, size=size, mode="area")[0, 0] > 0
     far = torch.from_numpy(~ndimage.binary_dilation(inside.numpy(), iterations=3))
     assert torch.allclose(starts[0][:, :, far], resampled[:, :, far], atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [40, 67, 150])
+@pytest.mark.parametrize("mask", [square(), np.clip(2 * soft() - 0.5, 0, 1)], ids=["hard", "soft"])
+def test_no_line_is_left_around_a_hole(side: int, mask: Mask):
+    """A grey picture stays grey up to the hole, which is white."""
+    given = torch.from_numpy(mask).float()[None, None]
+    picture = torch.where(given == 1, 255.0, 100.0).expand(1, 3, SIDE, SIDE)
+    hole = Hole(given, picture).resized((side, side))
+    assert (hole.mask == 1).any()
+    seen = hole.content[(hole.mask < 1).expand_as(hole.content)]
+    assert (seen - 100).abs().max() < 0.1
 
 
 def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
