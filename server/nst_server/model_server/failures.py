@@ -11,7 +11,9 @@ from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.blobs import BlobNotFound
 from nst_server.pictures import PictureError
 
-CPU_OUT_OF_MEMORY = "can't allocate memory"  # of torch's allocator, in a RuntimeError
+# In RuntimeErrors: of torch's allocator on a CPU; of CUDA itself, where it loads a kernel or makes a graph; of its
+# libraries.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED")
 CUDA_ERROR = "CUDA error"
 
 
@@ -31,7 +33,7 @@ class FailureText:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device or the machine had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and CPU_OUT_OF_MEMORY in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
     )
 
 

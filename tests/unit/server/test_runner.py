@@ -141,7 +141,18 @@ async def test_one_that_fails_does_not_take_the_others_of_its_batch_along(place)
     await steps(good, 30)
 
 
-@pytest.mark.parametrize("error", [OUT_OF_CUDA_MEMORY, MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OUT_OF_CUDA_MEMORY,
+        MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+    ids=str,
+)
 async def test_one_that_cannot_be_made_fails_alone(place, error):
     good, bad = place.admit(Session()), place.admit(error)
     assert is_out_of_memory((await first(bad, is_failure)).error)
