@@ -98,15 +98,17 @@ class Objective:
         how hard a side pulls, and the balance by strength is struck anew: the objective is the one that
         would be made with these, as it is when a run resumes.
         """
+        self.revision = next(_revisions)  # at once: what was recorded may be wrong even if this fails half way
         steered = tuple(shares), options.content_layers, options.style_layers
         if steered != self._steered:
-            self._steered = steered
+            self._steered = ()
             self._taps_in_use = taps_in_use(options)
             self._content_weights = self._by_tap(options.content_layers)
             self.style_loss.reweigh(self._by_tap(options.style_layers))
             self.style_loss.blend(shares)
             self._balance = (1.0, 1.0) if options.strength is None else self._measure_balance()
             self._detail_share = 0.0 if self._protection is None else self._measure_detail_share(options.protection)
+            self._steered = steered
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
         if options.strength is None:
             self._content_weight = 1.0 if options.content_weight is None else options.content_weight
@@ -115,7 +117,6 @@ class Objective:
             content_unit, style_unit = self._balance
             self._content_weight = (1 - options.strength) * content_unit
             self._style_weight = options.strength * style_unit
-        self.revision = next(_revisions)
 
     @property
     def recordings(self) -> Recordings:

@@ -217,8 +217,8 @@ class Session:
             least = self._iteration if self.finished else self._iteration + 1
             self._reschedule(with_total(self._scales, max(options.iterations, least)))
         if (options, shares) != (self._options, self._shares):
-            self._options, self._shares = options, shares
             self._stage.steer(options, shares, final=self._is_last(self._stage.scale))
+            self._options, self._shares = options, shares
 
     def state_dict(self) -> SessionState:
         """A snapshot that later steps do not touch, on the CPU."""

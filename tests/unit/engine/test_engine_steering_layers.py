@@ -184,6 +184,28 @@ def test_what_holds_already_changes_nothing(engine: Engine, photo: Pixels, textu
     assert identical(*(run.state_dict() for run in runs))
 
 
+def test_steering_that_ran_out_of_memory_can_be_asked_for_again(
+    engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
+):
+    """And until then nothing that was recorded of the objective is used, as its targets are others."""
+    smooth, interrupted = (started(engine, photo, texture, strength=0.5) for _ in range(2))
+    objective = interrupted._stage.objective
+    revision = objective.revision
+
+    def scarce(objective: Objective) -> tuple[float, float]:
+        raise torch.OutOfMemoryError("as if")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Objective, "_measure_balance", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            interrupted.update(**STEERING)
+    assert objective.revision != revision
+    for run in (smooth, interrupted):
+        run.update(**STEERING)
+        finish(engine, run)
+    assert identical(smooth.state_dict(), interrupted.state_dict())
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
