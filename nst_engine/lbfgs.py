@@ -1,6 +1,5 @@
 """L-BFGS, and the preconditioner that it starts from."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,8 +16,6 @@ FREQUENCY_EXPONENT = 0.75
 LENGTHENING = 1.5
 # A pair whose curvature s.y is below this share of |s||y| would make the inverse Hessian blow up.
 MINIMUM_CURVATURE = 1e-6
-
-_pool = functools.cache(Pool)
 
 
 class LBFGS:
@@ -37,6 +34,7 @@ class LBFGS:
         history_size: pairs kept.
         learning_rate: the multiple of its own step.
         precondition: symmetric and positive definite, from flat parameters to such; None is the identity.
+        pool: for recordings on a GPU; None records nothing.
     """
 
     def __init__(
@@ -46,9 +44,11 @@ class LBFGS:
         history_size: int,
         learning_rate: float,
         precondition: Callable[[Tensor], Tensor] | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self._learning_rate = learning_rate
         self._precondition = precondition or (lambda flat: flat)
+        self._pool = pool
         self._steps = torch.zeros(history_size, shape.numel(), device=device)
         self._changes = torch.zeros(history_size, shape.numel(), device=device)
         self._products = torch.zeros(history_size, history_size, device=device)  # older steps times newer changes
@@ -61,7 +61,7 @@ class LBFGS:
         history_size, numbers = self._steps.shape
         # Not made on the device: see `FourierPreconditioner`.
         self._slots = torch.arange(history_size).to(self._steps.device)
-        pool = _pool(self._steps.device) if numbers <= 3 * RECORDED_PIXELS else None
+        pool = self._pool if numbers <= 3 * RECORDED_PIXELS else None
         self._proposing, self._learning = Recording(pool), Recording(pool)
 
     @property

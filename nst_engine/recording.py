@@ -26,7 +26,10 @@ _one_at_a_time = threading.Lock()
 
 
 class Pool:
-    """The memory that recordings share on one device. What one leaves there is gone when another is replayed."""
+    """The memory that recordings share on one device. What one leaves there is gone when another is replayed.
+
+    So all of them are of one thread, or one would be replayed before what another has left is fetched.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -67,6 +67,17 @@ def test_the_least_recently_used_makes_room(recordings: Recordings):
     assert len(recordings) == 0
 
 
+def test_engines_share_no_memory_of_recordings(photo: Pixels, texture: Pixels):
+    """Each may be in a thread of its own, and all that it records is replayed there."""
+    pools = []
+    for _ in range(2):
+        session = start(Engine("cpu", threads=1), photo, texture)
+        pools.append(session._resources.backbone.optimizer_pool)
+        optimizer = session._stage._optimizer
+        assert optimizer._proposing._pool is optimizer._learning._pool is pools[-1]
+    assert pools[0] is not pools[1]
+
+
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[Engine]:
     engine = Engine("cuda")
