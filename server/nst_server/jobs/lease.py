@@ -207,7 +207,13 @@ class Lease:
         await self._message.ack()
 
     async def hand_back(self, reason: str, *, alone: bool = False) -> None:
-        """Lets the job go for another model server to continue at once; `alone` if it ran out of memory."""
+        """Lets the job go for another model server to continue at once; `alone` if it ran out of memory.
+
+        One that has ended is closed instead: who was doing that may have been cut short.
+        """
+        if self.last is not None and self.last.final:
+            await self.close()
+            return
         reached = self.reached
 
         def change(record: JobRecord) -> None:

@@ -99,6 +99,17 @@ async def test_handing_back_does_not_count_as_a_loss_and_is_quick(commands, leas
     assert heir.last.event.state.state == job_pb2.JOB_STATE_RUNNING
 
 
+async def test_a_job_that_ended_is_not_handed_back(backbone, commands, leases, tickets, spec):
+    """As when its model server has to leave between the end and the tidying up."""
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.append(succeeded(5))
+    await lease.hand_back("shutting down")
+    assert (await history(commands, job.job_id))[-1].result.iterations == 5
+    assert (await commands.records.get(job.job_id)).HasField("ending")
+    await no_ticket_left(backbone)
+
+
 async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, leases, tickets, monkeypatch):
     queue = JobCommands(backbone, patience=5)._tickets
     await queue.put("nobody", Flow("batch", "tenant"))
