@@ -29,10 +29,13 @@ from nst_server.jobs.sweep import Sweep
 from nst_server.jobs.topology import (
     CHECKPOINTS,
     EVENTS,
+    KEEPER,
     KEEPER_LOCK_SECONDS,
+    NOTES,
     PICTURES,
     PREVIEWS,
     RECORDS,
+    SERVERS,
     TICKETS,
     configure,
 )
@@ -46,7 +49,11 @@ DEADLINE_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 QUEUE_SECONDS = 5.0
 SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
-STREAMS = (TICKETS, EVENTS, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream, f"KV_{RECORDS}")
+BUCKETS = (RECORDS, SERVERS, KEEPER)
+STREAMS = (
+    *(TICKETS, EVENTS, NOTES, PICTURES.stream, PREVIEWS.stream, CHECKPOINTS.stream),
+    *(f"KV_{bucket}" for bucket in BUCKETS),
+)
 
 
 class Lock:

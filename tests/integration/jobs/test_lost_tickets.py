@@ -7,6 +7,7 @@ from lease_support import claimed, history, no_ticket_left, progress
 from nats.js.errors import KeyWrongLastSequenceError
 
 from nst.v1 import job_pb2
+from nst_server.jobs.announcements import announcements
 from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.records import JobNotFound
 
@@ -133,3 +134,15 @@ async def test_a_store_that_has_lost_its_streams_gets_new_ones(bench, backbone, 
         await bench.commands.get(job_id)
     again = await bench.create("request")
     assert (await bench.claim()).job_id == again
+
+
+@pytest.mark.parametrize("stream", ["NST_NOTES", "KV_nst_model_servers", "KV_nst_keeper"])
+async def test_a_stream_that_holds_no_job_is_made_again_too(bench, backbone, store_settings, stream):
+    """Without it no job can be made, none that has a time limit can end, or nobody keeps the store."""
+    await backbone.jetstream.delete_stream(stream)
+    keeper = Keeper(backbone, store_settings)
+    await keeper._watch_store()
+    assert await announcements(backbone, patience=1) == []
+    await bench.create("request", time_limit={"seconds": 60})
+    await keeper.take_lock()
+    assert keeper._holds
