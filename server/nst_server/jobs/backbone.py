@@ -30,6 +30,7 @@ WRONG_LAST_SEQUENCE = 10071
 NO_STORAGE = (10023, 10047)  # for a message; for a stream
 STREAM_FULL = 10077  # a stream at its limit of messages or bytes
 STREAM_GONE = 10059
+STREAM_THERE = 10058  # made meanwhile by a gateway that has other settings
 # Of a stream with replicas: an earlier try of the same write, or another write to the same subject, is not settled yet.
 IN_FLIGHT = (10158, 10164)
 STORAGE_LIMIT = "max_file_store"  # NATS's own setting, for all that it stores
@@ -97,7 +98,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
             if code in (*NO_STORAGE, STREAM_FULL):
                 limit = LIMITS[stream] if code == STREAM_FULL else STORAGE_LIMIT
                 raise StoreFull(limit, str(getattr(error, "description", ""))) from error
-            if not (isinstance(error, TRANSIENT) or code in (STREAM_GONE, *IN_FLIGHT)):
+            if not (isinstance(error, TRANSIENT) or code in (STREAM_GONE, STREAM_THERE, *IN_FLIGHT)):
                 raise
             if deadline is not None and loop.time() > deadline:
                 raise BackboneUnavailable(f"the job store did not answer within {seconds:g} s") from error

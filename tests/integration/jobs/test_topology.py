@@ -43,6 +43,16 @@ async def test_changed_settings_reach_a_store_that_is_there(nats_url, store_sett
         assert not streams[name].max_age, "what a waiting job needs goes by itself"
 
 
+async def test_gateways_with_different_settings_may_set_the_store_up_at_once(nats_url, store_settings):
+    async def started(settings: StoreSettings) -> int:
+        async with connect(nats_url, "gateway", settings) as backbone:
+            return (await backbone.jetstream.stream_info("NST_EVENTS")).config.max_bytes
+
+    limits = (10**7, 2 * 10**7, 3 * 10**7)
+    changed = [dataclasses.replace(store_settings, max_event_bytes=limit, max_record_bytes=limit) for limit in limits]
+    assert {*await asyncio.gather(*map(started, changed))} <= {*limits}
+
+
 async def test_a_store_of_before_tenants_had_queues_is_taken_over(nats_url, store_settings):
     client = await nats.connect(nats_url)
     jetstream = client.jetstream()
