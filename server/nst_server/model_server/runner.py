@@ -103,8 +103,16 @@ class Runner:
         self._orders.put(lambda: self._remove(seat))
 
     def steer(self, seat: Seat, weights: dict[str, Any], control_version: int) -> None:
-        """Applies weights (the arguments of `Session.update`) before the next iteration."""
-        self._orders.put(lambda: seat.steer(weights, control_version))
+        """Applies weights (the arguments of `Session.update`) before the next iteration.
+
+        A seat that is still to be admitted will come with them.
+        """
+
+        def order() -> None:
+            if seat in self._seats:
+                seat.steer(weights, control_version)
+
+        self._orders.put(order)
 
     def snapshot(self, seat: Seat, *, picture: bool = False) -> None:
         """Asks for a state, and its picture: with the next step, or for word at once that there is none to be had."""

@@ -244,6 +244,21 @@ async def test_weights_that_come_before_the_session_is_made_are_applied_to_it(pl
     assert session.given == [{"strength": 0.25}]
 
 
+async def test_weights_that_a_job_comes_with_are_not_followed_by_older_ones(place):
+    """While its pictures are read they may be changed twice, and the thread be told of it between two iterations."""
+    session, other = Session(), place.admit(Session())
+    seat = Seat(Account("interactive", "a"), 1, 0, 0, lambda engine: session)
+    place.runner.steer(seat, {"strength": 0.25}, 1)
+    await steps(other, 20)
+    place.engine.gate.clear()
+    place.runner.steer(seat, {"strength": 0.75}, 2)
+    seat.control_version = 2
+    place.runner.admit(seat)
+    place.engine.gate.set()
+    assert (await steps(seat, 1))[0].control_version == 2
+    assert session.given == []
+
+
 @pytest.mark.parametrize(("pixels", "allowed"), [(1, 0.05), (4_000_000, 0.2)])
 async def test_a_turn_that_does_not_end_is_noticed_the_later_the_larger_its_picture(pixels, allowed):
     engine, going = Engine(), threading.Event()
