@@ -19,6 +19,7 @@ from nats.aio.subscription import Subscription
 from nst.v1 import job_pb2
 from nst.v1 import job_service_pb2 as pb
 from nst_server.jobs.backbone import Backbone, BackboneUnavailable
+from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.events import EventLog, Stored, stored_subject
 from nst_server.jobs.records import JobNotFound
 
@@ -141,7 +142,7 @@ class Feeds:
                 with contextlib.suppress(BackboneUnavailable):
                     await feed.check()
 
-    async def watch(self, job_id: str, after_sequence: int) -> AsyncGenerator[tuple[Entry, bool] | None]:
+    async def watch(self, job: job_pb2.Job, after_sequence: int) -> AsyncGenerator[tuple[Entry, bool] | None]:
         """The job's events after a place, to its last; None where a heartbeat is due.
 
         With each event comes whether it is stale: a preview that a later one has overtaken while
@@ -151,7 +152,7 @@ class Feeds:
             Draining: the gateway is shutting down.
             JobNotFound: there is no such job, or it was deleted while it was watched.
         """
-        async with self._feed(job_id) as feed, aclosing(self._entries(feed, after_sequence)) as entries:
+        async with self._feed(job) as feed, aclosing(self._entries(feed, after_sequence)) as entries:
             live = False
             async for entry in entries:
                 if self._draining:
@@ -163,7 +164,7 @@ class Feeds:
                 elif feed.ended:
                     return
                 elif feed.gone:
-                    raise JobNotFound(job_id)
+                    raise JobNotFound(job.job_id)
                 else:
                     live = True
                     if not await self._moved(feed):
@@ -203,23 +204,25 @@ class Feeds:
         return True
 
     @asynccontextmanager
-    async def _feed(self, job_id: str) -> AsyncIterator[_Feed]:
+    async def _feed(self, job: job_pb2.Job) -> AsyncIterator[_Feed]:
+        # Not by the job's id: a watcher that is slow holds the feed of one that was deleted and made anew.
+        key = incarnation(job)
         async with self._opening:
-            feed = self._feeds.get(job_id)
+            feed = self._feeds.get(key)
             if feed is None:
-                feed = _Feed(job_id, self._events)
-                feed.subscription = await self._nats.subscribe(stored_subject(job_id), cb=feed.heard)
-                self._feeds[job_id] = feed
+                feed = _Feed(job.job_id, self._events)
+                feed.subscription = await self._nats.subscribe(stored_subject(job.job_id), cb=feed.heard)
+                self._feeds[key] = feed
             feed.watchers += 1
         try:
             await feed.catch_up()
             if not feed.tail:
-                raise JobNotFound(job_id)
+                raise JobNotFound(job.job_id)
             yield feed
         finally:
             feed.watchers -= 1
-            if feed.watchers == 0 and self._feeds.get(job_id) is feed:
-                del self._feeds[job_id]
+            if feed.watchers == 0 and self._feeds.get(key) is feed:
+                del self._feeds[key]
                 if feed.subscription is not None:
                     with contextlib.suppress(Exception):
                         await feed.subscription.unsubscribe()

@@ -53,7 +53,7 @@ class Watching:
         Raises:
             Refusal: the gateway is shutting down.
         """
-        async with aclosing(self._feeds.watch(job.job_id, after_sequence)) as events:
+        async with aclosing(self._feeds.watch(job, after_sequence)) as events:
             try:
                 async for item in events:
                     if item is None:

@@ -8,11 +8,13 @@ import pytest
 from nst.v1 import job_pb2
 from nst.v1.job_service_pb2 import WatchJobResponse
 from nst_server.gateway.feeds import Draining, Feeds
+from nst_server.jobs.belongings import incarnation
 from nst_server.jobs.events import EventLog, Stored
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.topology import EVENTS
 
 JOB = "job"
+WATCHED = job_pb2.Job(job_id=JOB)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ async def append(events: EventLog, last: Stored | None, count: int, *, end: bool
 
 async def watched(feeds: Feeds, after: int = 0) -> list[int]:
     """The numbers of the events that a watcher gets, to the last."""
-    return [item[0].event.sequence async for item in feeds.watch(JOB, after) if item is not None]
+    return [item[0].event.sequence async for item in feeds.watch(WATCHED, after) if item is not None]
 
 
 async def test_every_watcher_gets_the_whole_history_wherever_it_comes_in(events, feeds):
@@ -103,7 +105,7 @@ async def test_a_reader_that_leaves_in_the_middle_leaves_nothing_behind(backbone
 
 async def test_all_watchers_are_given_the_same_bytes(events, feeds):
     await append(events, None, 1)
-    async with aclosing(feeds.watch(JOB, 0)) as first, aclosing(feeds.watch(JOB, 0)) as second:
+    async with aclosing(feeds.watch(WATCHED, 0)) as first, aclosing(feeds.watch(WATCHED, 0)) as second:
         (one, _), (other, _) = await anext(first), await anext(second)
     assert one.response is other.response
     assert WatchJobResponse.FromString(one.response).event == one.event
@@ -117,7 +119,7 @@ async def test_a_job_without_a_history_is_not_there(feeds):
 async def test_watchers_of_one_job_share_one_subscription(backbone, events, feeds):
     await append(events, None, 1)
     before = len(backbone.nats._subs)
-    async with aclosing(feeds.watch(JOB, 0)) as first, aclosing(feeds.watch(JOB, 0)) as second:
+    async with aclosing(feeds.watch(WATCHED, 0)) as first, aclosing(feeds.watch(WATCHED, 0)) as second:
         await anext(first)
         await anext(second)
         assert len(backbone.nats._subs) == before + 1
@@ -126,7 +128,7 @@ async def test_watchers_of_one_job_share_one_subscription(backbone, events, feed
 
 async def test_only_a_watcher_that_fell_behind_is_told_that_a_preview_is_stale(events, feeds):
     last = await append(events, None, 3)
-    async with aclosing(feeds.watch(JOB, 0)) as slow:
+    async with aclosing(feeds.watch(WATCHED, 0)) as slow:
         replayed = [(await anext(slow))[1] for _ in range(3)]
         waiting = asyncio.ensure_future(anext(slow))
         await asyncio.sleep(0.05)  # it is up to date now, and waits
@@ -141,7 +143,7 @@ async def test_only_a_watcher_that_fell_behind_is_told_that_a_preview_is_stale(e
 
 
 async def _end_heard(feeds: Feeds) -> None:
-    feed = feeds._feeds[JOB]
+    feed = feeds._feeds[incarnation(WATCHED)]
     while not feed.ended:
         await feed.moved.wait()
 
@@ -149,7 +151,7 @@ async def _end_heard(feeds: Feeds) -> None:
 async def test_silence_is_filled_with_heartbeats(backbone, events):
     await append(events, None, 1)
     feeds = Feeds(backbone, events, heartbeat_seconds=0.05)
-    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+    async with aclosing(feeds.watch(WATCHED, 1)) as watcher:
         assert await anext(watcher) is None
         assert await anext(watcher) is None
 
@@ -159,7 +161,7 @@ async def test_looking_into_the_store_is_no_news(backbone, events, monkeypatch):
     monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
     await append(events, None, 1)
     feeds = Feeds(backbone, events, heartbeat_seconds=0.3)
-    async with checking(feeds), aclosing(feeds.watch(JOB, 1)) as watcher:
+    async with checking(feeds), aclosing(feeds.watch(WATCHED, 1)) as watcher:
         assert await asyncio.wait_for(anext(watcher), 10) is None
 
 
@@ -177,9 +179,9 @@ async def test_a_watcher_that_waits_learns_that_the_history_is_gone(backbone, ev
     monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
     last = await append(events, None, 1)
     feeds = Feeds(backbone, events, heartbeat_seconds=0.5)
-    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+    async with aclosing(feeds.watch(WATCHED, 1)) as watcher:
         assert await anext(watcher) is None
-        await feeds._feeds[JOB].subscription.unsubscribe()
+        await feeds._feeds[incarnation(WATCHED)].subscription.unsubscribe()
         last = await append(events, last, 0, end=True)
         await events.delete(JOB, last)
         async with checking(feeds):
@@ -194,7 +196,7 @@ async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
 
 async def test_a_history_that_is_deleted_ends_its_watches(events, feeds):
     await append(events, None, 600)  # more than a batch before what the feed keeps
-    async with aclosing(feeds.watch(JOB, 0)) as watcher:
+    async with aclosing(feeds.watch(WATCHED, 0)) as watcher:
         await anext(watcher)
         await events.delete(JOB, await events.last(JOB))
         with pytest.raises(JobNotFound):
@@ -204,9 +206,21 @@ async def test_a_history_that_is_deleted_ends_its_watches(events, feeds):
 
 async def test_draining_sends_waiting_watchers_away(events, feeds):
     await append(events, None, 1)
-    async with aclosing(feeds.watch(JOB, 1)) as watcher:
+    async with aclosing(feeds.watch(WATCHED, 1)) as watcher:
         waiting = asyncio.ensure_future(anext(watcher))
         await asyncio.sleep(0.05)
         feeds.drain()
         with pytest.raises(Draining):
             await waiting
+
+
+async def test_a_slow_watcher_does_not_hold_on_to_the_history_of_a_job_that_is_made_anew(commands, feeds, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    async with aclosing(feeds.watch(job, 0)) as slow:
+        await anext(slow)
+        await commands.cancel(job.job_id)
+        await commands.delete(job.job_id)
+        again = await commands.create("request", "tenant", spec, "")
+        async with aclosing(feeds.watch(again, 0)) as fresh:
+            entry, _ = await asyncio.wait_for(anext(fresh), 10)
+            assert entry.event == (await commands.events.last(job.job_id)).event
