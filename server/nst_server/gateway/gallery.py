@@ -49,8 +49,10 @@ class Gallery:
         if stale:
             metrics.PREVIEWS_DROPPED.inc()
             return entry.response
+        # Not by its place in the stream: one that NATS has lost is made again, and counts from 1.
+        key = (incarnation(job), entry.event.sequence)
         try:
-            return await self._responses.get(entry.stream_sequence, partial(self._pictured, entry, job, kind))
+            return await self._responses.get(key, partial(self._pictured, entry, job, kind))
         except BlobNotFound:
             return entry.response
 
