@@ -92,7 +92,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
     deadline = None if seconds is None else loop.time() + seconds
     while True:
         try:
-            return await operation()
+            return await _cancellable(operation)
         except (APIError, *TRANSIENT) as error:
             code = getattr(error, "err_code", None)  # some of the library's own have none
             if code in (*NO_STORAGE, STREAM_FULL):
@@ -104,6 +104,20 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
                 raise BackboneUnavailable(f"the job store did not answer within {seconds:g} s") from error
             log.debug("job store away, trying again", extra={"error": repr(error)})
         await asyncio.sleep(RETRY_PAUSE_SECONDS)
+
+
+async def _cancellable(operation: Callable[[], Awaitable[T]]) -> T:
+    """The operation's outcome, unless the task has been cancelled.
+
+    Where the library waits, a cancellation is swallowed that comes together with the answer (by `asyncio.wait_for`,
+    until Python 3.12), or while much is still to be sent.
+    """
+    try:
+        return await operation()
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 @asynccontextmanager
