@@ -55,7 +55,11 @@ class GatewaySettings(Settings):
     max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.")
     max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
-    max_upload_bytes: int = setting(512 * MIB, "Memory for all uploads in flight; one upload may have half of it.")
+    max_upload_bytes: int = setting(
+        512 * MIB,
+        "Memory for all uploads in flight, of which one may have half, and as much for requests that bring their "
+        "pictures along.",
+    )
     max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)

@@ -26,6 +26,7 @@ from nst_server.gateway.result_memory import ResultMemory
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.style_transfer_service import StyleTransferService
 from nst_server.gateway.stylize_stream import StylizeStreams
+from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.backbone import Backbone, connect
@@ -64,15 +65,17 @@ class Gateway:
         self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
         commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
-        rates = RequestRates(settings)
+        rates, memory = RequestRates(settings), RequestMemory(settings)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(rates, OpenCalls(settings))],
+            interceptors=[CallInterceptor(rates, OpenCalls(settings), memory)],
             options=_channel_options(settings),
             maximum_concurrent_rpcs=settings.max_open_watches + settings.max_streams,
         )
-        self._add_services(commands, store, rates)
+        self._add_services(commands, store, rates, memory)
 
-    def _add_services(self, commands: JobCommands, store: StoreSettings, rates: RequestRates) -> None:
+    def _add_services(
+        self, commands: JobCommands, store: StoreSettings, rates: RequestRates, memory: RequestMemory
+    ) -> None:
         settings = self._settings
         limits = pictures.PictureLimits(settings.max_image_bytes, settings.max_image_pixels)
         stored = partial(PictureStore, self._backbone, patience=PATIENCE_SECONDS)
@@ -83,7 +86,7 @@ class Gateway:
         gallery = Gallery(stored, previews, settings)
         watching = Watching(self.feeds, gallery, settings)
         info = ServerInfo(self._backbone, settings, store)
-        streams = StylizeStreams(commands, specs, uploads, quota, watching, info, rates)
+        streams = StylizeStreams(commands, specs, uploads, quota, watching, info, rates, memory)
         making = StyleTransferService(commands, specs, uploads, quota, gallery, streams, info, ResultMemory(settings))
         style_transfer_service_pb2_grpc.add_StyleTransferServiceServicer_to_server(making, self._server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(JobService(commands, specs, watching), self._server)

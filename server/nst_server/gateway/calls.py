@@ -15,11 +15,13 @@ from google.rpc import code_pb2
 from nst_server import metrics, tracing
 from nst_server.gateway.errors import Refusal, abort, as_refusal, invalid
 from nst_server.gateway.quotas import OpenCalls, RequestRates
+from nst_server.gateway.upload_memory import RequestMemory
 
 log = logging.getLogger(__name__)
 
 Handler = Any
 Context = grpc.aio.ServicerContext[Any, Any]
+Limits = tuple[RequestRates, OpenCalls, RequestMemory]
 OURS = "/nst.v1."
 TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DEFAULT_TENANT = "anonymous"
@@ -28,9 +30,8 @@ DEFAULT_TENANT = "anonymous"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of our own services; health and reflection are left alone."""
 
-    def __init__(self, rates: RequestRates, open_calls: OpenCalls) -> None:
-        self._rates = rates
-        self._open_calls = open_calls
+    def __init__(self, rates: RequestRates, open_calls: OpenCalls, memory: RequestMemory) -> None:
+        self._limits = rates, open_calls, memory
 
     async def intercept_service(
         self,
@@ -41,10 +42,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith(OURS):
             return handler
         service, method = handler_call_details.method.removeprefix("/").split("/")
-        return _wrapped(handler, service, method, self._rates, self._open_calls)
+        return _wrapped(handler, service, method, self._limits)
 
 
-def _wrapped(handler: Any, service: str, method: str, rates: RequestRates, open_calls: OpenCalls) -> Handler:
+def _wrapped(handler: Any, service: str, method: str, limits: Limits) -> Handler:
     parse = _parser(handler.request_deserializer)
     # gRPC answers UNKNOWN when a deserializer raises before the handler runs: single requests come as bytes.
     coders: dict[str, Callable[[Any], Any] | None] = {
@@ -53,7 +54,7 @@ def _wrapped(handler: Any, service: str, method: str, rates: RequestRates, open_
     }
     kind = ("client_" if handler.request_streaming else "") + ("server_" if handler.response_streaming else "")
     kind = {"": "unary", "client_": "client_stream", "server_": "server_stream"}.get(kind, "bidi_stream")
-    call = _Call(kind, service, method, rates, open_calls)
+    call = _Call(kind, service, method, limits)
     if kind == "unary":
         return grpc.unary_unary_rpc_method_handler(call.single(_parsing(parse, handler.unary_unary)), **coders)
     if kind == "client_stream":
@@ -88,34 +89,34 @@ def _parsing(parse: Callable[[bytes], message.Message], behaviour: Any) -> Any:
 
 
 class _Call:
-    def __init__(self, kind: str, service: str, method: str, rates: RequestRates, open_calls: OpenCalls) -> None:
+    def __init__(self, kind: str, service: str, method: str, limits: Limits) -> None:
         self._labels = (kind, service, method)
-        self._rates = rates
-        self._open_calls = open_calls
+        self._rates, self._open_calls, self._memory = limits
 
     def single(self, behaviour: Any) -> Any:
         async def handle(request: Any, context: Context) -> Any:
-            async with self._around(context):
+            async with self._around(request, context):
                 return await behaviour(request, context)
 
         return handle
 
     def stream(self, behaviour: Any) -> Any:
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._around(context), aclosing(behaviour(request, context)) as responses:
+            async with self._around(request, context), aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
 
         return handle
 
     @asynccontextmanager
-    async def _around(self, context: Context) -> AsyncIterator[None]:
+    async def _around(self, request: Any, context: Context) -> AsyncIterator[None]:
         started = self._started()
         _, service, method = self._labels
         with tracing.span(f"{service}/{method}", incoming(context, "traceparent")):
             try:
                 self._rates.count(tenant(context))
-                with self._open_calls.place(tenant(context)):
+                size = len(request) if isinstance(request, bytes) else 0
+                with self._open_calls.place(tenant(context)), self._memory.part(size):
                     yield
             except BaseException as error:
                 await self._ended_badly(error, context, started)

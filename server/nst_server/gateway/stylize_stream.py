@@ -14,6 +14,7 @@ from nst_server.gateway.fields import check_request_id
 from nst_server.gateway.info import ServerInfo
 from nst_server.gateway.quotas import PictureQuota, RequestRates
 from nst_server.gateway.specs import SpecReader, images_of, reduce_to_references
+from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
@@ -36,6 +37,7 @@ class StylizeStreams:
         watching: Watching,
         info: ServerInfo,
         rates: RequestRates,
+        memory: RequestMemory,
     ) -> None:
         self._commands = commands
         self._specs = specs
@@ -44,6 +46,7 @@ class StylizeStreams:
         self._watching = watching
         self._info = info
         self._rates = rates
+        self._memory = memory
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def run(self, requests: Requests, tenant: str, traceparent: str) -> AsyncGenerator[bytes]:
@@ -68,7 +71,12 @@ class StylizeStreams:
         first = await self._uploads.first(requests)
         if first is None or first.WhichOneof("message") != "start":
             raise invalid("start", "the first message of a Stylize stream must be start")
-        start = first.start
+        with self._memory.part(first.ByteSize()):
+            return await self._complete(first.start, requests, tenant)
+
+    async def _complete(
+        self, start: pb.StylizeStart, requests: Requests, tenant: str
+    ) -> tuple[pb.StylizeStart, job_pb2.JobSpec]:
         request_id = start.request_id or str(uuid4())
         check_request_id(request_id)
         # Before the client sends the bytes of its pictures for nothing.

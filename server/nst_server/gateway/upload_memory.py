@@ -1,4 +1,4 @@
-"""The memory that uploads hold while they arrive."""
+"""The memory that uploads hold while they arrive, and requests that bring their pictures along."""
 
 import asyncio
 from collections.abc import Iterator
@@ -72,6 +72,30 @@ class UploadMemory:
             self._finishing = None
         self._freed.set()
         self._freed = asyncio.Event()
+
+
+class RequestMemory:
+    """What requests that are being answered hold together: they are here at once, so what does not fit is refused."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._limit = settings.max_upload_bytes
+        self._held = 0
+
+    @contextmanager
+    def part(self, size: int) -> Iterator[None]:
+        """Holds a request of `size` bytes.
+
+        Raises:
+            Refusal: others hold so much that it does not fit. One that is alone always fits.
+        """
+        if self._held and self._held + size > self._limit:
+            text = "too many requests bring their pictures along: try again later, or upload them before"
+            raise exhausted("max_upload_bytes", self._limit, text, RETRY_SECONDS)
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
 
 class Part:

@@ -7,7 +7,7 @@ import pytest
 
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal
-from nst_server.gateway.upload_memory import Part, UploadMemory
+from nst_server.gateway.upload_memory import Part, RequestMemory, UploadMemory
 
 LIMIT = 1000
 
@@ -98,3 +98,13 @@ async def test_any_uploads_come_to_an_end_within_the_limit(seed):
     await asyncio.gather(*uploads)
     assert 500 < most <= LIMIT
     assert held == 0
+
+
+async def test_requests_that_do_not_fit_beside_others_are_refused():
+    requests = RequestMemory(GatewaySettings(max_upload_bytes=LIMIT))
+    with requests.part(LIMIT + 1):
+        with pytest.raises(Refusal, match="max_upload_bytes = 1000") as refused, requests.part(1):
+            pass
+        assert refused.value.retry_seconds
+    with requests.part(600), requests.part(400):
+        pass
