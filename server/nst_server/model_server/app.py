@@ -221,7 +221,7 @@ class ModelServerProcess:
     async def _announce(self) -> None:
         while True:
             server = ModelServer(name=self.name, device=self._engine.device_name, running_jobs=len(self._running))
-            announcement = Announcement(server=server, models=self._engine.available_models())
+            announcement = Announcement(server=server, models=self._networks.announced)
             with suppress(*TRANSIENT):
                 await self._backbone.servers.put(self.name, announcement.SerializeToString())
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))

@@ -56,6 +56,12 @@ class Networks:
         now = asyncio.get_running_loop().time()
         return {model for model, end in self._left.items() if end > now}
 
+    @property
+    def announced(self) -> list[str]:
+        """The models whose jobs others may leave to this server: those whose weights are here, and could be read."""
+        left = self.left
+        return [model for model in self._engine.available_models() if model not in left]
+
     def _forget(self, key: tuple[str, ...], done: asyncio.Future[None]) -> None:
         del self._reading[key]
         if not done.cancelled():
