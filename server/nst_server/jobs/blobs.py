@@ -228,9 +228,8 @@ class PictureStore:
     async def size(self) -> int:
         """Bytes of all that the tenant has stored, each picture rounded up to whole chunks."""
         prefix = f"{PICTURES.prefix}.{tenant_token(self._tenant)}."
-        stream_info = partial(self._backbone.jetstream.stream_info, PICTURES.stream, subjects_filter=f"{prefix}>")
-        info = await persistently(stream_info, seconds=self._patience)
-        return CHUNK_BYTES * sum(not subject.endswith(".head") for subject in info.state.subjects or ())
+        subjects = await stored_subjects(self._backbone, PICTURES.stream, f"{prefix}>", seconds=self._patience)
+        return CHUNK_BYTES * sum(not subject.endswith(".head") for subject in subjects)
 
     def _name(self, digest: str) -> str:
         return picture_name(self._tenant, digest)

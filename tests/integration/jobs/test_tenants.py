@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from nst_server.config import GatewaySettings
+from nst_server.config import GatewaySettings, StoreSettings
 from nst_server.gateway import quotas
 from nst_server.gateway.errors import Refusal
 from nst_server.gateway.quotas import PictureQuota, RequestRates
@@ -33,6 +33,18 @@ async def test_a_tenants_bytes_are_counted_in_whole_chunks(backbone):
     await pictures(backbone, "a").put(b"x")
     await pictures(backbone, "a.b").put(b"z")
     assert await pictures(backbone, "a").size() == 3 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize("storage_settings", [{"sync_interval": "2m"}])
+@pytest.mark.parametrize("store_settings", [StoreSettings()])
+async def test_a_tenants_bytes_are_counted_however_many_pictures_it_has(backbone):
+    """NATS names 100,000 subjects at once, and no more."""
+    for number in range(100_001):
+        await backbone.nats.publish(f"nst.picture.a.{number}.0", b"")
+        if number % 1000 == 0:
+            await backbone.nats.flush()
+    assert await backbone.jetstream.publish("nst.picture.a.last.0", b"")
+    assert await pictures(backbone, "a").size() == 100_002 * CHUNK_BYTES
 
 
 @pytest.fixture
