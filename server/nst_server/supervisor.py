@@ -32,7 +32,8 @@ PR_SET_PDEATHSIG = 1
 FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 10.0
 STEADY_SECONDS = 30.0
-STOP_SECONDS = {"gateway": 20.0, "model-server": 60.0, "nats-server": 10.0}
+STOP_SECONDS = 10.0  # and as long as a child's own settings give it
+LAST_ITERATION_SECONDS = 20.0  # of a model server, once its jobs are handed back
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 LIBC = ctypes.CDLL(None)  # looked up here: after a fork only what is loaded may be used
 MAX_NATS_PAYLOAD = 8 * 2**20
@@ -57,8 +58,12 @@ class Plan:
 class Child:
     """One process that is to run until it is told to stop."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], stop_seconds: float = STOP_SECONDS
+    ) -> None:
+        """`stop_seconds` is how long it may take to end after SIGTERM."""
         self.name = name
+        self.stop_seconds = stop_seconds
         self._command = command
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
@@ -93,7 +98,7 @@ class Child:
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_SECONDS[self.name])
+            await asyncio.wait_for(self._process.wait(), self.stop_seconds)
         except TimeoutError:
             log.error("child does not stop, killing it", extra={"child": self.name})
             self._process.kill()
@@ -164,10 +169,12 @@ def make_children(plan: Plan, addresses: Addresses) -> list[Child]:
     python = [sys.executable, "-m", "nst_server", "--log-level", plan.log_level]
     model_server = [*python, "model-server", "--nats", nats_url, "--metrics-listen", addresses.model_metrics]
     gateway = [*python, "gateway", "--nats", nats_url, "--listen", addresses.gateway]
+    draining = STOP_SECONDS + float(plan.environment["NST_DRAIN_SECONDS"])
+    handing_back = STOP_SECONDS + LAST_ITERATION_SECONDS + float(plan.environment["NST_HAND_BACK_SECONDS"])
     return [
         Child("nats-server", [find_nats_server(), "-c", str(write_nats_config(plan.data_dir, addresses.nats))], {}),
-        Child("model-server", model_server, plan.environment),
-        Child("gateway", [*gateway, "--metrics-listen", addresses.metrics], plan.environment),
+        Child("model-server", model_server, plan.environment, handing_back),
+        Child("gateway", [*gateway, "--metrics-listen", addresses.metrics], plan.environment, draining),
     ]
 
 

@@ -1,11 +1,13 @@
-"""What `nst-server` refuses before it starts anything."""
+"""What `nst-server` refuses before it starts anything, and what it gives its children."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from nst_server import supervisor
 from nst_server.config import GatewaySettings, StoreSettings
 from nst_server.main import main
 
@@ -47,3 +49,21 @@ def test_what_a_child_would_refuse_is_a_usage_error(monkeypatch: pytest.MonkeyPa
     ended = CliRunner().invoke(main, ["serve"])
     assert ended.exit_code == 2
     assert "a setting is wrong" in ended.output
+
+
+def test_children_are_given_as_long_to_end_as_their_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[supervisor.Plan] = []
+
+    async def supervise(plan: supervisor.Plan) -> None:
+        plans.append(plan)
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    settings = ["--drain-seconds", "100", "--hand-back-seconds", "200"]
+    ended = CliRunner().invoke(main, ["serve", "--data-dir", str(tmp_path), *settings])
+    assert ended.exit_code == 0, ended.output
+    addresses = supervisor.Addresses("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4")
+    given = {child.name: child.stop_seconds for child in supervisor.make_children(plans[0], addresses)}
+    assert given["gateway"] > 100
+    assert given["model-server"] > 200
