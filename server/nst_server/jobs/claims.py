@@ -7,7 +7,7 @@ from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.deadlines import LastPictures, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.records import JobNotFound, Records
@@ -52,6 +52,7 @@ class Leases:
         Raises:
             MustRunAlone: the job is suspected, and there are others. Nothing has changed.
             LeftToOthers: the job has one of these models. Nothing has changed.
+            StoreFull: there is no room for the job's history. It comes again in a while.
         """
         job_id = Ticket.FromString(message.data).job_id
         try:
@@ -71,6 +72,9 @@ class Leases:
             # The ticket is the later attempt's now, so it is not ours to acknowledge.
             await lease.take_back_loss()
             return None
+        except StoreFull:
+            await lease.step_back()  # it would count as lost by this server, and by the next
+            raise
 
     def _take(self, record: JobRecord, message: Msg, alone: bool, without: Set[str]) -> None:
         """Makes this server the holder, which fences every earlier attempt, even of a job that is not to run."""

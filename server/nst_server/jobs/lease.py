@@ -24,6 +24,8 @@ from nst_server.jobs.suspicion import clear, is_suspected
 
 log = logging.getLogger(__name__)
 
+NO_ROOM_SECONDS = 5.0
+
 
 class Superseded(Exception):
     """A later attempt has taken the job, or it has ended."""
@@ -253,6 +255,16 @@ class Lease:
         """Leaves the job to another model server, as a loss."""
         self._leaving = True
         await self._message.nak()
+
+    async def step_back(self) -> None:
+        """Lets the job go without a word, for which its history has no room, until there may be some again."""
+        self._leaving = True
+
+        def change(record: JobRecord) -> None:
+            record.lease.held = False
+
+        await self._update(change)
+        await self._message.nak(NO_ROOM_SECONDS)
 
     async def take_back_loss(self) -> None:
         """Once superseded: that its model server still lives shows that the job has not ended it."""

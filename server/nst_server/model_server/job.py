@@ -287,21 +287,28 @@ class RunningJob:
         return result
 
     async def _failed(self, error: Exception) -> None:
-        failure = describe_failure(error)
         log.error("job failed", extra=self.about(), exc_info=error)
         await self._checkpoint_ended()
         with contextlib.suppress(Superseded):
-            if is_device_failure(error):
-                await self.lease.abandon()
-            elif isinstance(error, DeviceLost):
-                await self.lease.hand_back("the model server has lost its device")
-            elif isinstance(error, WeightsError) and await self._networks.leave_to_others(self._model):
-                await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
-            elif is_out_of_memory(error) and not self.lease.record.lease.alone:
-                await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
-            else:
-                told = job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message)
-                await self.lease.fail(told)
+            try:
+                await self._leave_after(error)
+            except StoreFull:
+                await self.lease.step_back()
+
+    async def _leave_after(self, error: Exception) -> None:
+        """Fails the job, or leaves it to another attempt that may do better."""
+        if is_device_failure(error):
+            await self.lease.abandon()
+        elif isinstance(error, DeviceLost):
+            await self.lease.hand_back("the model server has lost its device")
+        elif isinstance(error, WeightsError) and await self._networks.leave_to_others(self._model):
+            await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
+        elif is_out_of_memory(error) and not self.lease.record.lease.alone:
+            await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
+        else:
+            failure = describe_failure(error)
+            told = job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message)
+            await self.lease.fail(told)
 
     @property
     def _model(self) -> str:
