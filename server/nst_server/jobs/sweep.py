@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Set
 
@@ -165,13 +166,11 @@ class Sweep:
         return self._drop(record.job_id)
 
     async def _make_room(self, removable: deque[JobRecord], pictures: set[str]) -> None:
-        settings = self._settings
-        for stream, limit in ((EVENTS, settings.max_event_bytes), (f"KV_{RECORDS}", settings.max_record_bytes)):
-            if await self._bytes(stream) > HIGH_WATER * limit:
-                while removable and await self._bytes(stream) > LOW_WATER * limit:
+        for stream in (EVENTS, f"KV_{RECORDS}"):
+            if await self._is_above(HIGH_WATER, stream):
+                while removable and await self._is_above(LOW_WATER, stream):
                     await self._remove(removable.popleft())
-        limit = settings.max_picture_bytes
-        staying = await self._bytes(PICTURES.stream)
+        staying, limit = await self._bytes(PICTURES.stream)
         if staying > HIGH_WATER * limit:
             staying -= await self._bytes_going(pictures)
             # An upload that no job uses can be sent again, and a result would have to be computed again: the
@@ -190,9 +189,15 @@ class Sweep:
         heads = [(await self._pictures.head(name), name) for name in names]
         return sorted(((head, name) for head, name in heads if head is not None), key=lambda upload: upload[0].time)
 
-    async def _bytes(self, stream: str) -> int:
+    async def _is_above(self, share: float, stream: str) -> bool:
+        stored, limit = await self._bytes(stream)
+        return stored > share * limit
+
+    async def _bytes(self, stream: str) -> tuple[int, float]:
+        """How many are stored, and may be: as the stream has it, for a gateway started later may want it otherwise."""
         info = await persistently(lambda: self._backbone.jetstream.stream_info(stream), seconds=self._patience)
-        return int(info.state.bytes)
+        limit = info.config.max_bytes or -1
+        return int(info.state.bytes), limit if limit > 0 else math.inf
 
     async def _bytes_going(self, pictures: set[str]) -> int:
         """The size of the pictures that no job has any more, but that are kept a little longer."""

@@ -14,7 +14,7 @@ from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS
 from nst_server.jobs.blobs import UNKEPT_SECONDS
-from nst_server.jobs.topology import picture_name
+from nst_server.jobs.topology import EVENTS, configure, picture_name
 from nst_server.model_server import job_pictures
 from nst_server.model_server.seats import Step
 
@@ -79,6 +79,17 @@ async def test_records_make_room_before_new_jobs_are_refused(bench):
                 await bench.pictures._released.drop(picture)
     with pytest.raises(StoreFull, match="max_record_bytes"):
         [await bench.create(f"one of too many {number}") for number in range(50)]
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50)])
+async def test_room_is_made_by_the_limits_that_the_store_has_now(bench, backbone, store_settings):
+    """A gateway with other settings may have started since the one that keeps the store."""
+    for number in range(15):
+        await bench.commands.cancel(await bench.create(str(number)))
+    await configure(backbone.jetstream, replace(store_settings, max_event_bytes=6000))
+    assert (await bench.stored())[EVENTS][1] > 0.7 * 6000
+    await bench.sweep()
+    assert (await bench.stored())[EVENTS][1] < 0.5 * 6000
 
 
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_picture_bytes=1_000_000)])
