@@ -58,7 +58,7 @@ class GatewaySettings(Settings):
     max_upload_bytes: int = setting(
         512 * MIB,
         "Memory for all uploads in flight, of which one may have half, and as much for requests that bring their "
-        "pictures along.",
+        "pictures along, and chunks that wait.",
     )
     max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")

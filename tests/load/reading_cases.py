@@ -23,6 +23,7 @@ from nst_server.gateway.fields import check_digest, check_form, check_request_id
 from nst_server.gateway.job_service import _decoded
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.gateway.specs import SpecReader
+from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Uploads
 from nst_server.options import options_from_proto, options_to_proto
 from nst_server.pictures import PictureError, PictureLimits
@@ -201,7 +202,7 @@ async def _upload(messages: list[making_pb2.UploadImageRequest]) -> None:
     async def admitted(size: int) -> None:
         return
 
-    digest, _, _ = await Uploads(SETTINGS, LIMITS).read(requests(), admitted, stored)
+    digest, _, _ = await Uploads(SETTINGS, LIMITS, RequestMemory(SETTINGS)).read(requests(), admitted, stored)
     assert digest in store.kept
 
 

@@ -81,7 +81,7 @@ class Gateway:
         stored = partial(PictureStore, self._backbone, patience=PATIENCE_SECONDS)
         quota = PictureQuota(stored, settings)
         specs = SpecReader(stored, quota, settings, limits)
-        uploads = Uploads(settings, limits)
+        uploads = Uploads(settings, limits, memory)
         previews = PreviewStore(self._backbone, patience=PATIENCE_SECONDS)
         gallery = Gallery(stored, previews, settings)
         watching = Watching(self.feeds, gallery, settings)

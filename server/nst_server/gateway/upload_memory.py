@@ -8,6 +8,7 @@ from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import exhausted
 
 RETRY_SECONDS = 2
+SMALL_BYTES = 64 * 1024  # what is no larger always fits: calls without pictures are not to suffer
 
 
 class UploadMemory:
@@ -75,7 +76,7 @@ class UploadMemory:
 
 
 class RequestMemory:
-    """What requests that are being answered hold together: they are here at once, so what does not fit is refused."""
+    """What messages with pictures in them hold together: they are here at once, so what does not fit is refused."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._limit = settings.max_upload_bytes
@@ -83,13 +84,13 @@ class RequestMemory:
 
     @contextmanager
     def part(self, size: int) -> Iterator[None]:
-        """Holds a request of `size` bytes.
+        """Holds a message of `size` bytes.
 
         Raises:
             Refusal: others hold so much that it does not fit. One that is alone always fits.
         """
-        if self._held and self._held + size > self._limit:
-            text = "too many requests bring their pictures along: try again later, or upload them before"
+        if size > SMALL_BYTES and self._held and self._held + size > self._limit:
+            text = "too many pictures come at once: try again later"
             raise exhausted("max_upload_bytes", self._limit, text, RETRY_SECONDS)
         self._held += size
         try:

@@ -1,4 +1,4 @@
-"""Requests that bring their pictures along share a bounded memory, and those that do not fit are refused at once."""
+"""Messages with pictures in them share a bounded memory, and those that do not fit are refused at once."""
 
 import threading
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ PICTURE = image_pb2.Image(
     tensor={
         "dtype": image_pb2.DATA_TYPE_UINT8,
         "layout": image_pb2.LAYOUT_HWC,
-        "shape": [100, 100, 3],
-        "data": bytes(30_000),
+        "shape": [200, 200, 3],
+        "data": bytes(120_000),
     }
 )
 TO_COME = image_pb2.Image(attached={"name": "style", "header": {"size": 10}})
@@ -26,7 +26,7 @@ NO_PICTURE = image_pb2.Image(encoded={"data": b"none"})
 @pytest.fixture
 def crowded(server, tmp_path) -> Iterator[Calls]:
     """A gateway with little memory."""
-    little = {"NST_MAX_UPLOAD_BYTES": "80000"}
+    little = {"NST_MAX_UPLOAD_BYTES": "300000"}
     with running_gateway(tmp_path, server.status["nats"], **little) as gateway, calls(gateway.address) as call:
         yield call
 

@@ -7,7 +7,7 @@ import pytest
 
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal
-from nst_server.gateway.upload_memory import Part, RequestMemory, UploadMemory
+from nst_server.gateway.upload_memory import SMALL_BYTES, Part, RequestMemory, UploadMemory
 
 LIMIT = 1000
 
@@ -101,10 +101,11 @@ async def test_any_uploads_come_to_an_end_within_the_limit(seed):
 
 
 async def test_requests_that_do_not_fit_beside_others_are_refused():
-    requests = RequestMemory(GatewaySettings(max_upload_bytes=LIMIT))
-    with requests.part(LIMIT + 1):
-        with pytest.raises(Refusal, match="max_upload_bytes = 1000") as refused, requests.part(1):
+    limit, large = 10 * SMALL_BYTES, SMALL_BYTES + 1
+    requests = RequestMemory(GatewaySettings(max_upload_bytes=limit))
+    with requests.part(2 * limit), requests.part(SMALL_BYTES):
+        with pytest.raises(Refusal, match=f"max_upload_bytes = {limit}") as refused, requests.part(large):
             pass
         assert refused.value.retry_seconds
-    with requests.part(600), requests.part(400):
+    with requests.part(limit - large), requests.part(large):
         pass
