@@ -24,9 +24,15 @@ def nst() -> None:
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 the job or the server failed, 2 wrong usage, 130 interrupted."""
-    # From here on SIGTERM is Ctrl-C: what cleans up after one cleans up after the other.
-    signal.signal(signal.SIGTERM, _interrupt)
+    _end_as_by_ctrl_c()
     sys.exit(_run())
+
+
+def _end_as_by_ctrl_c() -> None:
+    # What cleans up after Ctrl-C cleans up after SIGTERM and the end of the terminal, which Windows does not tell.
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+            signal.signal(number, _interrupt)
 
 
 def _run() -> int:
@@ -48,4 +54,6 @@ def _run() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    # The same again is no second Ctrl-C: `timeout` tells the process and its group, of a hang-up shell and kernel tell.
+    signal.signal(number, signal.SIG_IGN)
     signal.raise_signal(signal.SIGINT)

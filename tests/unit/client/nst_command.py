@@ -34,7 +34,7 @@ def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command in this process."""
     for variable in ("NST_SERVER", "NST_TENANT"):
         monkeypatch.delenv(variable, raising=False)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["nst", *map(str, arguments)])
@@ -45,4 +45,5 @@ def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ended(ended.value.code, captured.out, captured.err)
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

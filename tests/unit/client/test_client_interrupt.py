@@ -35,8 +35,10 @@ def start(server: ScriptedServer, tmp_path: Path) -> Iterator[Start]:
     """Starts `nst` as a process of its own."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: object) -> "subprocess.Popen[str]":
+    def begin(*arguments: object, ignoring: str = "") -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", "from nst_client.cli import main; main()", *map(str, arguments)]
+        if ignoring:
+            command = ["sh", "-c", 'trap "" "$0"; exec "$@"', ignoring, *command]
         environment = {**os.environ, "NST_SERVER": server.address}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
@@ -55,10 +57,10 @@ def start(server: ScriptedServer, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def stylize(start: Start, tmp_path: Path) -> Start:
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
-    return lambda *more: start("stylize", "a.png", "a.png", "-o", "out.png", "--json", *more)
+    return lambda *more, **how: start("stylize", "a.png", "a.png", "-o", "out.png", "--json", *more, **how)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_job_is_cancelled(server: ScriptedServer, stylize: Start, number: int, tmp_path: Path) -> None:
     server.publish(state_event(job_pb2.JOB_STATE_RUNNING), progress_event(1))
     process = stylize()
@@ -88,6 +90,34 @@ def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Start) 
     release.set()
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_said_twice_is_no_second_ctrl_c(server: ScriptedServer, stylize: Start, number: int) -> None:
+    release = threading.Event()
+    server.breaks["CancelJob"].append(lambda context: release.wait(60) and None)
+    server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
+    process = stylize()
+    server.wait_for("WatchJob")
+    process.send_signal(number)
+    server.wait_for("CancelJob")
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    release.set()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out.splitlines()[-1])["state"] == "JOB_STATE_CANCELLED"
+
+
+def test_under_nohup_the_job_outlives_the_terminal(server: ScriptedServer, stylize: Start, tmp_path: Path) -> None:
+    process = stylize(ignoring="HUP")
+    server.wait_for("WatchJob")
+    process.send_signal(signal.SIGHUP)
+    server.publish(result_event(b"a result"))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "out.png").exists()
 
 
 def test_a_job_that_is_just_being_made_is_not_left_behind(server: ScriptedServer, stylize: Start) -> None:
