@@ -110,6 +110,15 @@ def test_what_is_said_twice_is_no_second_ctrl_c(server: ScriptedServer, stylize:
     assert json.loads(out.splitlines()[-1])["state"] == "JOB_STATE_CANCELLED"
 
 
+def test_what_a_script_put_in_the_background_can_be_ended(server: ScriptedServer, stylize: Start) -> None:
+    process = stylize(ignoring="INT")
+    server.wait_for("WatchJob")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert server.received["CancelJob"]
+
+
 def test_under_nohup_the_job_outlives_the_terminal(server: ScriptedServer, stylize: Start, tmp_path: Path) -> None:
     process = stylize(ignoring="HUP")
     server.wait_for("WatchJob")
