@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from nst_client.cli.output import print_json
+from nst_client.cli.output import print_json, print_table
 from nst_client.cli.server import Server, server_options
 from nst_client.info import ServerInfo
 from nst_client.options import OPTION_NAMES, OptionValue, option_choices
@@ -25,11 +24,10 @@ def info(server: Server, as_json: bool) -> None:
     if as_json:
         print_json(answer)
         return
-    console = Console(highlight=False, markup=False)
-    console.print(f"server version {answer.version}")
+    click.echo(f"server version {answer.version}")
     for table in _tables(answer):
-        console.print()
-        console.print(table)
+        click.echo()
+        print_table(table, fold=True)
 
 
 def _tables(info: ServerInfo) -> Iterator[Table]:
@@ -59,7 +57,9 @@ def _text(value: OptionValue | None) -> str:
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table(*header, box=None)
+    name, *others = header
+    # A name is there to be copied; the rest can be folded.
+    table = Table(Column(name, no_wrap=True), *(Column(other, overflow="fold") for other in others), box=None)
     for row in rows:
         table.add_row(*row)
     return table

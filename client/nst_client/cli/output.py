@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 import click
 import grpc
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
@@ -61,12 +62,19 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(plain(value), allow_nan=False))
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, *, fold: bool = False) -> None:
     """A table on stdout, as wide as it needs: an id that is cut is of no use, one that a terminal wraps is.
 
-    What is in it is no markup, whatever it looks like.
+    With `fold` it takes a terminal's width instead, where stdout is one. What is in it is no markup, whatever it
+    looks like.
     """
-    Console(width=_ANY_WIDTH, height=1, highlight=False, markup=False, emoji=False).print(table)
+    console = Console(color_system=None, highlight=False, markup=False, emoji=False)
+    if not (fold and console.file.isatty()):
+        console.size = ConsoleDimensions(_ANY_WIDTH, height=1)
+    with console.capture() as capture:
+        console.print(table)
+    # Without the blanks behind a short row, which would fill a terminal's lines as far as the longest row goes.
+    click.echo(re.sub(" +$", "", capture.get(), flags=re.MULTILINE), nl=False)
 
 
 def event_fields(event: AnyEvent) -> dict[str, Any]:

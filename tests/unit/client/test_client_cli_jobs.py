@@ -198,6 +198,19 @@ def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> No
     assert info["limits"] == {"max_image_bytes": 987654}
 
 
+def test_tables_that_are_not_for_a_terminal_have_a_line_for_each_row(
+    nst: Nst, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    credit = "the people who made it, and those who made what it was made from"
+    server.info.models.add(name="vgg-test", credit=credit)
+    info, job = (nst(*command, "--server", server.address).out for command in (["info"], ["jobs", "get", JOB_ID]))
+    (model,) = [line for line in info.splitlines() if "vgg-test" in line]
+    assert model.endswith(credit)
+    assert f" job_id           {JOB_ID}\n" in job
+
+
 def test_help_repeats_no_default(nst: Nst) -> None:
     ended = nst("stylize", "--help")
     assert ended.code == 0

@@ -48,3 +48,11 @@ def test_no_bar_without_a_terminal(server: ScriptedServer) -> None:
     arguments = ["jobs", "watch", JOB_ID, "--server", server.address]
     ended = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=True)
     assert (ended.stdout, ended.stderr) == ("", "result: 4x3, 10 iterations in 1.5 s\n")
+
+
+def test_info_is_folded_to_the_terminal_but_for_names(server: ScriptedServer) -> None:
+    name = "a-network-with-a-long-name"
+    server.info.models.add(name=name, description="what it is " * 10, credit="whom to thank " * 10)
+    _, text = seen_on_terminal("info", "--server", server.address)
+    assert f" {name} " in text
+    assert max(map(len, text.splitlines())) <= 80
