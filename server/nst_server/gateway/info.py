@@ -9,10 +9,9 @@ from google.rpc import code_pb2
 from nst.v1 import job_pb2
 from nst.v1 import style_transfer_service_pb2 as pb
 from nst_engine.networks import NETWORKS
-from nst_engine.options import ranges
 from nst_server.config import GatewaySettings, StoreSettings, limits
 from nst_server.gateway.errors import Refusal
-from nst_server.gateway.specs import defaults
+from nst_server.gateway.specs import allowed_ranges, defaults
 from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import Backbone
 from nst_server.options import options_to_proto
@@ -51,7 +50,10 @@ class ServerInfo:
             model_servers=[announcement.server for announcement in alive],
             limits=self._limits,
             defaults=options_to_proto(defaults(self._settings)),
-            ranges={name: pb.Range(minimum=low, maximum=high) for name, (low, high) in ranges().items()},
+            ranges={
+                name: pb.Range(minimum=low, maximum=high)
+                for name, (low, high) in allowed_ranges(self._settings).items()
+            },
             preview_defaults=job_pb2.PreviewOptions(interval=self._settings.preview_interval),
         )
 

@@ -10,7 +10,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_engine.options import STYLE_SCALES, WEIGHTS, OptionError, StylizeOptions, checked, checked_shares, steered
+from nst_engine.options import (
+    STYLE_SCALES,
+    WEIGHTS,
+    OptionError,
+    StylizeOptions,
+    checked,
+    checked_shares,
+    ranges,
+    steered,
+)
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
@@ -250,6 +259,12 @@ def defaults(settings: GatewaySettings) -> StylizeOptions:
         size=min(engine.size, settings.max_size),
         iterations=min(engine.iterations, settings.max_iterations),
     )
+
+
+def allowed_ranges(settings: GatewaySettings) -> dict[str, tuple[float, float]]:
+    """What numeric options may be: the engine's ranges, but nothing over this server's limits."""
+    most = {"size": settings.max_size, "iterations": settings.max_iterations}
+    return {name: (low, min(high, most.get(name, high))) for name, (low, high) in ranges().items()}
 
 
 def attached_path(path: str) -> PicturePath:
