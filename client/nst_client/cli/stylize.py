@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -167,9 +168,18 @@ def stylize(
         content, placed, initial, subject, hole, output, options, preview_interval, previews, time_limit, as_json
     )
     if previews is not None:
-        previews.mkdir(parents=True, exist_ok=True)
+        _make_folder(previews)
     with server.or_private() as chosen:
         asyncio.run(_stylize(chosen, work))
+
+
+def _make_folder(previews: Path) -> None:
+    """Make the folder unless it is there, and find out whether files can be written in it."""
+    try:
+        previews.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=previews).close()
+    except OSError as error:
+        raise click.BadParameter(f"{previews}: cannot be written: {error.strerror}", param_hint="--previews") from None
 
 
 def _parse_options(named: dict[str, str], others: tuple[str, ...]) -> dict[str, OptionValue]:

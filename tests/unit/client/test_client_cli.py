@@ -240,6 +240,17 @@ def test_previews_are_saved_by_iteration(
     assert not server.received["WatchJob"][0].omit_pictures
 
 
+@pytest.mark.parametrize("folder", ["/proc", "/proc/previews", "n" * 256])
+def test_where_no_previews_can_be_saved_is_known_before_any_work(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path, folder: str
+) -> None:
+    publish_history(server)
+    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--previews", folder, "--server", server.address)
+    assert ended.code == 2
+    assert "--previews" in ended.err
+    assert not server.received
+
+
 def test_a_failed_job_exits_with_1(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:
