@@ -53,6 +53,8 @@ def _options(info: ServerInfo) -> Iterator[tuple[str, str, str]]:
 def _text(value: OptionValue | None) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{tap}={weight:g}" for tap, weight in sorted(value.items()))
+    if isinstance(value, bool):
+        return str(value).lower()  # as --option takes it
     return "" if value is None else str(value)
 
 

@@ -183,7 +183,7 @@ def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer
 
 def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> None:
     server.info.defaults.CopyFrom(
-        options_pb2.StylizeOptions(size=345, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2}))
+        options_pb2.StylizeOptions(size=345, faces=False, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 2}))
     )
     server.info.ranges["size"].minimum = 16
     server.info.ranges["size"].maximum = 2048
@@ -193,8 +193,9 @@ def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> No
     shown = nst("info", "--server", server.address).out
     for text in ("scripted", "345", "16 to 2048", "987654", "vgg-test", "worker-1", "relu1_1=2", "lbfgs, adam"):
         assert text in shown
+    assert ["faces", "false"] in [line.split() for line in shown.splitlines()]  # as --option takes it
     (info,) = nst("info", "--json", "--server", server.address).lines
-    assert info["defaults"] == {"size": 345, "style_layers": {"relu1_1": 2.0}}
+    assert info["defaults"] == {"size": 345, "faces": False, "style_layers": {"relu1_1": 2.0}}
     assert info["limits"] == {"max_image_bytes": 987654}
 
 
