@@ -1,5 +1,6 @@
 """A server of one's own, for the length of one command."""
 
+import ctypes
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ _LOG_LINES = 20
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 30.0
 _LAST_WORDS_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # here: after a fork only what is loaded may be used
 
 
 class Child:
@@ -33,7 +36,12 @@ class Child:
         command += ["--metrics-listen", "127.0.0.1:0", "--data-dir", str(data_dir)]
         # A group of its own: Ctrl-C in the terminal is for this command, which then cancels the job in good order.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=_end_with_parent,
         )
         self._ready_file = data_dir / "server.json"
         self._tail: deque[str] = deque(maxlen=_LOG_LINES)
@@ -81,6 +89,12 @@ class Child:
             self._tail.append(text)
             if (message := _message(text)) and not self._quiet.is_set():
                 click.echo(f"server: {message}", err=True)
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to end this process when its parent is killed, and cannot do it itself."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _message(line: str) -> str | None:

@@ -57,7 +57,7 @@ def install(
     package = tmp_path / "site" / "nst_server"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
     data = tmp_path / "data"
     data.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(data))
@@ -126,6 +126,20 @@ def test_ctrl_c_while_it_starts_stops_it(install: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     assert not child.is_running()
+
+
+def test_it_ends_with_a_command_that_is_killed(install: Path, note: Path, tmp_path: Path) -> None:
+    install.write_text(SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
+    program = "from nst_client.cli.private_server import private_server\nwith private_server() as a: print(a), input()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, env=environment, **streams) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (child,) = psutil.Process(process.pid).children()
+        process.kill()
+        psutil.wait_procs([child], timeout=60)
+    assert note.read_text() == "stopped in good order"
 
 
 def test_without_the_servers_packages_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
