@@ -708,7 +708,10 @@ class JobError(_message.Message):
     code: _builtins.int
     """A google.rpc.Code: what the status would be if the job were one call."""
     reason: _builtins.str
-    """A constant in capitals, for programs."""
+    """A constant in capitals, for programs: DEADLINE_EXCEEDED (its time limit), OUT_OF_MEMORY, QUARANTINED (it
+    stopped too many model servers), NO_WEIGHTS, PICTURE_REMOVED, STORE_FULL, ENGINE_FAILED, or what is wrong
+    with a picture or an option.
+    """
     message: _builtins.str
     """For people."""
     @_builtins.property

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Follows and steers jobs, from any client and any gateway.
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Follows and steers jobs, from any client and any gateway.
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
     """
 
     def GetJob(self, request, context):
@@ -87,7 +89,9 @@ class JobServiceServicer:
 
     def WatchJob(self, request, context):
         """Streams a job's events from a given place on, and ends after its last. Any number of watchers
-        may follow a job, during or after it; leaving does not touch the job.
+        may follow a job, during or after it; leaving does not touch the job. A stream that breaks, that is silent
+        for several heartbeats, or that ends before an event that ends the history, is called again after the last
+        event seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +162,8 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Follows and steers jobs, from any client and any gateway.
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
     """
 
     @staticmethod

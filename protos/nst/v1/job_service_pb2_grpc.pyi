@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Follows and steers jobs, from any client and any gateway."""
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,7 +41,9 @@ class JobServiceStub:
     """Lists jobs, newest first."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Streams a job's events from a given place on, and ends after its last. Any number of watchers
-    may follow a job, during or after it; leaving does not touch the job.
+    may follow a job, during or after it; leaving does not touch the job. A stream that breaks, that is silent
+    for several heartbeats, or that ends before an event that ends the history, is called again after the last
+    event seen.
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
     """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
@@ -54,7 +58,9 @@ class JobServiceStub:
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Follows and steers jobs, from any client and any gateway."""
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -63,7 +69,9 @@ class JobServiceAsyncStub(JobServiceStub):
     """Lists jobs, newest first."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job's events from a given place on, and ends after its last. Any number of watchers
-    may follow a job, during or after it; leaving does not touch the job.
+    may follow a job, during or after it; leaving does not touch the job. A stream that breaks, that is silent
+    for several heartbeats, or that ends before an event that ends the history, is called again after the last
+    event seen.
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
     """Steers, pauses, resumes or moves a job. The change is stored when this returns, and a job that runs
@@ -77,7 +85,9 @@ class JobServiceAsyncStub(JobServiceStub):
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Follows and steers jobs, from any client and any gateway."""
+    """Follows and steers jobs, from any client and any gateway. Tenants and errors are as in
+    `StyleTransferService`.
+    """
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -102,7 +112,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
         """Streams a job's events from a given place on, and ends after its last. Any number of watchers
-        may follow a job, during or after it; leaving does not touch the job.
+        may follow a job, during or after it; leaving does not touch the job. A stream that breaks, that is silent
+        for several heartbeats, or that ends before an event that ends the history, is called again after the last
+        event seen.
         """
 
     @_abc_1.abstractmethod

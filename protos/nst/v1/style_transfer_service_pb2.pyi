@@ -266,7 +266,7 @@ Global___StylizeResponse: _TypeAlias = StylizeResponse  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """Nothing happened for a while; the stream is alive."""
+    """Nothing happened for the server's heartbeat_seconds, 15 unless it is set otherwise; the stream is alive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

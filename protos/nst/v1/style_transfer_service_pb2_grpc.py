@@ -27,6 +27,14 @@ if _version_not_supported:
 
 class StyleTransferServiceStub:
     """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
     """
 
     def __init__(self, channel):
@@ -64,6 +72,14 @@ class StyleTransferServiceStub:
 
 class StyleTransferServiceServicer:
     """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
     """
 
     def UploadImage(self, request_iterator, context):
@@ -77,7 +93,8 @@ class StyleTransferServiceServicer:
 
     def CreateJob(self, request, context):
         """Stores a job and returns it. When this returns, the pictures and options are safe and the job
-        will run. Calling again with the same `request_id` and contents returns the same job.
+        will run. Calling again with the same `request_id` and contents returns the same job, until that
+        is removed; with other contents it is refused, ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +103,7 @@ class StyleTransferServiceServicer:
     def Stylize(self, request_iterator, context):
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
         cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
+        A gateway that shuts down ends it too, but cancels nothing: its ErrorInfo has the `job_id` to go on with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +111,7 @@ class StyleTransferServiceServicer:
 
     def GetResult(self, request, context):
         """Streams the final picture of a job that succeeded, or the best picture so far of one that was
-        out of time.
+        out of time. A job without one is refused, FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +162,14 @@ def add_StyleTransferServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class StyleTransferService:
     """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
     """
 
     @staticmethod

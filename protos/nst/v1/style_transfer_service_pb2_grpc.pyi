@@ -27,7 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StyleTransferServiceStub:
-    """Turns pictures into jobs, and jobs into pictures."""
+    """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,22 +49,33 @@ class StyleTransferServiceStub:
     """
     CreateJob: _grpc.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
-    will run. Calling again with the same `request_id` and contents returns the same job.
+    will run. Calling again with the same `request_id` and contents returns the same job, until that
+    is removed; with other contents it is refused, ALREADY_EXISTS.
     """
     Stylize: _grpc.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
     cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
+    A gateway that shuts down ends it too, but cancels nothing: its ErrorInfo has the `job_id` to go on with.
     """
     GetResult: _grpc.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]
     """Streams the final picture of a job that succeeded, or the best picture so far of one that was
-    out of time.
+    out of time. A job without one is refused, FAILED_PRECONDITION.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_style_transfer_service_pb2.GetServerInfoRequest, _style_transfer_service_pb2.GetServerInfoResponse]
     """Says what this server is, what it allows and what it assumes."""
 
 @_typing.type_check_only
 class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
-    """Turns pictures into jobs, and jobs into pictures."""
+    """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadImage: _aio.StreamUnaryMultiCallable[_style_transfer_service_pb2.UploadImageRequest, _style_transfer_service_pb2.UploadImageResponse]  # type: ignore[assignment]
@@ -65,21 +85,32 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     """
     CreateJob: _aio.UnaryUnaryMultiCallable[_style_transfer_service_pb2.CreateJobRequest, _style_transfer_service_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Stores a job and returns it. When this returns, the pictures and options are safe and the job
-    will run. Calling again with the same `request_id` and contents returns the same job.
+    will run. Calling again with the same `request_id` and contents returns the same job, until that
+    is removed; with other contents it is refused, ALREADY_EXISTS.
     """
     Stylize: _aio.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]  # type: ignore[assignment]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
     cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
+    A gateway that shuts down ends it too, but cancels nothing: its ErrorInfo has the `job_id` to go on with.
     """
     GetResult: _aio.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]  # type: ignore[assignment]
     """Streams the final picture of a job that succeeded, or the best picture so far of one that was
-    out of time.
+    out of time. A job without one is refused, FAILED_PRECONDITION.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_style_transfer_service_pb2.GetServerInfoRequest, _style_transfer_service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Says what this server is, what it allows and what it assumes."""
 
 class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns pictures into jobs, and jobs into pictures."""
+    """Turns pictures into jobs, and jobs into pictures.
+
+    The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+
+    The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
+    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
+    a gateway that shuts down (both UNAVAILABLE).
+    """
 
     @_abc_1.abstractmethod
     def UploadImage(
@@ -99,7 +130,8 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_style_transfer_service_pb2.CreateJobResponse, _abc.Awaitable[_style_transfer_service_pb2.CreateJobResponse]]:
         """Stores a job and returns it. When this returns, the pictures and options are safe and the job
-        will run. Calling again with the same `request_id` and contents returns the same job.
+        will run. Calling again with the same `request_id` and contents returns the same job, until that
+        is removed; with other contents it is refused, ALREADY_EXISTS.
         """
 
     @_abc_1.abstractmethod
@@ -110,6 +142,7 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_style_transfer_service_pb2.StylizeResponse], _abc.AsyncIterator[_style_transfer_service_pb2.StylizeResponse]]:
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
         cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
+        A gateway that shuts down ends it too, but cancels nothing: its ErrorInfo has the `job_id` to go on with.
         """
 
     @_abc_1.abstractmethod
@@ -119,7 +152,7 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_style_transfer_service_pb2.GetResultResponse], _abc.AsyncIterator[_style_transfer_service_pb2.GetResultResponse]]:
         """Streams the final picture of a job that succeeded, or the best picture so far of one that was
-        out of time.
+        out of time. A job without one is refused, FAILED_PRECONDITION.
         """
 
     @_abc_1.abstractmethod
