@@ -124,6 +124,11 @@ def has_details(error: grpc.aio.AioRpcError) -> bool:
     return _details(error) is not None
 
 
+def has_lost_status(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a server ended a stream that was still being written, and gRPC lost what it said (grpc/grpc#36066)."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+
+
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> NstError:
     """The exception for a failed call to the server at `address`, with its google.rpc details."""
     code, message = error.code(), error.details() or error.code().name

@@ -22,6 +22,7 @@ from nst_client.errors import (
     client_closed,
     from_rpc,
     has_details,
+    has_lost_status,
     is_broken_connection,
 )
 
@@ -216,7 +217,7 @@ class Reconnect:
         transport = self._transport
         now = monotonic()
         self._deadline = self._deadline or now + transport.reconnect_timeout
-        transport.reached |= error is None or has_details(error)
+        transport.reached |= error is None or has_details(error) or has_lost_status(error)
         failure = self._failure(error)
         pause = failure.retry_after if self._patient and isinstance(failure, ServerBusy) else 0.0
         of_use = error is None or is_broken_connection(error) or pause > 0

@@ -6,12 +6,13 @@ import io
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 from PIL import Image
 from scripted_server import JOB_ID, ScriptedServer, abort, result_event, result_messages
 from tcp_proxy import TcpProxy
 
 from nst.v1 import image_pb2
-from nst_client import AsyncClient, ImageRef, NstError, TensorFormat
+from nst_client import AsyncClient, ImageRef, InvalidRequest, NstError, TensorFormat
 
 CHUNK = 512 * 1024
 
@@ -51,6 +52,15 @@ async def test_a_broken_upload_starts_over(server: ScriptedServer) -> None:
             await client.upload(data)
     assert len(server.received["UploadImage"]) == 2
     assert list(server.uploads.values()) == [data]
+
+
+async def test_an_upload_whose_refusal_was_lost_is_refused_again(server: ScriptedServer) -> None:
+    lost = abort(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    refusal = abort(grpc.StatusCode.INVALID_ARGUMENT, "too large", error_details_pb2.ErrorInfo(reason="TOO_MANY_BYTES"))
+    server.breaks["UploadImage"].extend([lost, refusal])
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(InvalidRequest, match="too large"):
+            await client.upload(b"a picture")
 
 
 async def test_a_result_too_big_for_its_event_is_fetched(server: ScriptedServer) -> None:
