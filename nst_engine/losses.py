@@ -17,10 +17,10 @@ def gram_matrix(features: Tensor, weights: Tensor | None = None) -> Tensor:
     of any size compare. `weights` (H * W,), with a mean of 1, say how much each position counts.
     """
     rows = rows_of(features)
-    if weights is not None:
-        rows = rows * weights.sqrt()[:, None]
-    gram: Tensor = _Gram.apply(rows)  # type: ignore[no-untyped-call]
-    return gram
+    if weights is None:
+        return _gram(rows)
+    roots, peak = roots_of(weights, rows.dtype)
+    return _gram(rows * roots[:, None]) * peak
 
 
 def gram_matrices(features: Tensor) -> Tensor:
@@ -62,6 +62,21 @@ def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:
     whole = count * BLOCK
     blocks = rows[..., :whole, :].view(*rows.shape[:-2], count, BLOCK, rows.shape[-1])
     return blocks, rows[..., whole:, :].float()
+
+
+def roots_of(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The square roots, at most 1, of weights over the largest of them, and that one.
+
+    Rows stay in their dtype when they are multiplied by them, and where all weights are alike nothing is rounded.
+    """
+    peak = weights.amax()
+    # None may count at all, as in a tile beside a region.
+    return (weights / peak.clamp(min=torch.finfo(peak.dtype).tiny)).sqrt().to(dtype), peak
+
+
+def _gram(rows: Tensor) -> Tensor:
+    gram: Tensor = _Gram.apply(rows)  # type: ignore[no-untyped-call]
+    return gram
 
 
 class _Gram(torch.autograd.Function):

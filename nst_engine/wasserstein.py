@@ -75,10 +75,11 @@ class MeanCovariance:
 
     def measure(self, features: Tensor, weights: Tensor | None = None) -> Moments:
         rows = losses.rows_of(features)
-        roots = None if weights is None else weights.sqrt()
-        if roots is not None:
-            rows = rows * roots[:, None]
-        return Moments(*_Moments.apply(rows, roots))  # type: ignore[no-untyped-call]
+        if weights is None:
+            return Moments(*_Moments.apply(rows, None))  # type: ignore[no-untyped-call]
+        roots, peak = losses.roots_of(weights, rows.dtype)
+        mean, second = _Moments.apply(rows * roots[:, None], roots)  # type: ignore[no-untyped-call]
+        return Moments(mean * peak, second * peak)
 
     def blend(self, measured: Sequence[Moments], shares: Sequence[float]) -> GaussianTarget:
         mean = torch.stack([one.mean * share for one, share in zip(measured, shares, strict=True)]).sum(0)
@@ -149,7 +150,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor, roots: Tensor | None) -> tuple[Tensor, Tensor]:
         context.save_for_backward(rows, roots)
-        total = losses.sum_of_rows(rows) if roots is None else roots @ rows
+        total = losses.sum_of_rows(rows) if roots is None else losses.sum_of_rows(rows * roots[:, None])
         return total / rows.shape[-2], losses.sum_of_outer_products(rows) / rows.shape[-2]
 
     @staticmethod

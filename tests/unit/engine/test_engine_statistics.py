@@ -122,12 +122,28 @@ def test_bfloat16_features_are_added_up_in_float32(rows: int):
     assert relative_error(statistic("gram").measure(features).matrix * 16, measured.second) < 1e-6
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_part_of_bfloat16_features_is_as_near_to_float64(soft: bool):
+    features = feature_map(3, 16, 600, 1).bfloat16().contiguous(memory_format=torch.channels_last)
+    mask = torch.zeros(600)
+    mask[77:333] = torch.linspace(0.1, 1, 256) if soft else 1.0
+    weights = mask / mask.mean()
+    values = features[0].flatten(1).double()
+    measured = statistic("moments").measure(features, weights)
+    assert relative_error(measured.mean, (values * weights).mean(1)) < 2e-3
+    assert relative_error(measured.second, (values * weights) @ values.T / 600) < 2e-3
+    gram = statistic("gram").measure(features, weights)
+    assert relative_error(gram.matrix * 16, measured.second) < 1e-6
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ["gram", "moments"])
-def test_bfloat16_gradients_are_those_of_float32_rounded(name: str):
+def test_bfloat16_gradients_are_those_of_float32_rounded(name: str, weighted: bool):
     image, style = feature_map(5, height=40, width=9).bfloat16(), feature_map(6)
+    weights = torch.linspace(0, 2, 360) if weighted else None
     found, wanted = image.clone().requires_grad_(True), image.float().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(loss(statistic(name), found, style), found)
-    (expected,) = torch.autograd.grad(loss(statistic(name), wanted, style), wanted)
+    (gradient,) = torch.autograd.grad(loss(statistic(name), found, style, weights), found)
+    (expected,) = torch.autograd.grad(loss(statistic(name), wanted, style, weights), wanted)
     assert gradient.dtype == torch.bfloat16
     assert relative_error(gradient.float(), expected) < 1e-2
 
