@@ -66,6 +66,17 @@ class Deadlines:
         if deadline := deadline_of(record):
             await self.drop(deadline)
 
+    async def noted(self) -> set[str]:
+        """What there are notes of, for `complete`."""
+        return await self._notes.all()
+
+    async def complete(self, noted: set[str], records: list[JobRecord]) -> None:
+        """Makes the notes that records of jobs that have not ended lack: the store may have lost them."""
+        for record in records:
+            deadline = deadline_of(record)
+            if deadline and not record.HasField("ending") and _name(deadline) not in noted:
+                await self.note(record)
+
     async def drop(self, deadline: Deadline) -> None:
         """Drops the note, if there is one."""
         await self._notes.drop(_name(deadline))

@@ -13,6 +13,7 @@ from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore, Head
+from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.pauses import PausedJobs
@@ -54,6 +55,7 @@ class Sweep:
         )
         self._tickets = TicketQueue(backbone, patience=patience)
         self._paused = PausedJobs(backbone, patience=patience)
+        self._deadlines = Deadlines(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
         self._jobs: dict[str, JobRecord] = {}
@@ -63,6 +65,7 @@ class Sweep:
         """The whole pass."""
         released = await self._released.all()
         paused = await self._paused.noted()
+        deadlines = await self._deadlines.noted()
         histories = await self._events.job_ids()
         pictures = await self._pictures.names()
         previews = await self._previews.names()
@@ -82,6 +85,7 @@ class Sweep:
         for name in released - pictures:
             await self._released.drop(name)
         await self._paused.correct(paused, list(self._jobs.values()))
+        await self._deadlines.complete(deadlines, list(self._jobs.values()))
         await self._collect_previews(previews)
         await self._collect_checkpoints(checkpoints)
         await self._collect_histories(histories)

@@ -146,3 +146,16 @@ async def test_a_stream_that_holds_no_job_is_made_again_too(bench, backbone, sto
     await bench.create("request", time_limit={"seconds": 60})
     await keeper.take_lock()
     assert keeper._holds
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_deadline_whose_note_is_lost_ends_its_job_all_the_same(bench, backbone, paused):
+    job_id = await bench.create("request", time_limit={"seconds": 5})
+    if paused:
+        await bench.commands.update(job_id, PAUSE)
+    await backbone.jetstream.purge_stream("NST_NOTES")
+    await bench.sweep(ahead=6)
+    await bench.keeper.end_overdue()
+    assert (await bench.commands.get(job_id)).error.reason == "DEADLINE_EXCEEDED"
+    await bench.keeper.end_overdue()
+    assert not (await bench.stored())["NST_NOTES"][0]
