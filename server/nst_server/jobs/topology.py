@@ -1,5 +1,6 @@
 """The streams, buckets and consumers that jobs live in. Gateways keep them as their settings say."""
 
+import time
 from dataclasses import dataclass, field, fields
 from urllib.parse import quote, unquote
 
@@ -103,8 +104,9 @@ def picture_name(tenant: str, digest: str) -> str:
 
 async def configure(jetstream: JetStreamContext, settings: StoreSettings) -> None:
     """Makes what is missing, and brings what is there to the settings."""
+    # Records name tickets by their numbers and outlive a queue that is lost: the new one gives none of them out again.
+    await _ensure_stream(jetstream, await _tickets(jetstream, settings), first_seq=int(time.time() * 1000))
     for stream in (
-        await _tickets(jetstream, settings),
         _events(settings),
         _notes(settings),
         _blobs(PICTURES, settings.max_picture_bytes, settings),
@@ -234,12 +236,13 @@ def _previews(settings: StoreSettings) -> api.StreamConfig:
     return stream.evolve(discard=api.DiscardPolicy.OLD, max_age=age)
 
 
-async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig) -> None:
+async def _ensure_stream(jetstream: JetStreamContext, config: api.StreamConfig, first_seq: int | None = None) -> None:
     try:
         await jetstream.stream_info(str(config.name))
     except NotFoundError:
-        await jetstream.add_stream(config)
+        await jetstream.add_stream(config.evolve(first_seq=first_seq))
     else:
+        # Without `first_seq`: when NATS starts again it removes all that has a lower number.
         await jetstream.update_stream(config)
 
 

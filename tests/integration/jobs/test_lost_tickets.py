@@ -7,9 +7,13 @@ from lease_support import claimed, history, no_ticket_left, progress
 from nats.js.errors import KeyWrongLastSequenceError
 
 from nst.v1 import job_pb2
+from nst_processes import running_nats
 from nst_server.jobs.announcements import announcements
+from nst_server.jobs.backbone import connect
 from nst_server.jobs.keeper import Keeper
+from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound
+from nst_server.jobs.tickets import Flow
 
 PAUSE, GO_ON = job_pb2.JobUpdate(paused=True), job_pb2.JobUpdate(paused=False)
 
@@ -146,6 +150,24 @@ async def test_a_stream_that_holds_no_job_is_made_again_too(bench, backbone, sto
     await bench.create("request", time_limit={"seconds": 60})
     await keeper.take_lock()
     assert keeper._holds
+
+
+async def test_a_lost_ticket_is_never_taken_for_that_of_another_job(bench, backbone, store_settings):
+    cancelled, waiting = [await bench.create(name) for name in ("cancelled", "waiting")]
+    await backbone.jetstream.delete_stream("NST_TICKETS")
+    await Keeper(backbone, store_settings)._watch_store()
+    new = [await bench.create(name) for name in ("new", "newer")]
+    await bench.commands.cancel(cancelled)
+    await bench.sweep()
+    assert [(await bench.claim()).job_id for _ in range(3)] == [*new, waiting]
+
+
+async def test_a_queue_that_was_set_up_again_keeps_its_tickets_when_nats_starts_again(tmp_path, store_settings):
+    for tickets in range(3):
+        with running_nats(tmp_path) as url:
+            async with connect(url, "gateway", store_settings) as backbone:
+                assert (await backbone.jetstream.stream_info("NST_TICKETS")).state.messages == tickets
+                await TicketQueue(backbone, patience=5).put(f"job-{tickets}", Flow("batch", "tenant"))
 
 
 @pytest.mark.parametrize("paused", [False, True])
