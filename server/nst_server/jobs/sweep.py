@@ -8,13 +8,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Set
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
+from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
-from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.backbone import Backbone, StoreFull, persistently
 from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore, Head
 from nst_server.jobs.deadlines import Deadlines
-from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
+from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, state_event
 from nst_server.jobs.notes import RELEASED, Notes
 from nst_server.jobs.pauses import PausedJobs
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
@@ -77,6 +78,7 @@ class Sweep:
                 await asyncio.sleep(0)  # calls come first
         await self._add_missing(found.keys())
         await self._settle()
+        await self._remove_unknown(histories)
         await self._queue_again()
         removable = await asyncio.to_thread(self._removable)
         await self._remove_old(removable)
@@ -107,12 +109,21 @@ class Sweep:
         return [name for name in pictures if not self._references[name]]
 
     async def _settle(self) -> None:
-        """Finishes the records of jobs that ended, but whose writer stopped right there."""
+        """Finishes the records of jobs that ended, but whose writer stopped right there; begins lost histories anew."""
         for record in [record for record in self._jobs.values() if not record.HasField("ending")]:
             last = await self._events.last(record.job_id)
-            if last is not None and last.final:
+            if last is None:
+                with contextlib.suppress(JobNotFound, StoreFull):
+                    await self._unheld.write(record.job_id, _first_event)
+            elif last.final:
                 await self._unheld.close(record, last.event)
                 await self._read_again(record.job_id)
+
+    async def _remove_unknown(self, histories: set[str]) -> None:
+        """Removes jobs that have ended and whose history is lost: nobody knows how they did, and they seem to wait."""
+        for job_id in self._jobs.keys() - histories:
+            if self._jobs[job_id].HasField("ending") and await self._events.last(job_id) is None:
+                await self._remove(self._jobs[job_id])
 
     async def _queue_again(self) -> None:
         """Gives another ticket to jobs that have lost theirs: without one no model server ever comes to them.
@@ -126,7 +137,7 @@ class Sweep:
 
     async def _put_ticket(self, record: JobRecord, lost: Ticket) -> None:
         last = await self._events.last(record.job_id)
-        if record.ticket != lost or not _needs_ticket(record) or last is None or last.final:
+        if record.ticket != lost or not _needs_ticket(record) or (last is not None and last.final):
             return
         flow = Flow.of_job(record.tenant, record.spec)
         ticket = await self._tickets.put(record.job_id, flow)
@@ -249,6 +260,11 @@ class Sweep:
                 await self._records.get(job_id)
             except JobNotFound:
                 await self._remover.remove_history(job_id, last)
+
+
+def _first_event(record: JobRecord) -> job_pb2.JobEvent:
+    state = job_pb2.JOB_STATE_PAUSED if record.control.paused else job_pb2.JOB_STATE_QUEUED
+    return state_event(record, state, "the store has lost what was before")
 
 
 def _needs_ticket(record: JobRecord) -> bool:

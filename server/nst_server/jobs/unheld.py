@@ -42,10 +42,13 @@ class UnheldJobs:
             event = make_event(record)
             if event is None:
                 return
-            if record.lease.held or last is None or last.final or last.event.job_state == event.job_state:
+            if record.lease.held:
                 return
-            if (progress := progress_by(last.event)) is not None:
-                event.latest_progress.CopyFrom(progress)
+            if last is not None:  # else the store has lost the history, which begins anew
+                if last.final or last.event.job_state == event.job_state:
+                    return
+                if (progress := progress_by(last.event)) is not None:
+                    event.latest_progress.CopyFrom(progress)
             with contextlib.suppress(HistoryMoved):
                 stored = await self._events.append(event, last)
                 if event.job_state != job_pb2.JOB_STATE_QUEUED:

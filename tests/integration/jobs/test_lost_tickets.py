@@ -181,3 +181,27 @@ async def test_a_deadline_whose_note_is_lost_ends_its_job_all_the_same(bench, ba
     assert (await bench.commands.get(job_id)).error.reason == "DEADLINE_EXCEEDED"
     await bench.keeper.end_overdue()
     assert not (await bench.stored())["NST_NOTES"][0]
+
+
+async def test_jobs_whose_histories_are_lost_go_on(bench, backbone, store_settings):
+    held = await bench.create("held")
+    await bench.claim()
+    waiting, paused = [await bench.create(name) for name in ("waiting", "paused")]
+    await bench.commands.update(paused, PAUSE)
+    for stream in ("NST_EVENTS", "NST_TICKETS"):
+        await backbone.jetstream.delete_stream(stream)
+    await Keeper(backbone, store_settings)._watch_store()
+    await bench.sweep()
+    assert (await history(bench.commands, waiting))[0].job_state == job_pb2.JOB_STATE_QUEUED
+    assert (await bench.commands.get(paused)).state == job_pb2.JOB_STATE_PAUSED
+    assert {(await bench.claim()).job_id for _ in range(2)} == {waiting, held}
+    assert (await bench.commands.cancel(paused)).state == job_pb2.JOB_STATE_CANCELLED
+
+
+async def test_an_ended_job_whose_history_is_lost_is_made_anew(bench, backbone):
+    job_id = await bench.run("request")
+    await backbone.jetstream.purge_stream("NST_EVENTS")
+    await bench.sweep()
+    with pytest.raises(JobNotFound):
+        await bench.commands.get(job_id)
+    assert await bench.run("request") == job_id
