@@ -261,6 +261,8 @@ class RunningJob:
 
     async def _preview(self, seat: Seat, step: Step) -> None:
         preview = await self._obeying(seat, self._pictures.preview(step))
+        if preview is None:
+            return
         await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=preview))
         if step.report.iteration == 1:
             metrics.FIRST_PREVIEW_SECONDS.observe(self.age())

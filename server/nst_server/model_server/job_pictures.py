@@ -26,8 +26,8 @@ class JobPictures:
         self._previews = PreviewStore(backbone, patience=None)
         self._lease = lease
 
-    async def preview(self, step: Step) -> job_pb2.Preview:
-        """The step's picture, shrunk to what the client wants."""
+    async def preview(self, step: Step) -> job_pb2.Preview | None:
+        """The step's picture, shrunk to what the client wants; None if there is no room for it."""
         record = self._lease.record
         assert step.picture is not None
         picture = step.picture
@@ -35,7 +35,11 @@ class JobPictures:
             picture = await asyncio.to_thread(pictures.shrink, picture, limit)
         height, width = picture.shape[:2]
         data = await asyncio.to_thread(pictures.encode_png, picture)
-        digest = await self._previews.put(incarnation(record), data)
+        try:
+            digest = await self._previews.put(incarnation(record), data)
+        except StoreFull:
+            log.warning("no room for a preview, leaving it out", extra={"job_id": self._lease.job_id})
+            return None
         reference = image_pb2.ImageReference(sha256=digest)
         return job_pb2.Preview(iteration=step.report.iteration, width=width, height=height, reference=reference)
 

@@ -20,6 +20,18 @@ STREAMS = ("NST_TICKETS", "NST_EVENTS", "NST_PICTURES", "NST_PREVIEWS", "NST_CHE
 SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
 
 
+class Unlimited(StoreSettings):
+    """May be told what NATS takes for no limit: what has one is given its room at once."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+UNLIMITED = Unlimited(
+    max_picture_bytes=-1, max_event_bytes=-1, max_preview_bytes=-1, max_checkpoint_bytes=-1, max_record_bytes=-1
+)
+
+
 class Bench:
     """A job store, and everything that fills it or clears it."""
 

@@ -6,17 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from store_bench import HOUR
+from lease_support import history
+from store_bench import HOUR, UNLIMITED
 
 from nst.v1 import job_pb2
 from nst_engine import StepReport
-from nst_server.config import StoreSettings
+from nst_server.config import ModelServerSettings, StoreSettings
 from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS
 from nst_server.jobs.blobs import UNKEPT_SECONDS
+from nst_server.jobs.tickets import Account, Flow
 from nst_server.jobs.topology import EVENTS, configure, picture_name
 from nst_server.model_server import job_pictures
-from nst_server.model_server.seats import Step
+from nst_server.model_server.job import RunningJob
+from nst_server.model_server.seats import Seat, Step
+
+
+def noise() -> Step:
+    """A step with a picture that takes 360 KB."""
+    report = StepReport(7, 7, 1, 1, 400, 300, 1.0, {}, 0, (), None)
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    return Step(report, 1.0, 1.0, picture, None, 0)
 
 
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_picture_bytes=10_000_000)])
@@ -107,9 +117,7 @@ async def test_a_result_waits_until_there_is_room(bench, monkeypatch):
     await bench.create("request")
     results = job_pictures.JobPictures(bench.backbone, await bench.claim())
     digest = await bench.pictures.put(b"x" * 950_000)
-    report = StepReport(7, 7, 1, 1, 400, 300, 1.0, {}, 0, (), None)
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    step = Step(report, 1.0, 1.0, noise, None, 0)
+    step = noise()
     storing = asyncio.create_task(results.result(step, job_pb2.Progress(), 1.0))
     _, waiting = await asyncio.wait({storing}, timeout=0.5)
     assert waiting, "there is no room"
@@ -120,4 +128,19 @@ async def test_a_result_waits_until_there_is_room(bench, monkeypatch):
     assert (await asyncio.wait_for(storing, 10)).iterations == 7
     await results.store.put(b"y" * 600_000)
     with pytest.raises(StoreFull, match="max_picture_bytes"):
-        await results.result(replace(step, picture=255 - noise), job_pb2.Progress(), 1.0, room_seconds=0.0)
+        await results.result(replace(step, picture=255 - step.picture), job_pb2.Progress(), 1.0, room_seconds=0.0)
+
+
+@pytest.mark.parametrize("storage_settings", [{"max_file": 2**20}])
+@pytest.mark.parametrize("store_settings", [UNLIMITED])
+async def test_a_preview_that_finds_no_room_is_left_out(bench):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    seat = Seat(Account("interactive", "tenant"), 1, 1, 0)
+    job = RunningJob(
+        lease, Flow(*seat.account), bench.backbone, *[None] * 3, ModelServerSettings(), lambda seconds: None
+    )
+    with pytest.raises(StoreFull, match="max_file_store"):
+        await bench.pictures.put(bytes(2**21))
+    await job._preview(seat, noise())
+    assert not any(event.HasField("preview") for event in await history(bench.commands, job_id))

@@ -6,6 +6,7 @@ import dataclasses
 import nats
 import pytest
 from nats.js import api
+from store_bench import UNLIMITED
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst_server.config import StoreSettings
@@ -90,17 +91,9 @@ async def test_too_little_storage_for_the_settings_names_the_limit_of_nats(nats_
             pass
 
 
-class Unlimited(StoreSettings):
-    """May be told what NATS takes for no limit: what has one is given its room at once."""
-
-    def __post_init__(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("storage_settings", [{"max_file": 4 * 2**20}])
 async def test_storage_that_runs_out_names_the_limit_of_nats(nats_url):
-    names = ("max_picture_bytes", "max_event_bytes", "max_preview_bytes", "max_checkpoint_bytes", "max_record_bytes")
-    async with connect(nats_url, "gateway", Unlimited(**dict.fromkeys(names, -1))) as backbone:
+    async with connect(nats_url, "gateway", UNLIMITED) as backbone:
         pictures = PictureStore(backbone, "tenant", patience=5)
         records = Records(backbone, patience=5)
         await records.create(JobRecord(job_id="job"))
