@@ -1,5 +1,6 @@
 """What a client changes of a job that has not ended: its weights, its iterations, its priority, and pauses."""
 
+import contextlib
 from functools import partial
 from typing import Literal
 
@@ -27,6 +28,10 @@ class JobEnded(Exception):
 
 class NotWaiting(Exception):
     """The change is only possible while the job waits."""
+
+
+class _LetGo(Exception):
+    """No model server has the job."""
 
 
 class JobUpdates:
@@ -74,15 +79,15 @@ class JobUpdates:
         return record
 
     async def _resume(self, record: JobRecord) -> JobRecord:
+        with contextlib.suppress(_LetGo):
+            return await self._take_pause_back(record)
         flow = Flow.of_job(record.tenant, record.spec)
         ticket = await self._tickets.put(record.job_id, flow)
 
         def change(record: JobRecord) -> None:
-            # A server that has not noticed the pause yet keeps its ticket.
             if record.control.paused and not record.lease.held:
                 record.ticket.CopyFrom(ticket)
-            record.control.paused = False
-            record.control.version += 1
+            _go_on(record)
 
         record = await self._records.update(record.job_id, change)
         await self._paused.forget(record)
@@ -94,7 +99,25 @@ class JobUpdates:
             await self._tickets.remove(ticket)
         return record
 
+    async def _take_pause_back(self, record: JobRecord) -> JobRecord:
+        """Resumes a job whose model server has not noticed the pause yet, and keeps its ticket.
+
+        Raises:
+            _LetGo: it has, or there is none.
+        """
+
+        def change(record: JobRecord) -> None:
+            if not record.lease.held:
+                raise _LetGo
+            _go_on(record)
+
+        record = await self._records.update(record.job_id, change)
+        await self._paused.forget(record)
+        return record
+
     async def _move(self, record: JobRecord, priority: "job_pb2.Priority.ValueType") -> JobRecord:
+        if record.lease.held:
+            raise NotWaiting(record.job_id)  # rather than that there is no place in the queue
         flow = Flow.of_job(record.tenant, record.spec)._replace(lane=LANES[priority])
         ticket = await self._tickets.put(record.job_id, flow)
         old = Ticket()
@@ -124,6 +147,11 @@ def _state_if(
 ) -> job_pb2.JobEvent | None:
     """The change of state, unless somebody else has paused or resumed the job since."""
     return state_event(record, state, reason) if record.control.paused == paused else None
+
+
+def _go_on(record: JobRecord) -> None:
+    record.control.paused = False
+    record.control.version += 1
 
 
 def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:

@@ -10,6 +10,7 @@ from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.pauses import PausedJobs, TooManyPaused
 from nst_server.jobs.tickets import Flow
+from nst_server.jobs.updates import NotWaiting
 
 
 async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
@@ -123,6 +124,33 @@ async def test_a_job_that_is_cancelled_while_it_is_paused_ends(backbone, command
     await lease.pause_or_hand_back()
     assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED
     await no_ticket_left(backbone)
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_jobs=1, lease_seconds=1)])
+async def test_a_full_queue_keeps_nobody_from_taking_a_pause_back(backbone, commands, leases, tickets, spec):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    with pytest.raises(NotWaiting):
+        await commands.update(job.job_id, job_pb2.JobUpdate(priority=job_pb2.PRIORITY_BATCH))
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert await PausedJobs(backbone, patience=5).noted() == set()
+    assert not (await lease.refresh()).control.paused
+
+
+async def test_a_pause_noticed_just_as_it_is_taken_back_is_resumed(commands, leases, tickets, spec, monkeypatch):
+    job = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=True))
+    take_back = commands._updates._take_pause_back
+
+    async def late(record):
+        await lease.pause_or_hand_back()
+        return await take_back(record)
+
+    monkeypatch.setattr(commands._updates, "_take_pause_back", late)
+    await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
+    assert (await claimed(leases, tickets)).job_id == job.job_id
 
 
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2, lease_seconds=1)])
