@@ -79,10 +79,7 @@ class Child:
         pause = FIRST_RESTART_SECONDS
         while not self._stopping:
             started = time.monotonic()
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, preexec_fn=die_with_parent
-            )
-            code = await self._process.wait()
+            code = await self._run_once()
             if self._stopping:
                 return
             if time.monotonic() - started > STEADY_SECONDS:
@@ -90,6 +87,17 @@ class Child:
             log.error("child died, starting it again", extra={"child": self.name, "code": code, "pause": pause})
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_RESTART_SECONDS)
+
+    async def _run_once(self) -> int | None:
+        """The process's exit code; None if the machine had no process or no memory to give."""
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, preexec_fn=die_with_parent
+            )
+        except OSError as error:
+            log.error("child not started", extra={"child": self.name, "error": repr(error)})
+            return None
+        return await self._process.wait()
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL if the process outstays its time."""
