@@ -177,6 +177,13 @@ def test_there_is_time_to_drain():
     assert grace > waits + GatewaySettings().drain_seconds
 
 
+def test_the_gateway_has_the_memory_that_its_settings_allow_it():
+    settings = GatewaySettings()
+    held = 2 * settings.max_upload_bytes + settings.max_result_bytes
+    limit = container(named("Deployment", "nst-gateway"))["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) * 2**30 > 2 * held + settings.picture_cache_bytes
+
+
 def test_the_volume_holds_what_nats_may_store():
     # NATS counts in powers of two.
     (allowed,) = re.findall(r"max_file_store: (\d+)GB", nats_configuration())
