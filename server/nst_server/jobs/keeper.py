@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0
 LOCK_SECONDS = KEEPER_LOCK_SECONDS / 4
 DEADLINE_SECONDS = 1.0
+STORE_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
 QUEUE_SECONDS = 5.0
 SILENT_LEASES = 6.0  # how long a model server has for ending a job that is out of time, in leases
@@ -100,7 +101,8 @@ class Keeper:
         await asyncio.gather(
             _every(LOCK_SECONDS, self.take_lock),
             _every(DEADLINE_SECONDS, self._look_at_deadlines),
-            _every(SWEEP_SECONDS, self._watch_store),
+            _every(STORE_SECONDS, self._watch_store),
+            _every(SWEEP_SECONDS, self._sweep_in_turn),
             _every(QUEUE_SECONDS, self.tend_queue),
         )
 
@@ -120,7 +122,10 @@ class Keeper:
                 metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
         except NotFoundError:
             log.critical("the job store has lost a stream, with all that was in it, and gets a new one")
-            await configure(self._backbone.jetstream, self._settings)
+            # Other gateways may do so at once.
+            await persistently(lambda: configure(self._backbone.jetstream, self._settings), seconds=PATIENCE_SECONDS)
+
+    async def _sweep_in_turn(self) -> None:
         if self._holds:
             await self.sweep()
 

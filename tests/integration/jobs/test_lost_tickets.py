@@ -140,6 +140,20 @@ async def test_a_store_that_has_lost_its_streams_gets_new_ones(bench, backbone, 
     assert (await bench.claim()).job_id == again
 
 
+async def test_all_gateways_may_notice_a_lost_stream_at_once(bench, backbone, store_settings, monkeypatch):
+    """And before the next sweep, for until then no job can be made."""
+    monkeypatch.setattr("nst_server.jobs.keeper.STORE_SECONDS", 0.05)
+    keeping = [asyncio.create_task(Keeper(backbone, store_settings).run()) for _ in range(5)]
+    try:
+        await asyncio.sleep(0.5)
+        await backbone.jetstream.delete_stream("NST_TICKETS")
+        await bench.create("request")
+    finally:
+        for task in keeping:
+            task.cancel()
+        await asyncio.wait(keeping)
+
+
 @pytest.mark.parametrize("stream", ["NST_NOTES", "KV_nst_model_servers", "KV_nst_keeper"])
 async def test_a_stream_that_holds_no_job_is_made_again_too(bench, backbone, store_settings, stream):
     """Without it no job can be made, none that has a time limit can end, or nobody keeps the store."""
