@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nst.v1.style_transfer_service_pb2 import GetServerInfoResponse
-from nst_client.options import OptionValue, options_dict
+from nst_client.options import options_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class ServerInfo:
     models: tuple[Model, ...]
     model_servers: tuple[ModelServer, ...]
     limits: Mapping[str, int]
-    defaults: Mapping[str, OptionValue]
+    defaults: Mapping[str, Any]
     ranges: Mapping[str, tuple[float, float]]
     preview_interval: int | None
 
