@@ -1,6 +1,7 @@
 """The port that shows metrics and health."""
 
 from http.client import HTTPConnection
+from time import monotonic
 
 import pytest
 
@@ -19,3 +20,16 @@ def test_it_answers_on_addresses_of_either_kind(host, reached):
         connection.close()
     finally:
         port.close()
+
+
+def test_it_closes_at_once():
+    """A process that ends closes it, and whoever stops the process waits."""
+    seconds = []
+    for _ in range(3):
+        port = StatusPort("127.0.0.1", 0, lambda: True)
+        start = monotonic()
+        port.close()
+        seconds.append(monotonic() - start)
+        with pytest.raises(ConnectionRefusedError):
+            HTTPConnection("127.0.0.1", port.port, timeout=10).connect()
+    assert min(seconds) < 0.25  # half of what serve_forever sleeps at a time
