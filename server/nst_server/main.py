@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from nst_server import logs, tracing
+from nst_server import garbage, logs, tracing
 from nst_server.config import GatewaySettings, ModelServerSettings, StoreSettings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -125,7 +125,8 @@ def gateway(
 @settings_options(ModelServerSettings)
 def model_server(nats: str, metrics_listen: tuple[str, int], **values: Any) -> None:
     """Runs jobs on one device; needs NATS and torch."""
-    from nst_server.model_server import app
+    with garbage.spared():
+        from nst_server.model_server import app
 
     tracing.configure("nst-model-server")
     asyncio.run(app.serve(nats, *metrics_listen, take(ModelServerSettings, values)))

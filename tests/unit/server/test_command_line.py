@@ -1,5 +1,7 @@
 """What `nst-server` refuses before it starts anything, and what it gives its children."""
 
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,24 @@ def test_children_are_given_as_long_to_end_as_their_settings_say(
     given = {child.name: child.stop_seconds for child in supervisor.make_children(plans[0], addresses)}
     assert given["gateway"] > 100
     assert given["model-server"] > 200
+
+
+@pytest.fixture
+def frozen() -> Iterator[list[int]]:
+    """Where a command may note how many objects are spared from the search for garbage; afterwards none is."""
+    gc.unfreeze()
+    yield []
+    gc.unfreeze()
+
+
+def test_a_model_server_never_looks_for_garbage_among_what_it_has_loaded(
+    monkeypatch: pytest.MonkeyPatch, frozen: list[int]
+) -> None:
+    async def serve(*_: object) -> None:
+        assert gc.isenabled()
+        frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr("nst_server.model_server.app.serve", serve)
+    ended = CliRunner().invoke(main, ["model-server", "--nats", "nats://127.0.0.1:1"])
+    assert ended.exit_code == 0, ended.output
+    assert frozen[0] > 100_000  # torch alone has more
