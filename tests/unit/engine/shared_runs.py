@@ -1,16 +1,17 @@
-"""Run as a program: one of several processes that share pictures, and what it comes to.
+"""Run as a program: one of three processes that share pictures, and what it comes to.
 
-    python shared_runs.py RANK PROCESSES FOLDER CASE ...
+    python shared_runs.py RANK FOLDER
 
-FOLDER holds content.npy and style.npy, and is where the processes meet. Each writes CASE.RANK.npz: the
-arrays that a case gives, or the "error" in which it ended.
+FOLDER holds content.npy and style.npy, and is where the processes meet. All three share the case `IN_THREE`, and the
+first two every case. Each writes SHARING.CASE.RANK.npz, where SHARING is how many share it: the arrays that a case
+gives, or the "error" in which it ended.
 """
 
 import gc
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from engine_runs import MODEL, SHALLOW, Pixels, bytes_for, finish, noisy, steps
 from numpy.typing import NDArray
 
 from nst_engine import Engine, Style, StylizeOptions, checkpoint, pictures
+from nst_engine.backbone import Backbone
 
 Arrays = dict[str, Any]
 Mask = NDArray[np.float32]
+Backbones = dict[Any, Backbone]
 
+PROCESSES, PAIR = 3, 2
+IN_THREE = "gram"
 SECONDS = 150
 GRAM: dict[str, Any] = {"style_statistic": "gram", "strength": None, "style_weight": 0.1, "tv_weight": 0.01}
 RUN: dict[str, Any] = {**SHALLOW, "iterations": 6, "scales": 2, "style_statistic": "gram"}
@@ -38,15 +43,23 @@ def options(**changes: Any) -> StylizeOptions:
 
 
 class Process:
-    """An engine of one of several processes, or of one alone, and the pictures."""
+    """An engine of one of several processes, or of one alone, and the pictures.
 
-    def __init__(self, content: Pixels, style: Pixels, group: dist.ProcessGroup | None = None) -> None:
+    `backbones` are networks that have been read for others of the same group; what is read is added.
+    """
+
+    def __init__(
+        self, content: Pixels, style: Pixels, backbones: Backbones, group: dist.ProcessGroup | None = None
+    ) -> None:
         self.content, self.style, self.group = content, style, group
         self.rank = 0 if group is None else group.rank()
+        self._backbones = backbones
         self.new_engine()
 
     def new_engine(self, **given: Any) -> None:
         self.engine = Engine("cpu", threads=1, process_group=self.group, **given)
+        if "weights" not in given:
+            self.engine._backbones = self._backbones
 
     def evaluation(
         self, *, region: Mask | None = None, subject: Mask | None = None, hole: Mask | None = None, **changes: Any
@@ -63,7 +76,7 @@ class Process:
             **found.losses,
             "total": found.total,
             "gradient": found.gradient.numpy(),
-            "tiles": len(objective._tiles),
+            "tiles": len(objective._tiles) if self.group else 1,
             "passes": len(passes),
             "bytes": objective.nbytes,
         }
@@ -167,32 +180,47 @@ def outcome(process: Process, case: str) -> Arrays:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def together(processes: int, content: Pixels, style: Pixels, *cases: str) -> dict[str, list[Arrays]]:
-    """The outcomes of the cases in as many processes, by case and rank."""
+def together(content: Pixels, style: Pixels) -> dict[int, dict[str, list[Arrays]]]:
+    """The outcomes of the cases, by how many processes share them, by case, and by rank."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "content.npy", content)
         np.save(folder / "style.npy", style)
-        program = [sys.executable, __file__]
-        running = [subprocess.Popen([*program, str(rank), str(processes), name, *cases]) for rank in range(processes)]
+        running = [subprocess.Popen([sys.executable, __file__, str(rank), name]) for rank in range(PROCESSES)]
         try:
-            assert [process.wait(SECONDS) for process in running] == [0] * processes
+            assert [process.wait(SECONDS) for process in running] == [0] * PROCESSES
         finally:
             for process in running:
                 process.kill()
                 process.wait()
-        return {case: [dict(np.load(folder / f"{case}.{rank}.npz")) for rank in range(processes)] for case in cases}
+        return {
+            sharing: {
+                case: [dict(np.load(folder / f"{sharing}.{case}.{rank}.npz")) for rank in range(sharing)]
+                for case in cases
+            }
+            for sharing, cases in ((PROCESSES, [IN_THREE]), (PAIR, CASES))
+        }
 
 
-def main(rank: int, processes: int, folder: Path, *cases: str) -> None:
-    store = dist.FileStore(str(folder / "meeting"), processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=timedelta(seconds=SECONDS))
-    pictures = np.load(folder / "content.npy"), np.load(folder / "style.npy")
-    for case in cases:
-        np.savez(folder / f"{case}.{rank}.npz", **outcome(Process(*pictures, dist.group.WORLD), case))
+def main(rank: int, folder: Path) -> None:
+    store = dist.FileStore(str(folder / "meeting"), PROCESSES)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=SECONDS))
+    share(dist.group.WORLD, folder, [IN_THREE])
+    pair = dist.new_group(list(range(PAIR)))
+    if rank < PAIR:
+        share(pair, folder, CASES)
     gc.collect()  # a group that something still holds outlives this call, and its threads the interpreter
     dist.destroy_process_group()
 
 
+def share(group: dist.ProcessGroup, folder: Path, cases: Iterable[str]) -> None:
+    """Writes this process's outcomes of cases that the group shares."""
+    pictures = np.load(folder / "content.npy"), np.load(folder / "style.npy")
+    backbones: Backbones = {}
+    for case in cases:
+        found = outcome(Process(*pictures, backbones, group), case)
+        np.savez(folder / f"{group.size()}.{case}.{group.rank()}.npz", **found)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from engine_runs import Pixels
 from PIL import Image
-from shared_runs import CASES, Arrays, Process, together
+from shared_runs import CASES, Arrays, Backbones, Process, together
 
 from nst_engine.distributed import Processes, digest
 
@@ -24,19 +24,26 @@ def pictures(content_path: Path, style_path: Path) -> tuple[Pixels, Pixels]:
 
 
 @pytest.fixture(scope="module")
-def two(pictures: tuple[Pixels, Pixels]) -> Outcomes:
-    return together(2, *pictures, *CASES)
+def shared(pictures: tuple[Pixels, Pixels]) -> dict[int, Outcomes]:
+    """The outcomes by how many processes share them."""
+    return together(*pictures)
 
 
 @pytest.fixture(scope="module")
-def three(pictures: tuple[Pixels, Pixels]) -> Outcomes:
-    return together(3, *pictures, "gram")
+def two(shared: dict[int, Outcomes]) -> Outcomes:
+    return shared[2]
+
+
+@pytest.fixture(scope="module")
+def three(shared: dict[int, Outcomes]) -> Outcomes:
+    return shared[3]
 
 
 @pytest.fixture(scope="module")
 def alone(pictures: tuple[Pixels, Pixels]) -> dict[str, Arrays]:
     """The outcomes in one process."""
-    return {case: CASES[case](Process(*pictures)) for case in (*EVALUATIONS, "run")}
+    backbones: Backbones = {}
+    return {case: CASES[case](Process(*pictures, backbones)) for case in (*EVALUATIONS, "run")}
 
 
 def assert_same_evaluation(found: list[Arrays], truth: Arrays, rounding: float) -> None:
