@@ -1,6 +1,7 @@
 """Every part is killed while a job runs, and the job ends as if nothing had happened."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,34 @@ ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_M
 OPTIONS = {"size": 128, "iterations": 60, "scales": 2}
 
 
+class Crashing:
+    """A server that tests may hurt, and end: the next one goes on with its jobs."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._stack = ExitStack()
+        self.start()
+
+    def start(self) -> Server:
+        """One on the same data, which those before have left."""
+        self.close()
+        self.server = self._stack.enter_context(running_server(self._data_dir, **ENVIRONMENT))
+        return self.server
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture(scope="module")
+def crashing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashing]:
+    with closing(Crashing(tmp_path_factory.mktemp("crashing"))) as crashing:
+        yield crashing
+
+
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that a test may hurt."""
-    with running_server(tmp_path / "data", **ENVIRONMENT) as server:
-        yield server
+def own_server(crashing: Crashing) -> Server:
+    """A server that a test may hurt; if the last one has left none that runs, another."""
+    return crashing.server if crashing.server.popen.poll() is None else crashing.start()
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +51,9 @@ def spec(content_path: Path, style_path: Path) -> job_pb2.JobSpec:
 
 
 @pytest.fixture(scope="module")
-def uncut(spec: job_pb2.JobSpec, tmp_path_factory: pytest.TempPathFactory) -> str:
+def uncut(spec: job_pb2.JobSpec, crashing: Crashing) -> str:
     """The digest of the picture that an undisturbed run makes."""
-    with running_server(tmp_path_factory.mktemp("uncut"), **ENVIRONMENT) as server, calls(server.address) as call:
+    with calls(crashing.server.address) as call:
         events = list(call.watch(call.create(spec)))
     assert_gapless(events)
     assert events[-1].attempt == 1
@@ -94,30 +118,29 @@ def tiny(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     return small
 
 
-def test_a_killed_supervisor_takes_its_children_along_and_goes_on_where_it_was(tmp_path, spec, uncut):
-    first = Server(tmp_path / "data", **ENVIRONMENT).wait_ready()
+def test_a_killed_supervisor_takes_its_children_along_and_goes_on_where_it_was(crashing, own_server, spec, uncut):
     try:
-        with calls(first.address) as call:
+        with calls(own_server.address) as call:
             job_id = call.create(spec)
-        seen = run_to_checkpoint(first, job_id)
-        children = [psutil.Process(pid) for pid in first.status["pids"].values()]
+        seen = run_to_checkpoint(own_server, job_id)
+        children = [psutil.Process(pid) for pid in own_server.status["pids"].values()]
     finally:
-        first.kill()
+        own_server.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, "children outlived their supervisor"
-    (tmp_path / "data" / "server.json").unlink()
-    with running_server(tmp_path / "data", **ENVIRONMENT) as second, calls(second.address) as call:
+    (own_server.data_dir / "server.json").unlink()
+    with calls(crashing.start().address) as call:
         events = list(call.watch(job_id))
         assert without_pictures(events[: len(seen)]) == without_pictures(seen)
         assert_resumed(events, uncut)
 
 
-def test_sigterm_hands_running_jobs_over_at_once(tmp_path, spec, uncut):
-    with running_server(tmp_path / "data", **ENVIRONMENT) as server, calls(server.address) as call:
+def test_sigterm_hands_running_jobs_over_at_once(crashing, own_server, spec, uncut):
+    with calls(own_server.address) as call:
         job_id = call.create(spec)
         seen = until(call.watch(job_id), lambda event: event.progress.iteration > 8)
-        assert server.stop() == 0
-    with running_server(tmp_path / "data", **ENVIRONMENT) as server, calls(server.address) as call:
+        assert own_server.stop() == 0
+    with calls(crashing.start().address) as call:
         events = list(call.watch(job_id))
     assert without_pictures(events[: len(seen)]) == without_pictures(seen)
     assert_resumed(events, uncut)
