@@ -15,7 +15,7 @@ from gateway_support import cancel, run_tiny, tiny_spec, update
 from stylize_stream import Stream, stylize
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst.v1 import job_pb2
+from nst.v1 import job_pb2, options_pb2
 from nst_calls import Calls, calls, inline, job_spec, metric, until
 from nst_processes import Server, running_server
 from nst_server.jobs.backbone import connect
@@ -178,8 +178,10 @@ def test_a_job_that_is_not_wanted_stops_computing(own, other, spec, end):
 
 def test_a_job_that_is_not_wanted_frees_its_memory(own, other, spec):
     """What each end leaves behind, by the median: allocators keep more now and then, leaks grow every time."""
-    large = variant(spec, size=512)
-    held = 2 * 128 * 256 * 170  # the content's features at relu2_1, in bfloat16 or float32
+    large = variant(spec, size=384)
+    for layers in (large.options.content_layers, large.options.style_layers):
+        layers.CopyFrom(options_pb2.LayerWeights(weights={"relu1_1": 1.0}))  # where maps are large and soon computed
+    held = 2 * 64 * 384 * 256  # the content's features, in bfloat16 or float32
     process = psutil.Process(own.status["pids"]["model-server"])
     grown: dict[str, list[int]] = {"cancelled": [], "abandoned": []}
     before = process.memory_info().rss
