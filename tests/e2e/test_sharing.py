@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nst_calls import metric
 from nst_client import Client, JobState, ProgressEvent
@@ -13,7 +14,9 @@ LONG = {"size": 48, "iterations": 4000, "scales": 1}
 SHORT = {"size": 96, "iterations": 40, "scales": 1}
 
 
+# Of strips, which are soon taken in.
 LARGE = {"size": 1100, "iterations": 500, "scales": 1}
+STRIP = (550, 64)
 SHALLOW = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
 
 
@@ -53,7 +56,8 @@ def test_a_small_picture_does_not_wait_for_large_ones_of_its_own_tenant(
         running_server(tmp_path / "data", NST_MAX_RUNNING_JOBS="1") as server,
         Client(server.address) as client,
     ):
-        large = [client.stylize(content_path, style_path, **LARGE, **SHALLOW) for _ in range(2)]
+        strips = [Image.open(path).convert("RGB").resize(STRIP) for path in (content_path, style_path)]
+        large = [client.stylize(*strips, **LARGE, **SHALLOW) for _ in range(2)]
         next(event for event in large[0] if isinstance(event, ProgressEvent))
         small = client.stylize(content_path, style_path, **{**SHORT, "iterations": 3}, **SHALLOW)
         small.result()
