@@ -1,5 +1,6 @@
 """Short runs of tests/load: processes die, stop and are restarted under jobs, or are not there, and nothing is lost."""
 
+from itertools import product
 from pathlib import Path
 
 import chaos
@@ -9,11 +10,14 @@ import pytest
 
 
 async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
-    # Of this seed both kinds of server are killed and frozen, and a client is cut off; nats-server is killed elsewhere.
-    little = chaos.Chaos(seed=76, jobs=8, faults=5, pause=1.5, freeze_seconds=5.0, largest=64, longest=30)
+    little = chaos.Chaos(seed=63, jobs=8, faults=5, pause=1.5, freeze_seconds=5.0, largest=64, longest=30)
     table = await chaos.run(little, tmp_path)
     table.show()
     assert not table.broken
+    # Whoever changes what a seed gives has to find one that gives all of these; nats-server is killed elsewhere.
+    harmed = {(fault["action"], fault["target"].rstrip("-0123456789")) for fault in table.details["faults"]}
+    servers = product(("kill", "freeze"), ("gateway", "model-server"))
+    assert harmed.issuperset(servers)
 
 
 async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: Path):
