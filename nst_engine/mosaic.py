@@ -48,14 +48,18 @@ def positions(image: Tensor, stride: int) -> int:
     return height * width
 
 
-def weights_in(mask: Tensor | None, image: Tensor, strides: Mapping[str, int]) -> Weights:
-    """What counts of the picture where a mask is, (1, 1, H, W), 0-1; see `masks.position_weights`."""
-    sizes = {tap: map_size(image, stride) for tap, stride in strides.items()}
+def map_sizes(image: Tensor, strides: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Those of a network that can work in tiles, by tap."""
+    return {tap: map_size(image, stride) for tap, stride in strides.items()}
+
+
+def weights_in(mask: Tensor | None, sizes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """What counts of a picture where a mask is, (1, 1, H, W), 0-1, in maps of these sizes; see `position_weights`."""
     found = {tap: position_weights(mask, size) for tap, size in sizes.items()}
     return {tap: weights.view(1, 1, *sizes[tap]) for tap, weights in found.items() if weights is not None}
 
 
-def weights_seen(weights: Weights, tile: Tile, strides: Mapping[str, int]) -> Weights:
+def weights_seen(weights: Weights, tile: Tile, strides: Mapping[str, int]) -> dict[str, Tensor]:
     """Of these, what lies on the map of `computed`; again with a mean of 1."""
     places = {tap: (tile.rows.computed_at(strides[tap]), tile.columns.computed_at(strides[tap])) for tap in weights}
     seen = {tap: whole[(..., *places[tap])] for tap, whole in weights.items()}

@@ -74,10 +74,10 @@ class Objective:
         masks = masks or [StyleMasks()] * len(styles)
         self._memory_budget = memory_budget
         self.window = window(backbone, content.shape[2:], options, masks)
+        self._region_weights: dict[Region, dict[str, Tensor]] = {}
         self.style_loss = StyleLoss(make_statistic(options), self._by_tap(options.style_layers), masks)
         with torch.no_grad():
             self._content_maps = self._content_targets(content)
-            self._region_weights = {region: self._weights_in(region) for region in self.style_loss.regions}
             for style, one in zip(styles, masks, strict=True):
                 self.style_loss.add(self._cached(style, one.source_region, options, cache or StyleCache(0)))
         self._statistic = options.chosen_statistic
@@ -209,8 +209,20 @@ class Objective:
     def _style_distance(self, maps: Mapping[str, Tensor], image: Tensor) -> Tensor:
         """The unweighted style loss of an image with these maps."""
         loss = self.style_loss
-        measured = [loss.measure(maps, loss.taps_in_use, self._region_weights[region]) for region in loss.aimed_at]
+        measured = [loss.measure(maps, loss.taps_in_use, self._weights_in(region, maps)) for region in loss.aimed_at]
         return loss.distance(measured, image)
+
+    def _weights_in(self, region: Region, maps: Mapping[str, Tensor]) -> mosaic.Weights:
+        """How much each position of maps counts for a region: worked out for the first of them."""
+        known = self._region_weights.setdefault(region, {})
+        sizes = {tap: maps[tap].shape[2:] for tap in self.style_loss.taps_in_use if tap not in known}
+        if self.window.size == self._content.shape[2:]:
+            known |= mosaic.weights_in(region.mask, sizes)
+        else:
+            strides = self._strides(sizes)
+            everywhere = mosaic.weights_in(region.mask, mosaic.map_sizes(self._content, strides))
+            known |= mosaic.weights_seen(everywhere, self.window, strides)
+        return known
 
     def _measure_balance(self) -> tuple[float, float]:
         """The weights that bring the gradients to the levels of the network's `Balance`.
@@ -252,11 +264,6 @@ class Objective:
         maps = self._target_features(content) if self._content_weights else {}
         return {tap: maps[tap] for tap in self._content_weights}
 
-    def _weights_in(self, region: Region) -> mosaic.Weights:
-        """How much each position of the maps at the style's taps counts for a region."""
-        strides = self._strides(self.style_loss.taps)
-        return mosaic.weights_seen(mosaic.weights_in(region.mask, self._content, strides), self.window, strides)
-
     def _content_sizes(self) -> Mapping[str, Sequence[int]]:
         """Height and width of the content's maps, by tap."""
         return {tap: maps.shape[2:] for tap, maps in self._content_maps.items()}
@@ -273,11 +280,12 @@ class Objective:
     def _measured(self, style: Tensor, mask: Tensor | None, tiles: Sequence[Tile]) -> dict[str, Any]:
         """The style statistic of a part of a picture, or of all of it, by tap."""
         taps = self.style_loss.taps
-        weights = mosaic.weights_in(mask, style, self._strides(taps))
         if len(tiles) > 1:
+            weights = mosaic.weights_in(mask, mosaic.map_sizes(style, self._strides(taps)))
             (measured,) = self._mean_statistics(self._target_features, style, tiles, taps, [weights])
             return measured
-        return self.style_loss.measure(self._target_features(style), taps, weights)
+        maps = self._target_features(style)
+        return self.style_loss.measure(maps, taps, mosaic.weights_in(mask, {tap: maps[tap].shape[2:] for tap in taps}))
 
     def _mean_statistics(
         self,

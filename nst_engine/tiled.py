@@ -13,7 +13,6 @@ from nst_engine import hardware, losses, mosaic
 from nst_engine.backbone import Backbone
 from nst_engine.distributed import Processes
 from nst_engine.evaluation import Evaluation
-from nst_engine.masks import Region
 from nst_engine.mosaic import computed, owned, owned_within, positions, share_of
 from nst_engine.objective import Objective
 from nst_engine.options import OptionError, StylizeOptions
@@ -135,11 +134,9 @@ class TiledObjective(Objective):
         """None of the whole: each process keeps those of its own tiles."""
         strides = self._strides(self._content_weights)
         self._own_targets = mosaic.owned_maps(self._target_features, content, self._own_tiles, strides)
+        sizes = mosaic.map_sizes(content, self._strides(self.style_loss.taps))
+        self._region_weights = {one: mosaic.weights_in(one.mask, sizes) for one in self.style_loss.regions}
         return {}
-
-    def _weights_in(self, region: Region) -> mosaic.Weights:
-        """Of all positions: it has no window but its tiles."""
-        return mosaic.weights_in(region.mask, self._content, self._strides(self.style_loss.taps))
 
     def _content_sizes(self) -> Mapping[str, Sequence[int]]:
         strides = self._strides(self._content_weights)

@@ -9,6 +9,7 @@ from engine_runs import Pixels, finish, steps
 from torchvision_modules import DENSENET, RESNET, torchvision_file
 
 from nst_engine import Engine, OptionError, Style, StylizeOptions, checkpoint
+from nst_engine.tiling import whole
 
 # To the third stage and no deeper: the fourth is most of the weights and none of the point.
 LAYERS = {
@@ -61,6 +62,16 @@ def test_other_statistics_take_smoothed_maps(networks: Engine, photo: Pixels, te
     reports = finish(networks, session)
     assert np.isfinite([value for report in reports for value in report.losses.values()]).all()
     assert reports[-1].total_loss < reports[0].total_loss
+
+
+def test_a_hole_is_filled_by_a_look_at_the_whole(networks: Engine, photo: Pixels):
+    """As a map is smoothed over all of it."""
+    hole = np.zeros(photo.shape[:2], np.uint8)
+    hole[:8, :8] = 255
+    session = networks.start(photo, [], options(RESNET, iterations=2), hole=hole)
+    assert session._stage.objective.window == whole(43, 64)
+    first, last = finish(networks, session)
+    assert last.losses["style"] < first.losses["style"]
 
 
 @pytest.mark.parametrize("name", [RESNET, DENSENET])
