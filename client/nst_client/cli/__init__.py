@@ -33,7 +33,8 @@ def _end_as_by_ctrl_c() -> None:
     for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
             signal.signal(number, _interrupt)
-    # Shells let what scripts put in the background ignore SIGINT, and with it all that becomes one here.
+    # Shells let what scripts put in the background ignore SIGINT, and with it all that becomes one here. The price is
+    # that Ctrl-C for the script ends these, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -67,9 +67,9 @@ class _Feed:
                 await self.catch_up()
 
     async def check(self) -> None:
-        """Looks into the store for what was not heard of: events, or that the history is gone."""
+        """Looks into the store for what was not heard of: events, or that this history is gone."""
         last = await self._events.last(self.job_id)
-        if last is None:
+        if last is None or last.event.sequence < self.end:  # lost, and perhaps begun anew
             self.gone = True
             self.wake()
         elif last.event.sequence > self.end:
@@ -209,7 +209,7 @@ class Feeds:
         key = incarnation(job)
         async with self._opening:
             feed = self._feeds.get(key)
-            if feed is None:
+            if feed is None or feed.gone:
                 feed = _Feed(job.job_id, self._events)
                 feed.subscription = await self._nats.subscribe(stored_subject(job.job_id), cb=feed.heard)
                 self._feeds[key] = feed

@@ -49,8 +49,8 @@ class Gallery:
         if stale:
             metrics.PREVIEWS_DROPPED.inc()
             return entry.response
-        # Not by its place in the stream: one that NATS has lost is made again, and counts from 1.
-        key = (incarnation(job), entry.event.sequence)
+        # Neither its place in the stream nor its number is enough: what NATS has lost begins anew, and counts from 1.
+        key = (incarnation(job), entry.event.sequence, entry.event.time.ToNanoseconds())
         try:
             return await self._responses.get(key, partial(self._pictured, entry, job, kind))
         except BlobNotFound:

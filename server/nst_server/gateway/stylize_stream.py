@@ -18,6 +18,7 @@ from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
+from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.updates import JobEnded, NotWaiting
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,8 @@ def _for_good(error: BaseException) -> bool:
     """
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return True
+    if isinstance(error, JobNotFound):
+        return False  # it was deleted, or the store has lost its history, and it begins another
     refusal = as_refusal(error) if isinstance(error, Exception) else None
     return refusal is not None and refusal.retry_seconds is None
 

@@ -19,7 +19,9 @@ class UploadMemory:
     whatever the others hold.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, messages: "RequestMemory") -> None:
+        """`messages` is for chunks that wait until there is memory for them."""
+        self._messages = messages
         self._limit = settings.max_upload_bytes
         self._half = settings.max_upload_bytes // 2
         self._timeout = settings.upload_timeout_seconds
@@ -47,12 +49,15 @@ class UploadMemory:
         """Waits until the part has grown by `size` bytes.
 
         Raises:
-            Refusal: there was no room for `upload_timeout_seconds`.
+            Refusal: there was no room for `upload_timeout_seconds`, or too much waits already.
         """
+        if self._grown(part, size):
+            return
         try:
-            async with asyncio.timeout(self._timeout):
-                while not self._grown(part, size):
-                    await self._freed.wait()
+            with self._messages.part(size):
+                async with asyncio.timeout(self._timeout):
+                    while not self._grown(part, size):
+                        await self._freed.wait()
         except TimeoutError as error:
             text = "too many uploads are in flight: try again later"
             raise exhausted("max_upload_bytes", self._limit, text, RETRY_SECONDS) from error

@@ -92,12 +92,9 @@ class Assembly:
 class Arrival(Generic[T]):
     """The messages of one upload after the first, which must keep coming, and the memory that their bytes hold."""
 
-    def __init__(
-        self, requests: AsyncIterator[T], part: Part, messages: RequestMemory, settings: GatewaySettings
-    ) -> None:
+    def __init__(self, requests: AsyncIterator[T], part: Part, settings: GatewaySettings) -> None:
         self._requests = requests
         self._part = part
-        self._messages = messages
         self._timeout = settings.upload_timeout_seconds
         self._pace = settings.min_upload_bytes_per_second
         self._received = 0
@@ -119,8 +116,7 @@ class Arrival(Generic[T]):
         loop = asyncio.get_running_loop()
         came = loop.time()
         self._started = min(self._started, came)
-        with self._messages.part(len(chunk.data)):
-            await assembly.add(chunk, self._part)
+        await assembly.add(chunk, self._part)
         self._started += loop.time() - came
         self._received += len(chunk.data)
 
@@ -132,14 +128,13 @@ class Uploads:
         """`messages` is for chunks that wait until there is memory for them."""
         self._settings = settings
         self._limits = limits
-        self._messages = messages
-        self._memory = UploadMemory(settings)
+        self._memory = UploadMemory(settings, messages)
 
     @contextmanager
     def arrival(self, requests: AsyncIterator[T], size: int) -> Iterator[Arrival[T]]:
         """What follows the first message: pictures of `size` bytes in all; see `UploadMemory.part`."""
         with self._memory.part(size) as part:
-            yield Arrival(requests, part, self._messages, self._settings)
+            yield Arrival(requests, part, self._settings)
 
     def assembly(self, path: str, header: image_pb2.ImageHeader) -> Assembly:
         """Starts a picture; see `Assembly`."""

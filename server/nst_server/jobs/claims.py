@@ -1,5 +1,6 @@
 """Claiming jobs: from a ticket to a lease on its job, unless there is nothing to work on."""
 
+import contextlib
 import time
 from collections.abc import Set
 
@@ -73,7 +74,8 @@ class Leases:
             await lease.take_back_loss()
             return None
         except StoreFull:
-            await lease.step_back()  # it would count as lost by this server, and by the next
+            with contextlib.suppress(Superseded):
+                await lease.step_back()  # it would count as lost by this server, and by the next
             raise
 
     def _take(self, record: JobRecord, message: Msg, alone: bool, without: Set[str]) -> None:

@@ -156,7 +156,7 @@ class Keeper:
         now = self._clock()
         record = await self._records.get(deadline.job_id)
         last = await self._events.last(deadline.job_id)
-        if deadline_of(record) != deadline or last is None or last.final:
+        if deadline_of(record) != deadline or (last is not None and last.final):
             return True
         if record.lease.held:
             if now - deadline.time < SILENT_LEASES * self._settings.lease_seconds:

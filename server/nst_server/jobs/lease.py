@@ -136,10 +136,9 @@ class Lease:
                 self.last = await self._events.append(event, self.last)
                 return
             except HistoryMoved as moved:
-                if moved.last is None:
-                    raise Superseded from moved
-                # What moved may be the history of a job made anew under this id. That one's first event
-                # is stored only once our record is gone, so a record that is still ours tells.
+                # What moved may be the history of a job made anew under this id. That one's first event is stored
+                # only once our record is gone, so a record that is still ours tells. If there is no history at all
+                # then, the store has lost it, and it begins anew.
                 await self.refresh()
                 self.last = moved.last
 
@@ -263,7 +262,8 @@ class Lease:
         def change(record: JobRecord) -> None:
             record.lease.held = False
 
-        await self._update(change)
+        with contextlib.suppress(StoreFull):  # where records are what is full, it counts as lost by this server
+            await self._update(change)
         await self._message.nak(NO_ROOM_SECONDS)
 
     async def take_back_loss(self) -> None:

@@ -86,11 +86,12 @@ class Sweep:
         await self._collect_pictures(pictures)
         for name in released - pictures:
             await self._released.drop(name)
-        await self._paused.correct(paused, list(self._jobs.values()))
-        await self._deadlines.complete(deadlines, list(self._jobs.values()))
         await self._collect_previews(previews)
         await self._collect_checkpoints(checkpoints)
         await self._collect_histories(histories)
+        # Last, as there may be no room for what is written here.
+        await self._paused.correct(paused, list(self._jobs.values()))
+        await self._deadlines.complete(deadlines, list(self._jobs.values()))
 
     async def _add_missing(self, found: Set[str]) -> None:
         """Reads what the batches left out, which any replica may have sent: the stream's leader knows them all."""

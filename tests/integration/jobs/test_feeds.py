@@ -189,6 +189,20 @@ async def test_a_watcher_that_waits_learns_that_the_history_is_gone(backbone, ev
                 await asyncio.wait_for(anext(watcher), 10)
 
 
+async def test_a_history_that_was_lost_and_begins_anew_is_another(backbone, events, monkeypatch):
+    monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
+    feeds = Feeds(backbone, events, heartbeat_seconds=0.5)
+    await append(events, None, 5)
+    async with aclosing(feeds.watch(WATCHED, 5)) as watcher:
+        assert await anext(watcher) is None
+        await backbone.jetstream.purge_stream(EVENTS)
+        await append(events, None, 2, end=True)
+        async with checking(feeds):
+            with pytest.raises(JobNotFound):
+                await asyncio.wait_for(anext(watcher), 10)
+            assert await asyncio.wait_for(watched(feeds), 10) == [1, 2, 3]
+
+
 async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
     await append(events, None, 2, end=True)
     assert await asyncio.wait_for(watched(feeds, after=99), 5) == []

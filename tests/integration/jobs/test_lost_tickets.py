@@ -184,6 +184,22 @@ async def test_a_queue_that_was_set_up_again_keeps_its_tickets_when_nats_starts_
                 await TicketQueue(backbone, patience=5).put(f"job-{tickets}", Flow("batch", "tenant"))
 
 
+async def test_gateways_that_make_a_lost_stream_at_once_do_not_fail(bench, backbone, store_settings):
+    await backbone.jetstream.delete_stream("NST_TICKETS")
+    await asyncio.gather(*(Keeper(backbone, store_settings)._watch_store() for _ in range(5)))
+    await bench.create("request")
+
+
+async def test_a_running_job_whose_history_is_lost_is_not_lost_with_it(bench, backbone):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    await lease.append(progress(7))
+    await backbone.jetstream.purge_stream("NST_EVENTS")
+    await lease.append(progress(8))
+    events = await history(bench.commands, job_id)
+    assert [(event.sequence, event.progress.iteration) for event in events] == [(1, 8)]
+
+
 @pytest.mark.parametrize("paused", [False, True])
 async def test_a_deadline_whose_note_is_lost_ends_its_job_all_the_same(bench, backbone, paused):
     job_id = await bench.create("request", time_limit={"seconds": 5})

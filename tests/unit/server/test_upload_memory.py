@@ -13,7 +13,8 @@ LIMIT = 1000
 
 
 def memory(**settings) -> UploadMemory:
-    return UploadMemory(GatewaySettings(max_upload_bytes=LIMIT, **settings))
+    limits = GatewaySettings(max_upload_bytes=LIMIT, **settings)
+    return UploadMemory(limits, RequestMemory(limits))
 
 
 async def started(coroutine) -> asyncio.Task[None]:
