@@ -50,7 +50,7 @@ def evaluated(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> li
 
 def _computed(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> Sequence[Tensor]:
     """What `Together` returns, where it pays by a recording."""
-    pixels = sum(image.shape[2:].numel() for image in images)
+    pixels = sum(objective.window.pixels for objective in objectives)
     recordable = images[0].is_cuda and pixels <= RECORDED_PIXELS
     if recordable and all(objective.waits_for_nothing for objective in objectives):
         return objectives[0].recordings.call(objectives, partial(Together, objectives), images)

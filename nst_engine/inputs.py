@@ -59,7 +59,8 @@ def to_material(
     last = plan(whole.shape[2], whole.shape[3], options)[-1]
     size = last.height, last.width
     parts = [_style(style, f"styles[{index}]", options, device) for index, style in enumerate(styles)]
-    images, masks, scales = [image for image, _ in parts], [mask for _, mask in parts], [one.scale for one in styles]
+    images, masks = [image for image, _ in parts], [mask for _, mask in parts]
+    scales = [float(style.scale) for style in styles]
     if hole is None:
         heads = faces.head_mask(pictures.to_picture(whole)) if options.faces else None
         target = pictures.shrunk(whole, size)

@@ -19,8 +19,8 @@ def gram_matrix(features: Tensor, weights: Tensor | None = None) -> Tensor:
     rows = rows_of(features)
     if weights is None:
         return _gram(rows)
-    roots, peak = roots_of(weights, rows.dtype)
-    return _gram(rows * roots[:, None]) * peak
+    roots, scale = roots_of(weights, rows.dtype)
+    return _gram(rows * roots[:, None]) * scale
 
 
 def gram_matrices(features: Tensor) -> Tensor:
@@ -65,13 +65,14 @@ def _blocks(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def roots_of(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The square roots, at most 1, of weights over the largest of them, and that one.
+    """The square roots of weights over the largest of them, and what their squares are to be multiplied by.
 
-    Rows stay in their dtype when they are multiplied by them, and where all weights are alike nothing is rounded.
+    Rows stay in their dtype when they are multiplied by them. What is rounded changes no sum of weights, and nothing
+    is where all are alike.
     """
-    peak = weights.amax()
-    # None may count at all, as in a tile beside a region.
-    return (weights / peak.clamp(min=torch.finfo(peak.dtype).tiny)).sqrt().to(dtype), peak
+    tiny = torch.finfo(weights.dtype).tiny  # none may count at all, as in a tile beside a region
+    roots = (weights / weights.amax().clamp(min=tiny)).sqrt().to(dtype)
+    return roots, weights.sum() / roots.float().square().sum().clamp(min=tiny)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class Material:
             OptionError: see `tiled.check_memory`.
         """
         seen = self.window(backbone, scale, options).size
+        if in_tiles(backbone, seen, options, memory_budget):
+            seen = scale.height, scale.width  # tiles are of the whole
         check_memory(backbone, seen, self.style_sizes(scale, options), options, memory_budget)
 
     def content_at(self, scale: Scale) -> Tensor:

@@ -23,7 +23,7 @@ COPIES = 8
 # Peak of the resident memory that an evaluation takes, in multiples of the maps that it keeps: there are gradients on
 # the way back, scratch space of the convolutions, and holes in the heap. Measured on a CPU, in both precisions.
 EVALUATION = 2.5
-# Bytes a pixel in an evaluation: how much positions count at every tap, for each region; the detail of a subject.
+# Bytes a pixel: how much positions count at every tap, held for each region; in an evaluation, the subject's detail.
 REGION = 6
 SUBJECT = 64
 # Bytes that comparing sorted projections takes for each of them: themselves, unsorted and sorted, their 64-bit orders,
@@ -72,8 +72,8 @@ def working_memory(
     painting = BYTES_PER_PIXEL if options.parametrization == "network" else 0
     regions = distinct_regions(material.masks)
     masked = sum(one.mask is not None for one in regions)
-    besides = painting + REGION * masked + (SUBJECT if material.subject is not None else 0)
-    held += int(_target_bytes(backbone, pixels[0], pixels[1:], regions, options))
+    besides = painting + (SUBJECT if material.subject is not None else 0)
+    held += int(_target_bytes(backbone, pixels[0], pixels[1:], regions, options)) + REGION * masked * pixels[0]
     return WorkingMemory(held, int(evaluating + besides * pixels[0]))
 
 

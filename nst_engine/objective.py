@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -96,19 +97,27 @@ class Objective:
 
         Layers are named at the start; those of weight 0 count for nothing. A change of layers or shares changes
         how hard a side pulls, and the balance by strength is struck anew: the objective is the one that
-        would be made with these, as it is when a run resumes.
+        would be made with these, as it is when a run resumes. What fails, for want of memory say, changes nothing.
         """
-        self.revision = next(_revisions)  # at once: what was recorded may be wrong even if this fails half way
+        before = {**vars(self), "style_loss": copy(self.style_loss)}
+        try:
+            self._steer(options, shares)
+        except BaseException:
+            vars(self).update(before)
+            raise
+        finally:
+            self.revision = next(_revisions)
+
+    def _steer(self, options: StylizeOptions, shares: Sequence[float]) -> None:
         steered = tuple(shares), options.content_layers, options.style_layers
         if steered != self._steered:
-            self._steered = ()
+            self._steered = steered
             self._taps_in_use = taps_in_use(options)
             self._content_weights = self._by_tap(options.content_layers)
             self.style_loss.reweigh(self._by_tap(options.style_layers))
             self.style_loss.blend(shares)
             self._balance = (1.0, 1.0) if options.strength is None else self._measure_balance()
             self._detail_share = 0.0 if self._protection is None else self._measure_detail_share(options.protection)
-            self._steered = steered
         self._tv_weight, self._box_weight = options.tv_weight, options.box_weight
         if options.strength is None:
             self._content_weight = 1.0 if options.content_weight is None else options.content_weight

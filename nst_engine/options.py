@@ -254,10 +254,10 @@ def checked(name: str, value: Any, allowed: tuple[float, float], kind: type = fl
     low, high = allowed
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         raise OptionError(name, f"must be {'a whole' if kind is int else 'a'} number, not {value!r}")
-    number = kind(value)
+    number = int(value) if isinstance(value, Integral) else float(value)
     if not low <= number <= high:
-        raise OptionError(name, f"must be from {low:g} to {high:g}, not {number:g}")
-    return number
+        raise OptionError(name, f"must be from {low:g} to {high:g}, not {number}")
+    return kind(number)
 
 
 def checked_shares(shares: Sequence[float], styles: int) -> tuple[float, ...]:

@@ -86,8 +86,9 @@ class Recording:
         if self._graph is None and self._warm and self._pool is not None and inputs[0].is_cuda:
             self._record(self._pool, function, inputs)
         if self._graph is None:
+            outputs = function(*inputs)
             self._warm = True
-            return function(*inputs)
+            return outputs
         torch._foreach_copy_(self._inputs, inputs)
         self._graph.replay()
         return [output.clone() for output in self._outputs]

@@ -77,9 +77,9 @@ class MeanCovariance:
         rows = losses.rows_of(features)
         if weights is None:
             return Moments(*_Moments.apply(rows, None))  # type: ignore[no-untyped-call]
-        roots, peak = losses.roots_of(weights, rows.dtype)
+        roots, scale = losses.roots_of(weights, rows.dtype)
         mean, second = _Moments.apply(rows * roots[:, None], roots)  # type: ignore[no-untyped-call]
-        return Moments(mean * peak, second * peak)
+        return Moments(mean * scale, second * scale)
 
     def blend(self, measured: Sequence[Moments], shares: Sequence[float]) -> GaussianTarget:
         mean = torch.stack([one.mean * share for one, share in zip(measured, shares, strict=True)]).sum(0)

@@ -28,9 +28,9 @@ def _extents(
     height, width = size
     for stride in {backbone.network.stride(tap) for tap in options.style_layers}:
         for region in regions:
-            places = area_resized(region, (height // stride, width // stride))[0, 0].nonzero()
-            first, last = places.amin(0).tolist(), places.amax(0).tolist()
-            yield tuple((low * stride, (high + 1) * stride) for low, high in zip(first, last, strict=True))
+            counting = area_resized(region, (height // stride, width // stride))[0, 0] > 0
+            sides = (counting.any(dim).nonzero() for dim in (1, 0))
+            yield tuple((int(side[0]) * stride, (int(side[-1]) + 1) * stride) for side in sides)
 
 
 def _around(extents: Sequence[tuple[int, int]]) -> tuple[int, int]:

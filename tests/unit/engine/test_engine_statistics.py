@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import Engine, Style, StylizeOptions, checkpoint, wasserstein
+from nst_engine import Engine, Style, StylizeOptions, checkpoint, losses, wasserstein
 from nst_engine.backbone import Backbone
 from nst_engine.balance import PLAIN
 from nst_engine.objective import Objective
@@ -122,16 +122,19 @@ def test_bfloat16_features_are_added_up_in_float32(rows: int):
     assert relative_error(statistic("gram").measure(features).matrix * 16, measured.second) < 1e-6
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_a_part_of_bfloat16_features_is_as_near_to_float64(soft: bool):
+@pytest.mark.parametrize("inside", [1.0, "a ramp"])
+@pytest.mark.parametrize("outside", [0.0, 0.31, 0.48, 0.74])
+def test_a_part_of_bfloat16_features_is_as_near_to_float64(inside: float | str, outside: float):
     features = feature_map(3, 16, 600, 1).bfloat16().contiguous(memory_format=torch.channels_last)
-    mask = torch.zeros(600)
-    mask[77:333] = torch.linspace(0.1, 1, 256) if soft else 1.0
+    mask = torch.full((600,), outside)
+    mask[77:333] = torch.linspace(0.1, 1, 256) if inside == "a ramp" else 1.0
     weights = mask / mask.mean()
     values = features[0].flatten(1).double()
     measured = statistic("moments").measure(features, weights)
     assert relative_error(measured.mean, (values * weights).mean(1)) < 2e-3
     assert relative_error(measured.second, (values * weights) @ values.T / 600) < 2e-3
+    roots, scale = losses.roots_of(weights, torch.bfloat16)
+    assert float(roots.double().square().sum() * scale) == pytest.approx(600)
     gram = statistic("gram").measure(features, weights)
     assert relative_error(gram.matrix * 16, measured.second) < 1e-6
 

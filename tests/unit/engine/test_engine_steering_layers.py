@@ -187,8 +187,8 @@ def test_what_holds_already_changes_nothing(engine: Engine, photo: Pixels, textu
 def test_steering_that_ran_out_of_memory_can_be_asked_for_again(
     engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
 ):
-    """And until then nothing that was recorded of the objective is used, as its targets are others."""
-    smooth, interrupted = (started(engine, photo, texture, strength=0.5) for _ in range(2))
+    """Or left: it has changed nothing, but nothing that was recorded of the objective is used."""
+    smooth, interrupted, left = (started(engine, photo, texture, strength=0.5) for _ in range(3))
     objective = interrupted._stage.objective
     revision = objective.revision
 
@@ -199,7 +199,13 @@ def test_steering_that_ran_out_of_memory_can_be_asked_for_again(
         patched.setattr(Objective, "_measure_balance", scarce)
         with pytest.raises(torch.OutOfMemoryError):
             interrupted.update(**STEERING)
+        with pytest.raises(torch.OutOfMemoryError):
+            left.update(**STEERING)
     assert objective.revision != revision
+    untouched = started(engine, photo, texture, strength=0.5)
+    for run in (left, untouched):
+        finish(engine, run)
+    assert identical(left.state_dict(), untouched.state_dict())
     for run in (smooth, interrupted):
         run.update(**STEERING)
         finish(engine, run)
