@@ -221,8 +221,9 @@ class Feeds:
             yield feed
         finally:
             feed.watchers -= 1
-            if feed.watchers == 0 and self._feeds.get(key) is feed:
-                del self._feeds[key]
+            if feed.watchers == 0:
+                if self._feeds.get(key) is feed:  # one that is gone may have been replaced
+                    del self._feeds[key]
                 if feed.subscription is not None:
                     with contextlib.suppress(Exception):
                         await feed.subscription.unsubscribe()

@@ -193,7 +193,9 @@ async def test_a_history_that_was_lost_and_begins_anew_is_another(backbone, even
     monkeypatch.setattr("nst_server.gateway.feeds.CHECK_SECONDS", 0.01)
     feeds = Feeds(backbone, events, heartbeat_seconds=0.5)
     await append(events, None, 5)
-    async with aclosing(feeds.watch(WATCHED, 5)) as watcher:
+    subscriptions = len(backbone.nats._subs)
+    async with aclosing(feeds.watch(WATCHED, 0)) as slow, aclosing(feeds.watch(WATCHED, 5)) as watcher:
+        await anext(slow)
         assert await anext(watcher) is None
         await backbone.jetstream.purge_stream(EVENTS)
         await append(events, None, 2, end=True)
@@ -201,6 +203,7 @@ async def test_a_history_that_was_lost_and_begins_anew_is_another(backbone, even
             with pytest.raises(JobNotFound):
                 await asyncio.wait_for(anext(watcher), 10)
             assert await asyncio.wait_for(watched(feeds), 10) == [1, 2, 3]
+    assert len(backbone.nats._subs) == subscriptions
 
 
 async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
