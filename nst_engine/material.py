@@ -16,7 +16,7 @@ from nst_engine.schedule import Scale, named_taps
 from nst_engine.start import first_image
 from nst_engine.style_cache import StyleCache
 from nst_engine.tiled import TiledObjective, check_memory, in_tiles
-from nst_engine.tiling import Tile
+from nst_engine.tiling import Tile, whole
 from nst_engine.window import window
 
 
@@ -78,8 +78,7 @@ class Material:
         """What is minimised at the scale, of the picture as it is seen through the hole if there is one."""
         content = self.content_at(scale)
         subject = None if self.subject is None else area_resized(self.subject, content.shape[2:])
-        seen = self.window(backbone, scale, options).size
-        kind = TiledObjective if in_tiles(backbone, seen, options, memory_budget) else Objective
+        kind = TiledObjective if self.seen_at_once(backbone, scale, options, memory_budget) is None else Objective
         return kind(
             backbone,
             content,
@@ -96,6 +95,13 @@ class Material:
         """What the network has to see of the picture at the scale."""
         return window(backbone, (scale.height, scale.width), options, self.masks)
 
+    def seen_at_once(
+        self, backbone: Backbone, scale: Scale, options: StylizeOptions, memory_budget: int
+    ) -> Tile | None:
+        """The window at the scale; None where the picture is worked on in tiles, or by several processes."""
+        seen = self.window(backbone, scale, options)
+        return None if in_tiles(backbone, seen.size, options, memory_budget) else seen
+
     def hole_at(self, scale: Scale) -> Hole | None:
         """The hole at the scale."""
         return None if self.hole is None else self.hole.resized((scale.height, scale.width))
@@ -106,10 +112,8 @@ class Material:
         Raises:
             OptionError: see `tiled.check_memory`.
         """
-        seen = self.window(backbone, scale, options).size
-        if in_tiles(backbone, seen, options, memory_budget):
-            seen = scale.height, scale.width  # tiles are of the whole
-        check_memory(backbone, seen, self.style_sizes(scale, options), options, memory_budget)
+        seen = self.seen_at_once(backbone, scale, options, memory_budget) or whole(scale.height, scale.width)
+        check_memory(backbone, seen.size, self.style_sizes(scale, options), options, memory_budget)
 
     def content_at(self, scale: Scale) -> Tensor:
         """The content at the scale, (1, 3, h, w)."""

@@ -25,7 +25,7 @@ from nst_engine.schedule import Scale, cut, plan, taps_in_use, with_total
 from nst_engine.stage import Resources, Stage
 from nst_engine.stopping import StopReason
 from nst_engine.style_cache import StyleCache
-from nst_engine.tiled import TiledObjective, in_tiles
+from nst_engine.tiled import TiledObjective
 
 
 class Session:
@@ -118,14 +118,13 @@ class Session:
             return None
         scale, given = self._next_scale, self._resources
         if scale is self._stage.scale:
-            seen = self._stage.objective.window.size
-            tiled = isinstance(self._stage.objective, TiledObjective)
+            objective = self._stage.objective
+            seen = None if isinstance(objective, TiledObjective) else objective.window
         else:
-            seen = given.material.window(given.backbone, scale, self._options).size
-            tiled = in_tiles(given.backbone, seen, self._options, given.memory_budget)
-        if tiled:
+            seen = given.material.seen_at_once(given.backbone, scale, self._options, given.memory_budget)
+        if seen is None:
             return None
-        return BatchKey(given.backbone, tuple(taps_in_use(self._options)), self._options.pooling, *seen)
+        return BatchKey(given.backbone, tuple(taps_in_use(self._options)), self._options.pooling, *seen.size)
 
     def image(self) -> NDArray[np.uint8]:
         """The picture after the last iteration, (H, W, 3) RGB, at the working size, in colours as by `options.color`.
