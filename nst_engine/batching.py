@@ -1,7 +1,7 @@
 """Iterations of several sessions side by side, their pictures evaluated together."""
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,20 +36,42 @@ class Request:
     image: Tensor
 
 
-def batches(keys: Sequence[BatchKey | None], memory_budget: int, limit: int | None) -> list[list[int]]:
-    """The places of equal keys in batches whose maps fit into the budget in bytes together; None goes alone.
+class Batches:
+    """How many sessions go together: as many as fit into memory, by their maps and by what has been seen.
 
-    A batch has `limit` places at most, if there is one, and one at least.
+    Args:
+        memory_budget: bytes for the maps of one batch.
+        limit: how many go together at most; None is no other limit.
     """
-    groups: dict[BatchKey | int, list[int]] = {}
-    for index, key in enumerate(keys):
-        groups.setdefault(index if key is None else key, []).append(index)
-    found = []
-    for shared, places in groups.items():
-        fitting = 1 if isinstance(shared, int) else max(1, memory_budget // shared.map_bytes)
-        size = fitting if limit is None else min(fitting, limit)
-        found += [places[first : first + size] for first in range(0, len(places), size)]
-    return found
+
+    def __init__(self, memory_budget: int, limit: int | None) -> None:
+        self._memory_budget = memory_budget
+        self._limit = limit
+        self._seen: dict[BatchKey, int] = {}
+
+    def of(self, keys: Sequence[BatchKey | None]) -> list[list[int]]:
+        """The places of equal keys, in batches of one at least; None goes alone."""
+        groups: dict[BatchKey | int, list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(index if key is None else key, []).append(index)
+        found = []
+        for shared, places in groups.items():
+            size = 1 if isinstance(shared, int) else self._size(shared)
+            found += [places[first : first + size] for first in range(0, len(places), size)]
+        return found
+
+    def was_too_large(self, key: BatchKey | None, size: int) -> None:
+        """Has those with this key go in half of such batches from now on."""
+        if key is not None:
+            self._seen[key] = size // 2
+
+    def forget(self) -> None:
+        """Has them tried again in batches that were too large: there is more memory now."""
+        self._seen.clear()
+
+    def _size(self, key: BatchKey) -> int:
+        most = max(1, self._memory_budget // key.map_bytes)
+        return min(most, self._limit or most, self._seen.get(key, most))
 
 
 log = logging.getLogger(__name__)
@@ -59,11 +81,12 @@ Iteration = Generator[Request, Evaluation, StepReport]
 Outcome = StepReport | Exception
 
 
-def advance(iterations: Sequence[Iteration]) -> list[Outcome]:
+def advance(iterations: Sequence[Iteration], *, too_large: Callable[[], None] = lambda: None) -> list[Outcome]:
     """Runs iterations to their ends, and tells of each its report or what it raised.
 
     Whatever several of them ask for at a time is evaluated as one batch, so their sessions must have one
-    `BatchKey`. An iteration that asks again goes round again with those that do.
+    `BatchKey`. An iteration that asks again goes round again with those that do. `too_large` is called where
+    pictures could be evaluated one by one and not together.
     """
     outcomes: dict[int, Outcome] = {}
     answers: dict[int, Evaluation | Exception | None] = dict.fromkeys(range(len(iterations)))
@@ -71,7 +94,7 @@ def advance(iterations: Sequence[Iteration]) -> list[Outcome]:
         asked = {index: _answered(iterations[index], answer) for index, answer in answers.items()}
         outcomes |= {index: item for index, item in asked.items() if not isinstance(item, Request)}
         requests = {index: item for index, item in asked.items() if isinstance(item, Request)}
-        answers = dict(zip(requests, _evaluated(list(requests.values())), strict=True))
+        answers = dict(zip(requests, _evaluated(list(requests.values()), too_large), strict=True))
     return [outcomes[index] for index in range(len(iterations))]
 
 
@@ -88,16 +111,20 @@ def _answered(iteration: Iteration, answer: Evaluation | Exception | None) -> Re
         return error
 
 
-def _evaluated(requests: Sequence[Request]) -> list[Evaluation | Exception]:
+def _evaluated(requests: Sequence[Request], too_large: Callable[[], None]) -> list[Evaluation | Exception]:
     """The evaluation of each, or the error that it alone causes."""
-    if len(requests) > 1:
-        try:
-            return [*evaluated([each.objective for each in requests], [each.image for each in requests])]
-        except Exception:
-            # Whose fault it is, and whether there is memory for one at a time, shows below.
-            log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
-            requests[0].objective.recordings.clear()
-    return [_evaluated_alone(request) for request in requests]
+    if len(requests) < 2:
+        return [_evaluated_alone(request) for request in requests]
+    try:
+        return [*evaluated([each.objective for each in requests], [each.image for each in requests])]
+    except Exception:
+        # Whose fault it is, and whether there is memory for one at a time, shows below.
+        log.warning("%d pictures could not be evaluated together", len(requests), exc_info=True)
+        requests[0].objective.recordings.clear()
+    found = [_evaluated_alone(request) for request in requests]
+    if not any(isinstance(one, Exception) for one in found):
+        too_large()
+    return found
 
 
 def _evaluated_alone(request: Request) -> Evaluation | Exception:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +90,10 @@ class Engine:
         self._cache_dir = cache_dir
         self._backbones: dict[NetworkKey, Backbone] = {}
         self._prepared: dict[NetworkKey, dict[str, Tensor]] = {}
-        self._batch_limit = batch_limit
         self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
         self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
+        self._batches = batching.Batches(self.memory_budget, batch_limit)
 
     @property
     def device_name(self) -> str:
@@ -190,7 +191,8 @@ class Engine:
         """One iteration for every session, those of equal `Session.batch_key` together.
 
         A batch is one pass through the network and one back, and one transfer from the device; optimiser,
-        losses, masks and guard are each session's own. The others take turns: those with a key of their own,
+        losses, masks and guard are each session's own. One that is too large after all is done one by one, and
+        the next are half as large until memory is released. The others take turns: those with a key of their own,
         and those with none, which are worked on in tiles.
 
         Returns:
@@ -207,14 +209,16 @@ class Engine:
             return [session.advance() for session in sessions]
         outcomes: dict[int, StepReport | Exception] = {}
         keys = [session.batch_key for session in sessions]
-        for batch in batching.batches(keys, self.memory_budget, self._batch_limit):
-            found = batching.advance([sessions[index].iterate() for index in batch])
+        for batch in self._batches.of(keys):
+            too_large = partial(self._batches.was_too_large, keys[batch[0]], len(batch))
+            found = batching.advance([sessions[index].iterate() for index in batch], too_large=too_large)
             outcomes |= zip(batch, found, strict=True)
         return [outcomes[index] for index in range(len(sessions))]
 
     def release_memory(self) -> None:
         """Returns the memory of sessions that are gone to the system, and on a GPU to others who use it."""
         hardware.release_freed_memory()
+        self._batches.forget()
         for backbone in self._backbones.values():
             backbone.recordings.clear()
         if self.device.type == "cuda":

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -186,21 +187,41 @@ def test_one_whose_evaluation_fails_leaves_the_others_as_they_are(
         assert identical(session, alone[job])
 
 
-def test_a_batch_that_does_not_fit_goes_one_by_one(
+def test_a_batch_that_does_not_fit_goes_one_by_one_and_then_in_halves(
     engine: Engine, photo: Pixels, texture: Pixels, alone: dict[str, Session], monkeypatch: pytest.MonkeyPatch
 ):
-    features = Backbone.features
+    features, tried = Backbone.features, []
 
     def scarce(backbone: Backbone, images: Tensor, *given: Any) -> dict[str, Tensor]:
-        if len(images) > 1:
+        tried.append(len(images))
+        if len(images) > 2:
             raise torch.OutOfMemoryError("as if")
         return features(backbone, images, *given)
 
+    sessions = [start(engine, photo, texture, "gram, weak") for _ in range(5)]
     monkeypatch.setattr(Backbone, "features", scarce)
-    sessions = [start(engine, photo, texture, "gram, weak") for _ in range(2)]
+    for release, expected in ((False, [5, 1, 1, 1, 1, 1]), (False, [2, 2, 1]), (True, [5, 1, 1, 1, 1, 1])):
+        if release:
+            engine.release_memory()
+        tried.clear()
+        stepped(engine, sessions)
+        assert tried[: len(expected)] == expected
     while not sessions[0].finished:
         stepped(engine, sessions)
+    engine.release_memory()
     assert all(identical(session, alone["gram, weak"]) for session in sessions)
+
+
+def test_a_batch_that_one_of_it_fails_alone_is_not_too_large(
+    engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
+):
+    sessions = [start(engine, photo, texture, job) for job in ("moments", "raw", "gram, weak")]
+    stepped(engine, sessions)
+    monkeypatch.setattr(sessions[1]._stage.objective, "terms", Mock(side_effect=ArithmeticError("as if")))
+    engine.step(sessions)
+    with counted(monkeypatch) as shapes:
+        stepped(engine, [sessions[0], sessions[2]])
+    assert shapes[0][0] == 2
 
 
 def test_a_session_is_stepped_once_at_a_time(engine: Engine, photo: Pixels, texture: Pixels):
