@@ -7,12 +7,17 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import engine_side
+import numpy as np
 from clock import timed
+from judge import Judge
 from neural_style import OBJECTIVE, NeuralStyle
 from pairs import PAIRS, Pair
+from PIL import Image
+from processes import RESULTS
 from report import Facts, Report
 
-from nst_engine import Engine, Style, hardware, lbfgs
+from nst_engine import Engine, Style, hardware, lbfgs, wasserstein
 from nst_engine.options import StylizeOptions
 
 SIZE = 256
@@ -49,10 +54,25 @@ CHANGES = {
     "Adam": Change({"optimizer": "adam"}),
     "Adagrad": Change({"optimizer": "adagrad"}),
     "gradient descent": Change({"optimizer": "gradient_descent"}),
+    "coefficients of the picture": Change({"parametrization": "fourier"}),
+    "a network's output": Change({"parametrization": "network"}),
 }
+SEEN = {"as it is": Change()} | {
+    f"directions below {share:g} of the largest variance taken for constant": Change(
+        module=wasserstein, name="NOISE_SHARE", value=share
+    )
+    for share in (0.001, 0.003, 0.03, 0.1)
+}
+SEEN |= {f"{name} as the style statistic": Change({"style_statistic": name}) for name in ("gram", "sliced")}
+SEEN |= {f"{name} as the parametrization": Change({"parametrization": name}) for name in ("fourier", "network")}
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
+    """What each of the `CHANGES` does to a loss, and each of those `SEEN` to the distances of `judge`."""
+    return [_losses(facts, quick=quick), _distances(facts, quick=quick)]
+
+
+def _losses(facts: Facts, *, quick: bool) -> Report:
     """neural-style-pt's objective in its saved pictures, by the engine as it is and with each of the `CHANGES`."""
     iterations = 8 if quick else ITERATIONS
     report = Report("ablations", f"One thing changed, {SIZE} px, {iterations} iterations, relative to none", facts)
@@ -60,7 +80,25 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
         compared = {pair.name: _compared(pair, change, iterations) for pair in PAIRS[: 1 if quick else 2]}
         report.add(f"{name}: loss", "%", "", {pair: [loss] for pair, (loss, _) in compared.items()})
         report.add(f"{name}: an iteration's time", "times", "", {pair: [time] for pair, (_, time) in compared.items()})
-    return [report]
+    return report
+
+
+def _distances(facts: Facts, *, quick: bool) -> Report:
+    """Of the default picture, from content and style; writes a sheet: content, and all in the order of the table."""
+    title = f"One thing changed in the default, {SIZE} px: distances to the content and to the style"
+    report = Report("ablations-looks", title, facts)
+    for pair in PAIRS[: 1 if quick else 3]:
+        content, style = pair.load(SIZE)
+        judge = Judge(Engine(), content, style)
+        pictures = [content]
+        for name, change in SEEN.items():
+            with change.made():
+                options = StylizeOptions(size=SIZE, **({"iterations": 6} if quick else {}), **change.options)
+                pictures.append(engine_side.stylized(content, [Style(style)], options))
+            scores = judge.scores(pictures[-1])
+            report.add(f"{pair.name}, {name}", "", "", {"content": [scores.content], "style": [scores.style]})
+        Image.fromarray(np.hstack(pictures)).save(RESULTS / f"ablations {pair.name}.png")
+    return report
 
 
 def _compared(pair: Pair, change: Change, iterations: int) -> tuple[float, float]:

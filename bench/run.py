@@ -16,6 +16,7 @@ import default_job
 import distributed
 import efficiency
 import engine_side
+import enlargement
 import first_preview
 import holes
 import looks
@@ -23,6 +24,7 @@ import machine
 import memory
 import overhead
 import portraits
+import strength
 import time_to_loss
 import transfer
 from processes import RESULTS
@@ -39,10 +41,12 @@ SECTIONS = {
     "time-to-loss-512": partial(time_to_loss.measure, size=512),
     "efficiency": efficiency.measure,
     "looks": looks.measure,
+    "strength": strength.measure,
     "ablations": ablations.measure,
     "batching": batching.measure,
     "big-pictures": big_pictures.measure,
     "holes": holes.measure,
+    "enlargement": enlargement.measure,
     "distributed": distributed.measure,
 }
 

@@ -17,8 +17,8 @@ from nst_engine.matrix_root import trace_of_root
 
 # As a share of the largest variance of the target in any direction. White noise of this variance is
 # thought added to both sides, without which the gradient would have no bound in directions where the
-# image does not vary; directions in which the target varies less are taken for constant. From 1e-3 to
-# here pictures stay alike, and scores of looks improve by a few per cent; the eigenvalues become cheap.
+# image does not vary; directions in which the target varies less are taken for constant. With a larger share
+# contrasts grow dull; with a smaller one pictures look the same and more eigenvalues are needed.
 NOISE_SHARE = 1e-2
 # Projections that are looked at together where no gradient is needed: orders and levels take up to twenty times their
 # bytes on the way, which those of all directions at once would take of a large map.
