@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nst_engine.distributed import Processes
 from nst_engine.network import Network, TorchvisionNetwork
-from nst_engine.recording import Pool, Recordings
+from nst_engine.recording import Recordings, Shelf
 from nst_engine.tiling import Tile
 from nst_engine.torchvision_trunk import TorchvisionTrunk
 from nst_engine.vgg import Vgg
@@ -47,8 +47,8 @@ class Backbone:
     """A `Network` with its weights, on one device, computing in one dtype.
 
     Where several processes share the pictures, each has a trunk, and `processes` says which is which.
-    `recordings` are of evaluations that it is part of; what optimisers record goes into `optimizer_pool`, apart, as a
-    pool's memory is let go with the last recording in it.
+    `recordings` are of evaluations that it is part of; what optimisers have recorded is left on `optimizer_shelf`, with
+    a pool of its own, as a pool's memory is let go with the last recording in it.
     Weights and maps are kept channels-last, the layout in which CPUs and GPUs convolve fastest.
     """
 
@@ -64,7 +64,7 @@ class Backbone:
         self.network = network
         self.processes = processes or Processes()
         self.recordings = Recordings(device, RECORDINGS)
-        self.optimizer_pool = Pool(device)
+        self.optimizer_shelf = Shelf(device, RECORDINGS)
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"

@@ -221,6 +221,7 @@ class Engine:
         self._batches.forget()
         for backbone in self._backbones.values():
             backbone.recordings.clear()
+            backbone.optimizer_shelf.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

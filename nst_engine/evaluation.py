@@ -51,9 +51,10 @@ def evaluated(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> li
 def _computed(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> Sequence[Tensor]:
     """What `Together` returns, where it pays by a recording."""
     pixels = sum(objective.window.pixels for objective in objectives)
-    recordable = images[0].is_cuda and pixels <= RECORDED_PIXELS
+    recordings = objectives[0].recordings
+    recordable = recordings.pool.records and pixels <= RECORDED_PIXELS
     if recordable and all(objective.waits_for_nothing for objective in objectives):
-        return objectives[0].recordings.call(objectives, partial(Together, objectives), images)
+        return recordings.call(objectives, partial(Together, objectives), images)
     return Together(objectives)(*images)
 
 
@@ -69,9 +70,24 @@ class Together:
 
     def __init__(self, objectives: Sequence["Objective"]) -> None:
         self._objectives = [weakref.ref(objective) for objective in objectives]
-        # On a CPU each is computed as if alone, to the bit.
-        groups = [] if objectives[0].device.type == "cpu" else stackable(objectives)
+        # Where nothing is recorded, as on a CPU, each is computed as if alone, to the bit.
+        groups = stackable(objectives) if objectives[0].recordings.pool.records else []
         self._stacks = [Stack(objectives, places) for places in groups]
+        self._seen_as = objectives[0].seen_as
+
+    @property
+    def shape(self) -> Hashable | None:
+        """See `recording.Owned`. What is not stacked depends on more than tensors."""
+        stacked = sum(len(stack.places) for stack in self._stacks)
+        if len(self._stacks) > 1 or stacked < len(self._objectives):
+            return None
+        return self._seen_as, self._stacks[0].shape
+
+    def take_over(self, other: "Together") -> None:
+        """See `recording.Owned`."""
+        (own,), (taken,) = self._stacks, other._stacks
+        torch._foreach_copy_(taken.tensors, own.tensors)
+        self._stacks = other._stacks
 
     def __call__(self, *images: Tensor) -> list[Tensor]:
         """The losses, the total and the gradient's squared norm of each in one row, and then the gradients."""
@@ -125,6 +141,17 @@ class Stack:
             tap: self._weights.new_tensor([member.content_weights[tap] for member in members]) for tap in self._targets
         }
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the losses depend on besides the images, in an order that is that of every stack of its shape."""
+        return [self._weights, *self._targets.values(), *self._shares.values(), *self._style.tensors]
+
+    @property
+    def shape(self) -> Hashable:
+        """What stacks have in common that differ in nothing but what is in their tensors."""
+        sizes = tuple((tensor.shape, tensor.dtype) for tensor in self.tensors)
+        return len(self.places), tuple(self._targets), self._style.kind, sizes
+
     def __call__(self, images: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
         """The weighted losses, (4, N), of the members' own of these images and their maps."""
         if self._own is not None:
@@ -145,7 +172,7 @@ def stackable(objectives: Sequence["Objective"]) -> list[list[int]]:
     for place, objective in enumerate(objectives):
         groups.setdefault(objective.stack_key, []).append(place)
     groups.pop(None, None)
-    return [places for places in groups.values() if len(places) > 1]
+    return list(groups.values())
 
 
 def _alive(objective: "Objective | None") -> "Objective":

@@ -1,11 +1,14 @@
 """L-BFGS, and the preconditioner that it starts from."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nst_engine.recording import RECORDED_PIXELS, Pool, Recording
+from nst_engine.recording import RECORDED_PIXELS, Pool, Recording, Shelf
+
+Precondition = Callable[[Tensor], Tensor]
 
 # The preconditioner multiplies by f**-0.75: in trials at 128 px this took the fewest iterations of
 # the exponents 0 (none), 0.25, 0.5, 0.75, 1 (a 1/sqrt(f) basis) and 1.5.
@@ -21,20 +24,14 @@ MINIMUM_CURVATURE = 1e-6
 class LBFGS:
     """Limited-memory BFGS with a preconditioner as its initial inverse Hessian.
 
-    The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
-    Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
-    slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
-    every product, so that nothing here waits for the device.
-    While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
-    halves the distance to a minimum of zero on a quadratic.
-
     Args:
         shape: of the parameters.
         device: theirs.
         history_size: pairs kept.
         learning_rate: the multiple of its own step.
-        precondition: symmetric and positive definite, from flat parameters to such; None is the identity.
-        pool: for recordings on a GPU; None records nothing.
+        precondition: symmetric and positive definite, from flat parameters to such, determined by its type and the
+            shape; None is the identity.
+        shelf: where its pairs come from, and go to, with their recordings; None makes new ones.
     """
 
     def __init__(
@@ -43,42 +40,126 @@ class LBFGS:
         device: torch.device,
         history_size: int,
         learning_rate: float,
-        precondition: Callable[[Tensor], Tensor] | None = None,
-        pool: Pool | None = None,
+        precondition: Precondition | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
+        self._shape = shape
+        self._device = device
         self._learning_rate = learning_rate
-        self._precondition = precondition or (lambda flat: flat)
-        self._pool = pool
-        self._steps = torch.zeros(history_size, shape.numel(), device=device)
-        self._changes = torch.zeros(history_size, shape.numel(), device=device)
-        self._products = torch.zeros(history_size, history_size, device=device)  # older steps times newer changes
-        self._scale = torch.zeros((), device=device)
-        self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
-        self._set_up()
+        self._precondition = precondition
+        self._shelf = shelf
+        self._pairs = self._empty(history_size)
 
-    def _set_up(self) -> None:
-        """Makes what goes with the tensors that the state is in."""
-        history_size, numbers = self._steps.shape
-        # Not made on the device: see `FourierPreconditioner`.
-        self._slots = torch.arange(history_size).to(self._steps.device)
-        pool = self._pool if numbers <= 3 * RECORDED_PIXELS else None
-        self._proposing, self._learning = Recording(pool), Recording(pool)
+    def _empty(self, history_size: int) -> "_Pairs":
+        pool = None if self._shelf is None else self._shelf.pool
+        make = partial(_Pairs, self._shape.numel(), self._device, history_size, self._precondition, pool)
+        if self._shelf is None:
+            return make()
+        pairs = self._shelf.lend(self, (self._shape, history_size, type(self._precondition)), make)
+        pairs.forget()
+        return pairs
 
     @property
     def nbytes(self) -> int:
         """See `optimizers.Optimizer`."""
-        return self._steps.nbytes + self._changes.nbytes
+        return self._pairs.nbytes
 
     def propose(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
         """See `optimizers.Optimizer`."""
+        return self._pairs.proposal(parameters, loss, gradient, step * self._learning_rate)
+
+    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
+        """See `optimizers.Optimizer`."""
+        self._pairs.add(parameters, gradient, new_parameters, new_gradient)
+
+    def restart(self) -> None:
+        """See `optimizers.Optimizer`."""
+        self._pairs.forget()
+
+    def turn_back(self) -> None:
+        """See `optimizers.Optimizer`. The pairs led there, so all of them go."""
+        self._pairs.forget()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `optimizers.Optimizer`."""
+        return {name: tensor.clone() for name, tensor in self._pairs.state.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `optimizers.Optimizer`."""
+        # As many pairs as the run has had: the memory budget may have changed since it began.
+        history_size = len(tensors["steps"])
+        if history_size != self._pairs.size:
+            del self._pairs  # or there would be two histories at once
+            self._pairs = self._empty(history_size)
+        for name, tensor in self._pairs.state.items():
+            tensor.copy_(tensors[name])
+
+
+class _Pairs:
+    """What L-BFGS remembers: pairs of a step and the change of the gradient, and the next step that they lead to.
+
+    The direction comes from the compact representation (Byrd, Nocedal and Schnabel, Mathematical
+    Programming 63, 1994), which is a few products with the pairs stacked in one ring buffer. A
+    slot that is empty, or whose pair was refused for bad curvature, holds zeros and drops out of
+    every product, so that nothing here waits for the device.
+    While no curvature is known the step is Polyak's, loss / (gradient . direction): the one that
+    halves the distance to a minimum of zero on a quadratic.
+    """
+
+    def __init__(
+        self, numbers: int, device: torch.device, size: int, precondition: Precondition | None, pool: Pool | None
+    ) -> None:
+        """Of so many parameters, at most `size`; what is done with them is recorded into the pool, if there is one."""
+        self._precondition = precondition or (lambda flat: flat)
+        self._steps = torch.zeros(size, numbers, device=device)
+        self._changes = torch.zeros(size, numbers, device=device)
+        self._products = torch.zeros(size, size, device=device)  # older steps times newer changes
+        self._scale = torch.zeros((), device=device)
+        self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
+        # Not made on the device: see `FourierPreconditioner`.
+        self._slots = torch.arange(size).to(device)
+        pool = pool if numbers <= 3 * RECORDED_PIXELS else None
+        self._proposing, self._learning = Recording(pool), Recording(pool)
+
+    @property
+    def size(self) -> int:
+        """How many there are at most."""
+        return len(self._slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._steps.nbytes + self._changes.nbytes
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that the state is in, by name."""
+        return {
+            "steps": self._steps,
+            "changes": self._changes,
+            "products": self._products,
+            "scale": self._scale,
+            "head": self._head[0],
+        }
+
+    def forget(self) -> None:
+        """Drops all pairs."""
+        for tensor in self.state.values():
+            tensor.zero_()
+
+    def proposal(self, parameters: Tensor, loss: float, gradient: Tensor, step: float) -> Tensor:
+        """The next parameters, `step` times as far as the pairs say."""
         largest = torch.finfo(parameters.dtype).max  # a sum of tiles may be beyond it
         scalars = [parameters.new_full((), min(value, largest)) for value in (loss, step)]
-        (proposal,) = self._proposing(self._proposal, parameters, gradient, *scalars)
+        (proposal,) = self._proposing(self._moved, parameters, gradient, *scalars)
         return proposal
 
-    def _proposal(self, parameters: Tensor, gradient: Tensor, loss: Tensor, step: Tensor) -> list[Tensor]:
-        moved = self._direction(loss, gradient).view_as(parameters)
-        return [moved.mul_(step * self._learning_rate).add_(parameters)]
+    def add(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
+        """Takes a pair in the place of the oldest."""
+        self._learning(self._learn, parameters, gradient, new_parameters, new_gradient)
+
+    def _moved(self, parameters: Tensor, gradient: Tensor, loss: Tensor, step: Tensor) -> list[Tensor]:
+        return [self._direction(loss, gradient).view_as(parameters).mul_(step).add_(parameters)]
 
     def _direction(self, loss: Tensor, gradient: Tensor) -> Tensor:
         flat = gradient.flatten()
@@ -102,10 +183,6 @@ class LBFGS:
         preconditioned += combined[places, 0] @ self._steps
         return preconditioned.neg_()
 
-    def accept(self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor) -> None:
-        """See `optimizers.Optimizer`."""
-        self._learning(self._learn, parameters, gradient, new_parameters, new_gradient)
-
     def _learn(
         self, parameters: Tensor, gradient: Tensor, new_parameters: Tensor, new_gradient: Tensor
     ) -> Sequence[Tensor]:
@@ -121,37 +198,6 @@ class LBFGS:
         self._products.index_copy_(1, self._head, (self._steps @ change)[:, None])
         self._head.add_(1).remainder_(len(self._slots))
         return ()
-
-    def restart(self) -> None:
-        """See `optimizers.Optimizer`."""
-        self._steps.zero_()
-        self._changes.zero_()
-        self._products.zero_()
-        self._scale.zero_()
-
-    def turn_back(self) -> None:
-        """See `optimizers.Optimizer`. The pairs led there, so all of them go."""
-        self.restart()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `optimizers.Optimizer`."""
-        return {
-            "steps": self._steps.clone(),
-            "changes": self._changes.clone(),
-            "products": self._products.clone(),
-            "scale": self._scale.clone(),
-            "head": self._head[0].clone(),
-        }
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `optimizers.Optimizer`."""
-        # As many pairs as the run has had: the memory budget may have changed since it began.
-        del self._steps, self._changes  # or there would be two histories at once
-        device = self._scale.device
-        names = ("steps", "changes", "products", "scale")
-        self._steps, self._changes, self._products, self._scale = (tensors[name].to(device) for name in names)
-        self._head = tensors["head"].view(1).to(device)
-        self._set_up()
 
 
 class FourierPreconditioner:

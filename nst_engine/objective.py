@@ -160,6 +160,11 @@ class Objective:
         return None if self._protection is not None or style is None else (style, tuple(self.content_weights))
 
     @property
+    def seen_as(self) -> Hashable:
+        """What objectives have in common whose images go through the network in the same way."""
+        return tuple(self._taps_in_use), self._pooling, self.window.size
+
+    @property
     def waits_for_nothing(self) -> bool:
         """Whether an evaluation launches all that it does without a look at what has been computed."""
         return self.style_loss.waits_for_nothing

@@ -10,7 +10,7 @@ from torch import Tensor
 from nst_engine.lbfgs import LBFGS, FourierPreconditioner
 from nst_engine.options import StylizeOptions
 from nst_engine.pictures import MID_GREY
-from nst_engine.recording import Pool
+from nst_engine.recording import Shelf
 
 # Pairs that L-BFGS keeps at any size: with fewer it would be little more than gradient descent.
 MINIMUM_HISTORY = 2
@@ -206,12 +206,12 @@ def make_optimizer(
     shape: torch.Size,
     device: torch.device,
     memory_budget: int = sys.maxsize,
-    pool: Pool | None = None,
+    shelf: Shelf | None = None,
 ) -> Optimizer:
     """The optimiser that `options` names, for parameters of `shape`; its own learning rate where none is given.
 
     L-BFGS keeps fewer pairs than asked for, but at least `MINIMUM_HISTORY`, where together they
-    would take more than `memory_budget` bytes, and records what it does into the pool.
+    would take more than `memory_budget` bytes, and takes them from the shelf.
     """
     rate = options.learning_rate or LEARNING_RATES[options.parametrization][options.optimizer]
     pixels = options.parametrization == "pixels"
@@ -228,4 +228,4 @@ def make_optimizer(
             pair = 2 * torch.float32.itemsize * shape.numel()
             fitting = max(MINIMUM_HISTORY, memory_budget // pair)
             precondition = FourierPreconditioner(shape, device) if pixels else None
-            return LBFGS(shape, device, min(options.history_size, fitting), rate, precondition, pool)
+            return LBFGS(shape, device, min(options.history_size, fitting), rate, precondition, shelf)

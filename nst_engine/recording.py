@@ -7,10 +7,11 @@ carry out. As a graph they are launched together.
 import logging
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 RECORDED_PIXELS = 2**20
 
 Function = Callable[..., Sequence[Tensor]]
+Thing = TypeVar("Thing")
 
 _one_at_a_time = threading.Lock()
 
@@ -29,9 +31,13 @@ class Pool:
     """The memory that recordings share on one device. What one leaves there is gone when another is replayed.
 
     So all of them are of one thread, or one would be replayed before what another has left is fetched.
+
+    Attributes:
+        records: whether there is anything to be gained on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.records = device.type == "cuda"
         self._device = device
         self._handle: Any = None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
@@ -83,7 +89,7 @@ class Recording:
 
     def __call__(self, function: Function, *inputs: Tensor) -> Sequence[Tensor]:
         """What `function` returns for these inputs; not given at the start, or it would be kept alive."""
-        if self._graph is None and self._warm and self._pool is not None and inputs[0].is_cuda:
+        if self._graph is None and self._warm and self._pool is not None and self._pool.records:
             self._record(self._pool, function, inputs)
         if self._graph is None:
             outputs = function(*inputs)
@@ -110,26 +116,39 @@ class Owner(Protocol):
     revision: int
 
 
+class Owned(Protocol):
+    """A function of some owners, none of which it keeps alive."""
+
+    @property
+    def shape(self) -> Hashable | None:
+        """Functions of equal shapes differ in nothing but what is in their tensors; None equals no other."""
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """As `Recording` calls it."""
+
+    def take_over(self, other: Any) -> None:
+        """Goes on with the tensors of another of its shape, which hold from now on what its own do."""
+
+
 class Recordings:
-    """Recordings by their owners, in one pool; the least recently used makes room."""
+    """Recordings by their owners, in one pool; the least recently used makes room.
+
+    One whose owners are gone, or have changed, goes on with the next function of its shape.
+    """
 
     def __init__(self, device: torch.device, limit: int) -> None:
         self._limit = limit
-        self._pool = Pool(device)
+        self.pool = Pool(device)
         self._kept: OrderedDict[tuple[int, ...], _Kept] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def call(self, owners: Sequence[Owner], make: Callable[[], Function], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What the function of these owners returns; `make` makes it where it is not kept.
-
-        It is kept as long as each of its owners lives, which it must not keep alive itself, and is what it was.
-        """
+    def call(self, owners: Sequence[Owner], make: Callable[[], Owned], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the function of these owners returns; `make` makes it where it is not kept."""
         key = tuple(owner.revision for owner in owners)
         if key not in self._kept:
-            self._forget()
-            self._kept[key] = _Kept(make(), Recording(self._pool), [weakref.ref(owner) for owner in owners])
+            self._kept[key] = self._new(make(), owners)
         self._kept.move_to_end(key)
         kept = self._kept[key]
         return kept.recording(kept.function, *inputs)
@@ -138,17 +157,63 @@ class Recordings:
         """Lets all of them go, and what they hold."""
         self._kept.clear()
 
-    def _forget(self) -> None:
-        """Drops those with an owner that is gone or has changed, and makes room for one more."""
-        for key, kept in list(self._kept.items()):
-            owners = [reference() for reference in kept.owners]
-            if key != tuple(owner and owner.revision for owner in owners):
-                del self._kept[key]
+    def _new(self, function: Owned, owners: Sequence[Owner]) -> "_Kept":
+        left, recording = self._left_by(function.shape), Recording(self.pool)
+        if left is not None:
+            function.take_over(left.function)
+            recording = left.recording
         while len(self._kept) >= self._limit:
             self._kept.popitem(last=False)
+        return _Kept(function, recording, [weakref.ref(owner) for owner in owners])
+
+    def _left_by(self, shape: Hashable | None) -> "_Kept | None":
+        """Takes out one of this shape whose owners are no longer what they were; drops those that nobody can take."""
+        for key, kept in list(self._kept.items()):
+            owners = [reference() for reference in kept.owners]
+            if key == tuple(owner and owner.revision for owner in owners):
+                continue
+            if kept.function.shape is None:
+                del self._kept[key]
+            elif kept.function.shape == shape:
+                return self._kept.pop(key)
+        return None
 
 
 class _Kept(NamedTuple):
-    function: Function
+    function: Owned
     recording: Recording
     owners: Sequence[weakref.ref[Owner]]
+
+
+class Shelf:
+    """Things with recordings and tensors of their own that go from one user to the next; the oldest make room.
+
+    What is recorded refers to these tensors, so that it is of use to the next as it is.
+    """
+
+    def __init__(self, device: torch.device, limit: int) -> None:
+        self.pool = Pool(device)
+        self._left: deque[tuple[Hashable, Any]] = deque(maxlen=limit)
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def lend(self, user: object, kind: Hashable, make: Callable[[], Thing]) -> Thing:
+        """One of a kind that others have left, or a new one; it is left here once its user is gone."""
+        left = self._taken(kind)
+        thing: Thing = make() if left is None else left
+        if self.pool.records:
+            weakref.finalize(user, self._left.append, (kind, thing)).atexit = False
+        return thing
+
+    def clear(self) -> None:
+        """Lets go of what nobody uses."""
+        self._left.clear()
+
+    def _taken(self, kind: Hashable) -> Any:
+        for entry in list(self._left):
+            if entry[0] == kind:
+                with suppress(ValueError):  # users go in any thread, and what they leave pushes others out
+                    self._left.remove(entry)
+                    return entry[1]
+        return None

@@ -92,8 +92,8 @@ class Stage:
         (self._parameters,) = self._processes.agreed([parameters])
         self._hole = material.hole_at(scale)
         self.objective = material.objective(backbone, scale, options, shares, budget, resources.cache)
-        pool = backbone.optimizer_pool
-        self._optimizer = make_optimizer(options, self._parameters.shape, backbone.device, budget, pool)
+        shelf = backbone.optimizer_shelf
+        self._optimizer = make_optimizer(options, self._parameters.shape, backbone.device, budget, shelf)
         self._stop_rule: StopRule
         self._evaluation: Evaluation | None
         self._start_judging(options, final=final)

@@ -139,6 +139,16 @@ class StackedStyleLoss:
             tap: torch.tensor([loss._weights[tap] for loss in losses], device=device) for tap in first.taps_in_use
         }
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the losses depend on besides the maps."""
+        return [*self._weights.values(), *(tensor for target in self._targets.values() for tensor in target)]
+
+    @property
+    def kind(self) -> Hashable:
+        """What those have in common that differ in nothing but their tensors."""
+        return type(self._statistic), tuple(self._targets)
+
     def __call__(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The losses (N,) of images with maps (N, C, h, w) by tap."""
         total: Tensor | None = None

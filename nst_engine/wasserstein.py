@@ -105,11 +105,12 @@ class MeanCovariance:
     def stack(self, targets: Sequence[GaussianTarget]) -> GaussianTarget:
         """See `statistics.Stackable`.
 
-        There are as many directions as for the target that has the most. A direction of zeros in which nothing but
+        There are as many directions as for the target that has the most, and then up to a power of two: so the
+        targets of many styles have one shape, and share recordings. A direction of zeros in which nothing but
         the noise varies changes no distance: what it adds to the variances of both sides is what its
         root takes off.
         """
-        most = max(len(target.variances) for target in targets)
+        most = 1 << (max(len(target.variances) for target in targets) - 1).bit_length()
         noises = torch.stack([target.noise for target in targets])
         variances = noises[:, None].repeat(1, most)
         directions = noises.new_zeros(len(targets), len(targets[0].mean), most)

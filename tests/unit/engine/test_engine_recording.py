@@ -22,12 +22,24 @@ class Owner:
         self.revision = revision
 
 
+class Doubled:
+    """A function whose recording is of no use to another."""
+
+    shape = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return [2 * tensor for tensor in inputs]
+
+    def take_over(self, other: object) -> None:
+        raise AssertionError(other)
+
+
 def call(recordings: Recordings, owner: Owner, made: list[int]) -> float:
     """The result, with a note of what had to be made for it."""
 
-    def make() -> Any:
+    def make() -> Doubled:
         made.append(owner.revision)
-        return lambda tensor: [2 * tensor]
+        return Doubled()
 
     (result,) = recordings.call([owner], make, [torch.ones(1)])
     return float(result)
@@ -72,9 +84,9 @@ def test_engines_share_no_memory_of_recordings(photo: Pixels, texture: Pixels):
     pools = []
     for _ in range(2):
         session = start(Engine("cpu", threads=1), photo, texture)
-        pools.append(session._resources.backbone.optimizer_pool)
-        optimizer = session._stage._optimizer
-        assert optimizer._proposing._pool is optimizer._learning._pool is pools[-1]
+        pools.append(session._resources.backbone.optimizer_shelf.pool)
+        pairs = session._stage._optimizer._pairs
+        assert pairs._proposing._pool is pairs._learning._pool is pools[-1]
     assert pools[0] is not pools[1]
 
 

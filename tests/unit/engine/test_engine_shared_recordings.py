@@ -1,0 +1,172 @@
+"""What was recorded for one job serves the next of its shape, as if that had been launched operation by operation."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from engine_runs import Pixels, finish, quick, stepped
+from replayed import Replayed
+
+from nst_engine import Engine, Session, Style
+from nst_engine.recording import Pool, Recording, Recordings, Shelf
+
+KINDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "gram": {"style_statistic": "gram"},
+    "bfloat16": {"precision": "bfloat16"},
+    "raw": {"strength": None, "style_weight": 10.0, "padding": "zeros"},
+    "fourier": {"parametrization": "fourier"},
+    "rate": {"learning_rate": 0.7},
+}
+
+
+@dataclass
+class Recorder:
+    """An engine on a CPU that records as if on a GPU, and how often it has."""
+
+    engine: Engine
+    count: int = 0
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    made = Pool.__init__
+
+    def willing(pool: Pool, device: Any) -> None:
+        made(pool, device)
+        pool.records = True
+
+    monkeypatch.setattr(Pool, "__init__", willing)
+    recorder = Recorder(Engine("cpu", threads=1))
+
+    def record(_: Pool, function: Any, inputs: Any) -> Any:
+        recorder.count += 1
+        graph = Replayed(function, inputs)
+        return graph, graph.outputs
+
+    monkeypatch.setattr(Pool, "record", record)
+    return recorder
+
+
+@pytest.fixture
+def launched(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """Calls something while nothing is recorded, replayed, or handed on."""
+
+    def call(work: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(Recording, "__call__", lambda _, function, *inputs: function(*inputs))
+            patched.setattr(Recordings, "call", lambda _, owners, make, inputs: make()(*inputs))
+            patched.setattr(Shelf, "lend", lambda _, user, kind, make: make())
+            return work()
+
+    return call
+
+
+def start(engine: Engine, content: Pixels, style: Pixels, **changes: Any) -> Session:
+    return engine.start(content, [Style(style)], quick(**{"iterations": 6, **changes}))
+
+
+def outcome(engine: Engine, *sessions: Session) -> list[Any]:
+    """What comes of sessions that are stepped together."""
+    reports = []
+    while running := [session for session in sessions if not session.finished]:
+        reports += stepped(engine, running)
+    return [reports, *(session.image().tobytes() for session in sessions)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_job_of_a_shape_records_nothing(recorder, launched, photo, texture, kind):
+    engine = recorder.engine
+    finish(engine, start(engine, photo[:, ::-1], texture, **KINDS[kind]))
+    recorded = recorder.count
+    assert recorded == 3  # an evaluation, and both halves of a step
+    layers = {"content_layers": {"relu2_2": 2.0}, "style_layers": {"relu1_1": 0.5, "relu2_1": 2.0, "relu3_1": 1.0}}
+    other = {**KINDS[kind], **layers, "tv_weight": 3e-3}
+
+    def job() -> list[Any]:
+        return outcome(engine, start(engine, photo, texture[::-1], **other))
+
+    assert job() == launched(job)
+    assert recorder.count == recorded
+
+
+def test_batches_go_on_with_what_others_have_left(recorder, launched, photo, texture):
+    engine = recorder.engine
+
+    def batch(*strengths: float) -> list[Any]:
+        return outcome(engine, *(start(engine, photo, texture, strength=strength) for strength in strengths))
+
+    batch(0.4, 0.5)
+    recorded = recorder.count
+    assert batch(0.7, 0.2) == launched(lambda: batch(0.7, 0.2))
+    assert recorder.count == recorded
+
+
+def test_a_steered_job_goes_on_with_its_own(recorder, launched, photo, texture):
+    engine = recorder.engine
+
+    def steered() -> list[Any]:
+        session = start(engine, photo, texture)
+        stepped(engine, [session])
+        stepped(engine, [session])
+        session.update(strength=0.9, tv_weight=0.01)
+        return outcome(engine, session)
+
+    assert steered() == launched(steered)
+    assert recorder.count == 3
+
+
+def test_jobs_that_take_turns_have_one_each(recorder, launched, photo, texture):
+    engine = recorder.engine
+
+    def turns() -> list[Any]:
+        first, second = start(engine, photo, texture), start(engine, photo, texture[::-1])
+        reports = [stepped(engine, [session]) for _ in range(4) for session in (first, second)]
+        return [reports, first.image().tobytes(), second.image().tobytes()]
+
+    assert turns() == launched(turns)
+    assert recorder.count == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"size": 48}, {"pooling": "average"}, {"style_layers": {"relu1_1": 1.0}}, {"style_statistic": "moments"}],
+)
+def test_another_shape_is_recorded(recorder, launched, photo, texture, changes):
+    engine = recorder.engine
+    finish(engine, start(engine, photo, texture, style_statistic="gram"))
+    recorded = recorder.count
+
+    def job() -> list[Any]:
+        return outcome(engine, start(engine, photo, texture, **{"style_statistic": "gram", **changes}))
+
+    assert job() == launched(job)
+    assert recorder.count > recorded
+
+
+def test_a_resumed_job_goes_on_with_what_others_have_left(recorder, launched, photo, texture):
+    engine, styles = recorder.engine, [Style(texture)]
+    uncut = start(engine, photo, texture)
+    for _ in range(3):
+        stepped(engine, [uncut])
+    state = uncut.state_dict()
+    del uncut
+
+    def resumed() -> list[Any]:
+        return outcome(engine, engine.resume(state, photo, styles))
+
+    recorded = recorder.count
+    assert resumed() == launched(resumed)
+    assert recorder.count == recorded
+
+
+def test_what_is_left_goes_when_memory_is_released(recorder, photo, texture):
+    engine = recorder.engine
+    session = start(engine, photo, texture)
+    backbone = session._resources.backbone
+    finish(engine, session)
+    del session
+    assert (len(backbone.recordings), len(backbone.optimizer_shelf)) == (1, 1)
+    engine.release_memory()
+    assert (len(backbone.recordings), len(backbone.optimizer_shelf)) == (0, 0)
