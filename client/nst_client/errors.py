@@ -30,6 +30,10 @@ class NstError(Exception):
         self.violations = dict(violations or {})
         super().__init__(self._text())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are otherwise made again from their text alone; one that cannot be hangs a pool of processes.
+        return _restored, (type(self), str(self)), self.__dict__
+
     def _text(self) -> str:
         unsaid = [
             f"  {field}: {description}"
@@ -97,6 +101,10 @@ class JobCancelled(NstError):
 def client_closed() -> NstError:
     """The error of a call on a client that was closed, before or meanwhile."""
     return NstError(grpc.StatusCode.CANCELLED, "the client is closed: make a new one")
+
+
+def _restored(kind: type[NstError], text: str) -> NstError:
+    return kind.__new__(kind, text)
 
 
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}

@@ -1,12 +1,26 @@
 """Errors carry what the server says, in words a person can act on."""
 
+import copy
+import pickle
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from scripted_server import Breaker, ScriptedServer, abort
 
-from nst_client import AsyncClient, ImageRef, InvalidRequest, NotFound, NstError, ServerBusy
+from nst_client import (
+    AsyncClient,
+    ImageRef,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    NotFound,
+    NstError,
+    Picture,
+    ServerBusy,
+    ServerUnavailable,
+)
 
 REFERENCE = "0" * 64
 
@@ -93,3 +107,22 @@ async def test_a_refused_picture_is_named_as_the_caller_knows_it(server: Scripte
             await client.stylize(b"content", [b"style"])
     assert caught.value.violations == {"styles[0]": "is not a PNG, JPEG or WebP file"}
     assert str(caught.value) == "styles[0]: is not a PNG, JPEG or WebP file"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NstError(grpc.StatusCode.INTERNAL, "broken", reason="BROKEN"),
+        InvalidRequest(grpc.StatusCode.INVALID_ARGUMENT, "refused", violations={"size": "too large"}),
+        ServerBusy(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", retry_after=2.5),
+        ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "refused", address="127.0.0.1:1"),
+        JobFailed("a", grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late", partial=Picture(b"a picture")),
+        JobCancelled("a", "asked for"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_pass_from_process_to_process(error: NstError) -> None:
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(other) is type(error)
+        assert str(other) == str(error)
+        assert vars(other) == vars(error)
