@@ -140,7 +140,7 @@ def has_lost_status(error: grpc.aio.AioRpcError) -> bool:
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> NstError:
     """The exception for a failed call to the server at `address`, with its google.rpc details."""
     code, message = error.code(), error.details() or error.code().name
-    if code is grpc.StatusCode.UNAVAILABLE and not has_details(error):
+    if code in _BROKEN and not has_details(error):
         return ServerUnavailable(code, message, address=address)
     reason, violations, retry_after = _decode(_details(error))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None:

@@ -20,6 +20,7 @@ from nst_client import (
     Picture,
     ServerBusy,
     ServerUnavailable,
+    transport,
 )
 
 REFERENCE = "0" * 64
@@ -87,6 +88,16 @@ async def test_not_found_and_others(server: ScriptedServer) -> None:
     plain = await refusal(server, abort(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended"))
     assert type(plain) is NstError
     assert (plain.reason, plain.violations, str(plain)) == ("", {}, "the job has ended")
+
+
+async def test_a_server_that_hangs_is_unavailable(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_CALL_TIMEOUT_SECONDS", 0.2)
+    server.breaks["GetServerInfo"].append(server.stay_silent)
+    server.breaks["DeleteJob"].append(server.stay_silent)
+    async with AsyncClient(server.address) as client:
+        for call in (client.server_info(), client.delete_job("a")):
+            with pytest.raises(ServerUnavailable, match=f"no answer from {server.address}"):
+                await call
 
 
 async def test_details_that_cannot_be_read_do_not_hide_the_error(server: ScriptedServer) -> None:
