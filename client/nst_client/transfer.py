@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 
@@ -13,6 +14,8 @@ from nst_client.images import ImageRef, Picture, TensorForm
 from nst_client.transport import Transport
 
 CHUNK_BYTES = 512 * 1024
+# More than the minute for which a server lets an upload wait for memory, unless that is set otherwise.
+_SILENCE_SECONDS = 120.0
 
 
 async def upload(transport: Transport, picture: Picture) -> ImageRef:
@@ -29,9 +32,9 @@ async def upload(transport: Transport, picture: Picture) -> ImageRef:
     )
 
     async def attempt() -> ImageRef:
-        stored = await transport.transfer.UploadImage(
-            _upload_messages(header, picture.data), metadata=transport.metadata
-        )
+        async with _unless_silent() as moved:
+            messages = _upload_messages(header, picture.data, moved)
+            stored = await transport.transfer.UploadImage(messages, metadata=transport.metadata)
         return ImageRef(stored.reference.sha256, stored.width, stored.height)
 
     return await transport.repeat(attempt)
@@ -46,22 +49,42 @@ async def download(transport: Transport, job_id: str, form: image_pb2.ImageForma
 
     async def attempt() -> Picture:
         request = GetResultRequest(job_id=job_id, format=form)
-        return await _assemble(transport.transfer.GetResult(request, metadata=transport.metadata))
+        async with _unless_silent() as moved:
+            return await _assemble(transport.transfer.GetResult(request, metadata=transport.metadata), moved)
 
     return await transport.repeat(attempt, patient=True)
 
 
-async def _upload_messages(header: image_pb2.ImageHeader, data: bytes) -> AsyncIterator[UploadImageRequest]:
+@asynccontextmanager
+async def _unless_silent() -> AsyncIterator[Callable[[], None]]:
+    """What to call whenever something has moved. Raises TimeoutError once nothing has for too long."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(_SILENCE_SECONDS) as timeout:
+
+        def moved() -> None:
+            with suppress(RuntimeError):  # the call has ended, and gRPC still takes chunks
+                timeout.reschedule(loop.time() + _SILENCE_SECONDS)
+
+        yield moved
+
+
+async def _upload_messages(
+    header: image_pb2.ImageHeader, data: bytes, moved: Callable[[], None]
+) -> AsyncIterator[UploadImageRequest]:
     yield UploadImageRequest(header=header)
     for offset in range(0, len(data), CHUNK_BYTES):
+        moved()
         piece = data[offset : offset + CHUNK_BYTES]
         yield UploadImageRequest(chunk=image_pb2.ImageChunk(offset=offset, data=piece))
 
 
-async def _assemble(messages: grpc.aio.UnaryStreamCall[GetResultRequest, GetResultResponse]) -> Picture:
+async def _assemble(
+    messages: grpc.aio.UnaryStreamCall[GetResultRequest, GetResultResponse], moved: Callable[[], None]
+) -> Picture:
     header = image_pb2.ImageHeader()
     data = bytearray()
     async for message in messages:
+        moved()
         if message.HasField("header"):
             header = message.header.image
         elif message.chunk.offset == len(data):

@@ -168,7 +168,7 @@ class Transport:
     async def repeat(self, attempt: Callable[[], Awaitable[T]], *, patient: bool = False) -> T:
         """What `attempt` returns, made again from its start while the connection is broken; see `Reconnect`.
 
-        Raises NstError.
+        An attempt raises TimeoutError where it has fallen silent. Raises NstError.
         """
         reconnect = Reconnect(self, patient=patient)
         while True:
@@ -177,6 +177,8 @@ class Transport:
                     answer = await attempt()
             except grpc.aio.AioRpcError as error:
                 await reconnect.wait(error)
+            except TimeoutError:
+                await reconnect.wait(None)
             else:
                 reconnect.succeeded()
                 return answer
@@ -231,7 +233,9 @@ class Reconnect:
     def _failure(self, error: grpc.aio.AioRpcError | None) -> NstError:
         address = self._transport.address
         if error is None:
-            return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "the stream of events broke off", address=address)
+            return ServerUnavailable(
+                grpc.StatusCode.UNAVAILABLE, "the stream fell silent or broke off", address=address
+            )
         return from_rpc(error, address)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 
 import grpc
 import numpy as np
@@ -12,7 +13,7 @@ from scripted_server import JOB_ID, ScriptedServer, abort, result_event, result_
 from tcp_proxy import TcpProxy
 
 from nst.v1 import image_pb2
-from nst_client import AsyncClient, ImageRef, InvalidRequest, NstError, TensorFormat
+from nst_client import AsyncClient, ImageRef, InvalidRequest, NstError, ServerUnavailable, TensorFormat, transfer
 
 CHUNK = 512 * 1024
 
@@ -127,3 +128,34 @@ async def test_a_broken_download_starts_over(server: ScriptedServer) -> None:
         picture = await client.job(JOB_ID).result_picture()
     assert picture.data == b"0123456789" * 3
     assert len(server.received["GetResult"]) == 2
+
+
+async def test_what_falls_silent_starts_over(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_SILENCE_SECONDS", 0.3)
+    server.result = result_messages(b"0123456789" * 3, chunk=10)
+    server.publish(result_event(None))
+    server.breaks["UploadImage"].append(server.stay_silent)
+    server.breaks["GetResult/chunk"].append(server.stay_silent)
+    async with AsyncClient(server.address) as client:
+        assert (await client.upload(b"a picture")).sha256 in server.uploads
+        assert (await client.job(JOB_ID).result_picture()).data == b"0123456789" * 3
+    assert len(server.received["UploadImage"]) == len(server.received["GetResult"]) == 2
+
+
+async def test_what_stays_silent_is_given_up(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_SILENCE_SECONDS", 0.1)
+    server.breaks["UploadImage"].extend([server.stay_silent] * 10)
+    async with AsyncClient(server.address, reconnect_timeout=0.1) as client:
+        with pytest.raises(ServerUnavailable, match="fell silent"):
+            await client.upload(b"a picture")
+
+
+async def test_what_is_slow_is_not_silent(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_SILENCE_SECONDS", 1.0)
+    server.result = result_messages(b"0123456789" * 3, chunk=10)
+    server.publish(result_event(None))
+    for place in ("GetResult", "GetResult/chunk"):
+        server.breaks[place].append(lambda context: time.sleep(0.6))
+    async with AsyncClient(server.address) as client:
+        await client.job(JOB_ID).result_picture()
+    assert len(server.received["GetResult"]) == 1
