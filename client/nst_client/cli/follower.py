@@ -5,6 +5,8 @@ import dataclasses
 from contextlib import suppress
 from pathlib import Path
 
+import click
+
 from nst_client.cli.output import Display, JsonLines
 from nst_client.cli.output_file import OutputFile, save_result
 from nst_client.errors import NstError
@@ -39,12 +41,16 @@ class Follower:
         await save_result(job, self._output)  # raises what the history ended with
 
     async def cancel(self, job: AsyncJob) -> None:
-        """Cancel the job, and show what still comes of it for a short while."""
+        """Cancel the job, and show what still comes of it for a short while; say so where nobody answers."""
+        cancelled = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 await job.cancel()
+                cancelled = True
                 async for event in job.events(self._last):
                     self._show(event)
+        if not cancelled:
+            click.echo(f"No answer: the job may go on. `nst jobs cancel {job.id}` ends it.", err=True)
 
     async def abandon(self, job: AsyncJob) -> None:
         """Cancel the job unless it has ended: whatever went wrong, nobody waits for it any more."""

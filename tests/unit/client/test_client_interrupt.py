@@ -92,6 +92,16 @@ def test_a_second_ctrl_c_leaves_at_once(server: ScriptedServer, stylize: Start) 
     assert "Traceback" not in err
 
 
+def test_a_job_that_could_not_be_cancelled_is_told(server: ScriptedServer, stylize: Start) -> None:
+    server.breaks["CancelJob"].append(server.stay_silent)
+    process = stylize()
+    server.wait_for("WatchJob")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"the job may go on. `nst jobs cancel {JOB_ID}` ends it" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_is_said_twice_is_no_second_ctrl_c(server: ScriptedServer, stylize: Start, number: int) -> None:
     release = threading.Event()
