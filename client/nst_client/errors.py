@@ -6,9 +6,8 @@ from functools import cached_property
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from PIL.Image import Image as PilImage
 
-from nst_client.images import Picture, Pixels
+from nst_client.images import Decoded, Picture
 
 
 class NstError(Exception):
@@ -84,7 +83,7 @@ class JobFailed(NstError):
         super().__init__(code, f"job {job_id} failed: {message}", reason=reason)
 
     @cached_property
-    def picture(self) -> PilImage | Pixels | None:
+    def picture(self) -> Decoded | None:
         """`partial`, decoded: a PIL picture, or an array if a tensor was asked for."""
         return self.partial.decode() if self.partial else None
 

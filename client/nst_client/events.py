@@ -6,9 +6,8 @@ from datetime import datetime
 from functools import cached_property
 
 import grpc
-from PIL import Image as PilImage
 
-from nst_client.images import ImageRef, Picture, Pixels
+from nst_client.images import Decoded, ImageRef, Picture
 from nst_client.options import OptionValue
 
 
@@ -143,7 +142,7 @@ class _PictureEvent(Event):
     picture: Picture | None
 
     @cached_property
-    def image(self) -> PilImage.Image | Pixels | None:
+    def image(self) -> Decoded | None:
         """The picture, decoded: a PIL picture, or an array if a tensor was asked for; None if it was not sent."""
         return self.picture.decode() if self.picture else None
 

@@ -15,6 +15,8 @@ from nst.v1 import image_pb2
 from nst_client.formats import DTYPES, LAYOUTS, Dtype, Layout
 
 Pixels = npt.NDArray[Any]
+# A PIL picture; or `Pixels`, where a tensor was asked for, which no type checker can know.
+Decoded = PilImage.Image | Any
 
 _DTYPE_NAMES: dict[int, Dtype] = {number: name for name, number in DTYPES.items()}
 _LAYOUT_NAMES: dict[int, Layout] = {number: name for name, number in LAYOUTS.items()}
@@ -82,7 +84,7 @@ class Picture:
     data: bytes = field(repr=False)
     tensor: TensorForm | None = None
 
-    def decode(self) -> PilImage.Image | Pixels:
+    def decode(self) -> Decoded:
         """A PIL picture for a file, an array for raw pixels (bfloat16 as float32)."""
         if self.tensor is None:
             picture = PilImage.open(io.BytesIO(self.data))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from typing import overload
 
 import grpc
 from PIL.Image import Image as PilImage
@@ -12,8 +13,8 @@ from nst.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, UpdateJobReq
 from nst_client.decoding import decode_status
 from nst_client.errors import JobCancelled, JobFailed, NotFound, NstError
 from nst_client.events import AnyEvent, ErrorEvent, JobStatus, Partial, ResultEvent, StateEvent, ends_history
-from nst_client.formats import Format, format_message
-from nst_client.images import Picture, Pixels
+from nst_client.formats import Codec, EncodedFormat, Format, TensorFormat, format_message
+from nst_client.images import Decoded, Picture, Pixels
 from nst_client.spec import Priority, priority_number
 from nst_client.transfer import download
 from nst_client.transport import Transport
@@ -55,7 +56,13 @@ class AsyncJob:
         answer = await self._transport.call(self._transport.jobs.GetJob, GetJobRequest(job_id=self._id), patient=True)
         return decode_status(answer.job)
 
-    async def result(self, form: Format | None = None) -> PilImage | Pixels:
+    @overload
+    async def result(self, form: EncodedFormat | Codec) -> PilImage: ...
+    @overload
+    async def result(self, form: TensorFormat) -> Pixels: ...
+    @overload
+    async def result(self, form: Format | None = None) -> Decoded: ...
+    async def result(self, form: Format | None = None) -> Decoded:
         """The final picture, once the job has ended: a PIL picture, or an array for a TensorFormat.
 
         Args:

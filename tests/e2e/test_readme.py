@@ -13,8 +13,13 @@ README = Path(__file__).parents[2] / "README.md"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
-def test_the_example_runs_as_printed(server: Server, content_path: Path, style_path: Path, tmp_path: Path):
+def read_example() -> str:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return example
+
+
+def test_the_example_runs_as_printed(server: Server, content_path: Path, style_path: Path, tmp_path: Path):
+    example = read_example()
     assert DEFAULT_ADDRESS in example
     (tmp_path / "photo.jpg").write_bytes(content_path.read_bytes())
     Image.open(style_path).save(tmp_path / "painting.jpg")
@@ -27,6 +32,13 @@ def test_the_example_runs_as_printed(server: Server, content_path: Path, style_p
     assert iterations[-1] == 50
     assert Image.open(tmp_path / "stylised.png").size == (256, 171)
     assert Image.open(tmp_path / "preview.png").size == (256, 171)
+
+
+def test_the_example_passes_a_type_checker(tmp_path: Path):
+    (tmp_path / "example.py").write_text(read_example())
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), str(tmp_path / "example.py")]
+    run = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
 
 
 def test_links_lead_somewhere():
