@@ -73,6 +73,7 @@ def time_limit_message(seconds: float | None) -> Duration | None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
         raise TypeError(f"time_limit: must be a number of seconds, not {type(seconds).__name__}")
+    seconds = float(seconds)  # numpy's small floats hold no nanoseconds
     if not 0 < seconds <= LONGEST_SECONDS:
         raise ValueError(f"time_limit: must be above 0 and at most {LONGEST_SECONDS:g} seconds, not {seconds:g}")
     message = Duration()

@@ -201,7 +201,9 @@ async def test_steering_changes_only_what_is_named(server: ScriptedServer) -> No
 
 async def test_a_time_limit_is_sent_as_it_was_given(server: ScriptedServer) -> None:
     assert not (await created(server, A, B)).HasField("time_limit")
-    assert (await created(server, A, B, time_limit=2.5)).time_limit.ToNanoseconds() == 2_500_000_000
+    for limit in (2.5, np.float16(2.5), np.float32(2.5)):
+        assert (await created(server, A, B, time_limit=limit)).time_limit.ToNanoseconds() == 2_500_000_000
+    assert (await created(server, A, B, time_limit=np.float32(100))).time_limit.ToNanoseconds() == 100_000_000_000
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="time_limit"):
             await created(server, A, B, time_limit=wrong)
