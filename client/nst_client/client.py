@@ -19,7 +19,7 @@ from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef, to_picture
 from nst_client.info import ServerInfo
 from nst_client.job import AsyncJob
-from nst_client.options import OptionValue, build_options
+from nst_client.options import OptionValue, build_options, set_scalar
 from nst_client.spec import (
     Priority,
     Source,
@@ -128,6 +128,8 @@ class AsyncClient:
             TypeError, ValueError, OSError: an argument cannot be sent, or a file cannot be read.
             InvalidRequest, ServerBusy, NstError: the server refuses, is full, or stays away.
         """
+        request = CreateJobRequest()
+        set_scalar(request, "request_id", request_id or str(uuid.uuid4()), "request_id")
         spec = job_pb2.JobSpec(
             options=build_options({"size": size, "iterations": iterations, "strength": strength, **options}),
             preview=preview_options(preview_interval, preview_max_size, preview_format),
@@ -137,7 +139,7 @@ class AsyncClient:
         )
         others = {"initial": initial, "subject": subject, "hole": hole}
         await self._attach(spec, content, read_styles(styles, needed=hole is None), others)
-        request = CreateJobRequest(request_id=request_id or str(uuid.uuid4()), spec=spec)
+        request.spec.CopyFrom(spec)
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)
         return self.job(answer.job.job_id)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, TypeVar
 
 from nst.v1 import image_pb2
@@ -40,9 +41,12 @@ class EncodedFormat:
     quality: int | None = None
 
     def to_proto(self) -> image_pb2.ImageFormat:
-        """As a message. Raises ValueError for an unknown codec or a quality outside 1 to 100."""
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise ValueError(f"quality: must be from 1 to 100, not {self.quality}")
+        """As a message. Raises TypeError or ValueError for an unknown codec or a quality that is not 1 to 100."""
+        if self.quality is not None:
+            if isinstance(self.quality, bool) or not isinstance(self.quality, Integral):
+                raise TypeError(f"quality: must be a whole number, not {self.quality!r}")
+            if not 1 <= self.quality <= 100:
+                raise ValueError(f"quality: must be from 1 to 100, not {self.quality}")
         codec = choose("codec", self.codec, CODECS)
         return image_pb2.ImageFormat(encoded=image_pb2.EncodedFormat(codec=codec, quality=self.quality))
 
@@ -83,8 +87,8 @@ def format_message(form: Format | None, field: str) -> image_pb2.ImageFormat | N
         raise TypeError(f"{field}: must be a codec's name, EncodedFormat or TensorFormat, not {type(form).__name__}")
     try:
         return form.to_proto()
-    except ValueError as error:
-        raise ValueError(f"{field}.{error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{field}.{error}") from None
 
 
 def choose(name: str, value: K, choices: Mapping[K, T]) -> T:

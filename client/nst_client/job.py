@@ -15,6 +15,7 @@ from nst_client.errors import JobCancelled, JobFailed, NotFound, NstError
 from nst_client.events import AnyEvent, ErrorEvent, JobStatus, Partial, ResultEvent, StateEvent, ends_history
 from nst_client.formats import Codec, EncodedFormat, Format, TensorFormat, format_message
 from nst_client.images import Decoded, Picture, Pixels
+from nst_client.options import set_scalar
 from nst_client.spec import Priority, priority_number
 from nst_client.transfer import download
 from nst_client.transport import Transport
@@ -144,18 +145,26 @@ class AsyncJob:
                 out weighs 0. Only taps that the job's options name.
             iterations: over all scales; fewer than are done end the job after the iteration in hand.
             priority: while the job waits.
+
+        Raises:
+            TypeError, ValueError: an argument cannot be sent.
         """
         update = job_pb2.JobUpdate(
-            strength=strength,
-            content_weight=content_weight,
-            style_weight=style_weight,
-            tv_weight=tv_weight,
             style_shares=style_shares,
             content_layers=content_layers,
             style_layers=style_layers,
-            iterations=iterations,
             priority=priority_number(priority),
         )
+        numbers = {
+            "strength": strength,
+            "content_weight": content_weight,
+            "style_weight": style_weight,
+            "tv_weight": tv_weight,
+            "iterations": iterations,
+        }
+        for name, number in numbers.items():
+            if number is not None:
+                set_scalar(update, name, number, name)
         return await self._update(update)
 
     async def pause(self) -> JobStatus:

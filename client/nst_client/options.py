@@ -110,6 +110,8 @@ def _set(message: options_pb2.StylizeOptions, field: FieldDescriptor, value: Opt
         layers: options_pb2.LayerWeights = getattr(message, field.name)
         layers.SetInParent()
         for tap, weight in value.items():
+            if not isinstance(tap, str):
+                raise TypeError(f"{field.name}: taps must be text, not {tap!r}")
             if not isinstance(weight, Real):
                 raise TypeError(f"{field.name}.{tap}: must be a number, not {weight!r}")
             layers.weights[tap] = float(weight)

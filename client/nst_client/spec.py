@@ -85,7 +85,7 @@ def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
     """The styles in the one form that has everything.
 
     Raises:
-        TypeError, ValueError: there is no style where one is needed, or a weight or a scale is not above 0.
+        TypeError, ValueError: there is no style where one is needed, or a weight or a scale is no number above 0.
     """
     many = isinstance(styles, Sequence) and not isinstance(styles, str | bytes | bytearray | memoryview)
     given = list(styles) if many and not _is_pair(styles) else [styles]
@@ -94,9 +94,16 @@ def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
     read = [_read_style(style) for style in given]
     for index, style in enumerate(read):
         for name, number in (("weight", style.weight), ("scale", style.scale)):
-            if number is not None and not 0 < number < math.inf:
-                raise ValueError(f"styles[{index}].{name}: must be above 0, not {number:g}")
+            if number is not None:
+                _check_above_zero(f"styles[{index}].{name}", number)
     return read
+
+
+def _check_above_zero(name: str, number: float) -> None:
+    if not isinstance(number, numbers.Real):
+        raise TypeError(f"{name}: must be a number, not {number!r}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: must be above 0, not {number:g}")
 
 
 def _read_style(style: Any) -> Style:

@@ -25,6 +25,7 @@ WRONG = {
         TypeError,
         r"style_layers\.relu1_1: must be",
     ),
+    "a tap that is no text": ({"style_layers": {3: 1.0}}, TypeError, "style_layers: taps must be text, not 3"),
     "negative interval": ({"preview_interval": -1}, ValueError, "preview_interval: -1 is out of range"),
     "text for a size": ({"preview_max_size": "big"}, TypeError, "preview_max_size: must be a whole number"),
     "no style": ({"styles": []}, ValueError, "styles: give at least one"),
@@ -34,10 +35,17 @@ WRONG = {
         ValueError,
         r"styles\[0\].weight: must be above 0",
     ),
+    "text for a weight": ({"styles": Style(B, weight="3")}, TypeError, r"styles\[0\].weight: must be a number"),
     "a mask that is no picture": ({"styles": [Style(B, region=3)]}, TypeError, r"styles\[0\].region: give a path"),
     "codec": ({"result_format": "gif"}, ValueError, "result_format.codec: must be one of png"),
     "quality": ({"preview_format": EncodedFormat("jpeg", 101)}, ValueError, "preview_format.quality: must be from 1"),
+    "text for a quality": (
+        {"result_format": EncodedFormat("jpeg", "90")},  # type: ignore[arg-type]
+        TypeError,
+        "result_format.quality: must be a whole number, not '90'",
+    ),
     "no format": ({"result_format": 3}, TypeError, "result_format: must be"),
+    "a number for an id": ({"request_id": 7}, TypeError, "request_id: must be text, not 7"),
     "priority": ({"priority": "urgent"}, ValueError, "priority: must be one of interactive, batch"),
 }
 
@@ -197,6 +205,14 @@ async def test_steering_changes_only_what_is_named(server: ScriptedServer) -> No
         job_pb2.JobUpdate(paused=True),
         job_pb2.JobUpdate(paused=False),
     ]
+
+
+@pytest.mark.parametrize("name", ["strength", "content_weight", "style_weight", "tv_weight", "iterations"])
+async def test_steering_names_what_cannot_be_sent(server: ScriptedServer, name: str) -> None:
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(TypeError, match=f"{name}: must be"):
+            await client.job(JOB_ID).steer(**{name: "x"})  # type: ignore[arg-type]
+    assert not server.received
 
 
 async def test_a_time_limit_is_sent_as_it_was_given(server: ScriptedServer) -> None:
