@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,17 @@ class Server:
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not (self.tls or self.ca):
             return None
+        if self.ca:
+            _check_certificates(self.ca)
         return grpc.ssl_channel_credentials(self.ca.read_bytes() if self.ca else None)
+
+
+def _check_certificates(ca: Path) -> None:
+    """Raises UsageError where gRPC would say only that nobody answers."""
+    try:
+        ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise click.UsageError(f"--ca: {ca} has no certificates in PEM form") from None
 
 
 def server_options(command: Callable[Concatenate[Server, P], T]) -> Callable[..., T]:

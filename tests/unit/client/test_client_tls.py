@@ -1,5 +1,6 @@
 """TLS, with a certificate made for the test."""
 
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,3 +64,14 @@ def test_the_command_takes_an_authority(server: ScriptedServer, certificate: tup
     assert isinstance(
         CliRunner().invoke(nst, ["info", "--server", server.address, "--tls"]).exception, ServerUnavailable
     )
+
+
+def test_a_file_without_certificates_is_named(
+    server: ScriptedServer, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    der = tmp_path / "ca.der"
+    der.write_bytes(ssl.PEM_cert_to_DER_cert(certificate[0].read_text()))
+    for wrong in (der, certificate[1]):
+        run = CliRunner().invoke(nst, ["info", "--server", server.address, "--ca", str(wrong)])
+        assert run.exit_code == 2
+        assert f"--ca: {wrong} has no certificates in PEM form" in run.output
