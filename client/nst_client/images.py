@@ -172,6 +172,10 @@ def _not_empty(data: bytes, what: str) -> bytes:
 def _to_png(picture: PilImage.Image) -> bytes:
     if not picture.width or not picture.height:
         raise ValueError(f"the picture is empty, {picture.width} x {picture.height} pixels")
+    try:
+        picture.load()
+    except (AssertionError, OSError, SyntaxError) as error:  # Pillow asserts that the file is still open
+        raise ValueError(f"the picture cannot be read: {str(error) or 'its file is closed'}") from error
     upright = ImageOps.exif_transpose(picture)
     profile = picture.info.get("icc_profile")
     if upright.mode in _CONVERTED_MODES:

@@ -187,6 +187,22 @@ def test_what_is_no_picture_is_refused_by_name(source: Any, error: type[Exceptio
     assert str(caught.value).startswith("styles[2]: ")
 
 
+@pytest.mark.parametrize("codec", ["PNG", "JPEG"])
+def test_a_pil_picture_that_is_cut_short_is_refused_by_name(codec: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(stream, codec)
+    with pytest.raises(ValueError, match=r"^styles\[2\]: the picture cannot be read: "):
+        to_picture(Image.open(io.BytesIO(stream.getvalue()[:-500])), "styles[2]")
+
+
+def test_a_pil_picture_whose_file_is_closed_is_refused_by_name(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pass
+    with pytest.raises(ValueError, match=r"^content: the picture cannot be read: its file is closed"):
+        to_picture(picture, "content")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         to_picture(tmp_path / "none.png", "content")
