@@ -25,7 +25,8 @@ _CHANNELS = (1, 3, 4)
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _CONVERTED_MODES = {
     **dict.fromkeys(("CMYK", "YCbCr", "HSV", "LAB", "RGBX"), "RGB"),
-    **dict.fromkeys(("RGBa", "PA", "La"), "RGBA"),
+    **dict.fromkeys(("RGBa", "PA"), "RGBA"),
+    "La": "LA",
 }
 
 

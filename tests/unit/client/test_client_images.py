@@ -54,6 +54,14 @@ def test_other_colour_models_become_rgb(mode: str) -> None:
     assert np.array_equal(np.asarray(received), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize(("mode", "multiplied"), [("LA", "La"), ("RGBA", "RGBa")])
+def test_colours_that_were_multiplied_by_their_opacity_are_divided(mode: str, multiplied: str) -> None:
+    image = Image.fromarray(RGBA).convert(mode).convert(multiplied)
+    received = decoded(to_picture(image, "content"))
+    assert received.mode == mode
+    assert np.array_equal(np.asarray(received), np.asarray(image.convert(mode)))
+
+
 def _to_lab() -> Any:
     return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
 
