@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -197,6 +198,16 @@ def tls_pair(certificate: Path | None, key: Path | None) -> Any:
         raise click.UsageError("--tls-certificate and --tls-key go together")
     if certificate is None or key is None:
         return None
+    _check_pair(certificate, key)
     from nst_server.gateway.app import Tls
 
     return Tls(certificate, key)
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Raises UsageError where gRPC would say only that it cannot listen."""
+    try:
+        # Without the password it would be asked for, and gRPC takes none.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise click.UsageError(f"--tls-certificate and --tls-key are no certificate and its key: {error}") from error

@@ -1,6 +1,7 @@
 """What `nst-server` refuses before it starts anything, and what it gives its children."""
 
 import gc
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from nst_server import supervisor
 from nst_server.config import GatewaySettings, StoreSettings
-from nst_server.main import main
+from nst_server.main import main, tls_pair
 
 
 def test_a_level_of_logs_that_is_none_is_a_usage_error() -> None:
@@ -51,6 +52,42 @@ def test_what_a_child_would_refuse_is_a_usage_error(monkeypatch: pytest.MonkeyPa
     ended = CliRunner().invoke(main, ["serve"])
     assert ended.exit_code == 2
     assert "a setting is wrong" in ended.output
+
+
+@pytest.fixture
+def key_pairs(tmp_path: Path) -> list[tuple[Path, Path]]:
+    """Two certificates, each with its key; the second key has a password."""
+    pairs = [(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("one", "other")]
+    for (certificate, key), secret in zip(pairs, (["-nodes"], ["-passout", "pass:secret"]), strict=True):
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-subj",
+            "/CN=test",
+        ]
+        subprocess.run([*command, *secret, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return pairs
+
+
+@pytest.mark.usefixtures("start_nothing")
+@pytest.mark.parametrize(
+    "command", [["serve"], ["gateway", "--nats", "nats://127.0.0.1:1"]], ids=lambda parts: parts[0]
+)
+def test_what_is_no_certificate_and_its_key_is_a_usage_error(
+    key_pairs: list[tuple[Path, Path]], command: list[str]
+) -> None:
+    (one, its_key), (other, secret_key) = key_pairs
+    for certificate, key in ((its_key, one), (other, its_key), (other, secret_key)):
+        given = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+        ended = CliRunner().invoke(main, [*command, *given])
+        assert ended.exit_code == 2
+        assert "--tls-certificate and --tls-key are no certificate and its key" in ended.output
+    assert tls_pair(one, its_key) is not None
 
 
 def test_children_are_given_as_long_to_end_as_their_settings_say(
