@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nst_engine.networks import NETWORKS
+
 MIB = 2**20
 GIB = 2**30
 
@@ -139,9 +141,10 @@ class ModelServerSettings(Settings):
     warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
 
     def __post_init__(self) -> None:
-        """Raises `ValueError`, also unless `tenant_weights` can be read."""
+        """Raises `ValueError`, also unless `tenant_weights` and `warm_models` can be read."""
         super().__post_init__()
         parse_weights(self.tenant_weights)
+        parse_models(self.warm_models)
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -161,6 +164,19 @@ def parse_weights(text: str) -> dict[str, float]:
             raise ValueError(f"tenant_weights: {entry!r} is not NAME=WEIGHT with a weight above 0")
         weights[name.strip()] = weight
     return weights
+
+
+def parse_models(text: str) -> list[str]:
+    """Models out of "vgg16-caffe,resnet50-torchvision".
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    models = [name for part in text.split(",") if (name := part.strip())]
+    for model in models:
+        if model not in NETWORKS:
+            raise ValueError(f"warm_models: must be of {', '.join(NETWORKS)}, not {model!r}")
+    return models
 
 
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:

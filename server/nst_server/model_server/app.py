@@ -17,7 +17,7 @@ from nst.internal.v1.job_record_pb2 import Announcement, Ticket
 from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
-from nst_server.config import ModelServerSettings, parse_weights
+from nst_server.config import ModelServerSettings, parse_models, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
 from nst_server.jobs.claims import Leases, LeftToOthers
 from nst_server.jobs.lease import Lease
@@ -256,6 +256,6 @@ def warm_engine(settings: ModelServerSettings) -> Engine:
     engine = Engine(
         settings.device, threads=settings.threads or None, memory_budget=settings.memory_budget_bytes or None
     )
-    for model in filter(None, settings.warm_models.split(",")):
-        engine.warm_up(model.strip())
+    for model in parse_models(settings.warm_models):
+        engine.warm_up(model)
     return engine

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from nst_server.config import ModelServerSettings, parse_weights
+from nst_server.config import ModelServerSettings, parse_models, parse_weights
 from nst_server.main import main
 from nst_server.model_server.app import warm_engine
 
@@ -31,3 +31,10 @@ def test_a_command_with_weights_that_are_none_does_not_start(command, tmp_path, 
     ended = CliRunner().invoke(main, [*command, "--tenant-weights", "a"])
     assert ended.exit_code == 2
     assert "tenant_weights: 'a'" in ended.output
+
+
+def test_models_to_load_are_told_from_their_names():
+    assert parse_models("") == []
+    assert parse_models("vgg16-caffe, resnet50-torchvision, ") == ["vgg16-caffe", "resnet50-torchvision"]
+    with pytest.raises(ValueError, match=r"warm_models: must be of vgg16-caffe, .*, not 'vgg16'"):
+        ModelServerSettings(warm_models="vgg16-caffe,vgg16")
