@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
@@ -46,14 +47,17 @@ class Child:
         self._ready_file = data_dir / "server.json"
         self._tail: deque[str] = deque(maxlen=_LOG_LINES)
         self._quiet = threading.Event()
+        self._broken = threading.Event()
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
 
     def wait_until_ready(self) -> str:
-        """The server's address, once it accepts jobs. Raises ClickException if it ends before."""
+        """The server's address, once it accepts jobs. Raises ClickException if it, or a part of it, ends before."""
         while not self._ready_file.exists():
             if self._process.poll() is not None:
                 raise self.obituary()
+            if self._broken.is_set():  # it would try again for ever
+                raise self._quoted("the private server does not start")
             time.sleep(_POLL_SECONDS)
         self._quiet.set()
         address: str = json.loads(self._ready_file.read_text())["address"]
@@ -66,8 +70,7 @@ class Child:
     def obituary(self) -> click.ClickException:
         """The error that says how the process ended, with its last words."""
         self._reader.join(_LAST_WORDS_SECONDS)
-        words = "\n  ".join(self._tail) or "(it said nothing)"
-        return click.ClickException(f"the private server ended with code {self._process.returncode}:\n  {words}")
+        return self._quoted(f"the private server ended with code {self._process.returncode}")
 
     def stop(self) -> None:
         """End the process: politely, and by force if it takes too long or Ctrl-C comes again."""
@@ -82,13 +85,20 @@ class Child:
             self._process.wait()
             self._reader.join()
 
+    def _quoted(self, what: str) -> click.ClickException:
+        words = "\n  ".join(self._tail) or "(it said nothing)"
+        return click.ClickException(f"{what}:\n  {words}")
+
     def _read_log(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             text = line.decode(errors="replace").rstrip()
             self._tail.append(text)
-            if (message := _message(text)) and not self._quiet.is_set():
-                click.echo(f"server: {message}", err=True)
+            entry = _entry(text)
+            if "message" in entry and not self._quiet.is_set():
+                click.echo(f"server: {entry['message']}", err=True)
+            if "child" in entry and entry.get("level") == "error":
+                self._broken.set()
 
 
 def _end_with_parent() -> None:
@@ -97,12 +107,13 @@ def _end_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _message(line: str) -> str | None:
+def _entry(line: str) -> dict[str, Any]:
+    """What a line of the server's structured log holds; nothing if it is none, only of interest if the server dies."""
     try:
         entry = json.loads(line)
-    except ValueError:  # not from the server's structured log: only of interest if the server dies
-        return None
-    return str(entry["message"]) if isinstance(entry, dict) and "message" in entry else None
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 @contextmanager
@@ -111,7 +122,7 @@ def private_server() -> Iterator[str]:
 
     Raises:
         UsageError: the server is not installed.
-        ClickException: it ended by itself; the text holds the end of its log.
+        ClickException: it does not start, or ended by itself; the text holds the end of its log.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

@@ -35,6 +35,13 @@ with ScriptedServer() as server:
 pathlib.Path({note!r}).write_text("stopped in good order")
 """
 DYING = "import sys; sys.exit('no port is free')"
+RESTARTING = """\
+import json, signal, sys
+print("ValueError: there is no such device", file=sys.stderr)
+entry = {"level": "error", "message": "child died, starting it again", "child": "model-server"}
+print(json.dumps(entry), file=sys.stderr, flush=True)
+signal.pause()
+"""
 
 
 @pytest.fixture
@@ -86,6 +93,13 @@ def test_it_serves_and_stops_in_good_order(
 def test_one_that_dies_early_is_quoted(install: Path) -> None:
     install.write_text(DYING)
     with pytest.raises(click.ClickException, match="no port is free"), private_server():
+        pass
+
+
+def test_one_whose_part_dies_early_is_quoted(install: Path) -> None:
+    install.write_text(RESTARTING)
+    text = "does not start:\n  ValueError: there is no such device"
+    with pytest.raises(click.ClickException, match=text), private_server():
         pass
 
 
