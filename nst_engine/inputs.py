@@ -25,7 +25,7 @@ class Style:
         weight: its share relative to the other styles of the same region, 0 to 1e12.
         region: a mask of the content, (h, w) of any size as uint8 0-255 or floating 0-1, stretched to
             the content's shape: 1 where the style goes, 0 where not, between at soft edges. None is
-            everywhere. Where no region is, the content stays.
+            everywhere. Where no region is, no style is taken.
         source_region: likewise a mask of the style picture: what part of it is taken.
         scale: the size at which it is looked at, 0.1 to 2: its long side relative to the picture's. Strokes and
             shapes grow with it.

@@ -229,10 +229,11 @@ class Style(_message.Message):
 
     @_builtins.property
     def region(self) -> _image_pb2.Image:
-        """Where on the content the style goes: a picture of any size, stretched to the content's shape,
-        white where the style goes, black where not, grey at soft edges. Of colours the mean of red,
-        green and blue counts; what is transparent is white. Styles with equal regions are blended;
-        where no region is, the content stays. Unset means everywhere.
+        """Where on the content the style goes: a picture of any size that the server takes, 16 pixels a
+        side and more, stretched to the content's shape, white where the style goes, black where not,
+        grey at soft edges. Of colours the mean of red, green and blue counts; what is transparent is
+        white. Styles with equal regions are blended; where no region is, no style is taken, and the
+        content changes only as far as what is beside it draws it along. Unset means everywhere.
         """
 
     @_builtins.property
