@@ -20,6 +20,8 @@ import click
 
 from nst_client.errors import ServerUnavailable
 
+# Variables of a server that others are to find: this one listens where there is room, and talks no TLS.
+_NOT_PASSED_ON = frozenset({"NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY"})
 _NEEDED = ("nst_server", "nats", "torch")
 _LOG_LINES = 20
 _POLL_SECONDS = 0.05
@@ -41,6 +43,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON},
             process_group=0,
             preexec_fn=_end_with_parent,
         )

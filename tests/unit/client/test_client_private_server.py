@@ -90,6 +90,19 @@ def test_it_serves_and_stops_in_good_order(
     assert shown.out == ""
 
 
+def test_settings_of_a_server_for_others_are_not_its_own(
+    install: Path, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant_for_others = ("NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY")
+    for name in meant_for_others:
+        monkeypatch.setenv(name, "of another")
+    monkeypatch.setenv("NST_THREADS", "1")
+    check = f"import os; assert not os.environ.keys() & {meant_for_others}; assert os.environ['NST_THREADS'] == '1'\n"
+    install.write_text(check + SERVER.format(tests=str(Path(__file__).parent), note=str(note)))
+    with private_server():
+        pass
+
+
 def test_one_that_dies_early_is_quoted(install: Path) -> None:
     install.write_text(DYING)
     with pytest.raises(click.ClickException, match="no port is free"), private_server():
