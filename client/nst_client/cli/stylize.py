@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -16,7 +16,7 @@ from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.images import ImageRef
 from nst_client.options import OptionValue, build_options, parse_option
-from nst_client.spec import LONGEST_SECONDS, Style
+from nst_client.spec import LONGEST_SECONDS, Priority, Style
 
 _UNSET = "Unset: the server's default, see `nst info`."
 _PICTURE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -48,6 +48,7 @@ class Work:
     options: dict[str, Any]
     preview_interval: int | None
     previews: Path | None
+    priority: Priority | None
     time_limit: float | None
     as_json: bool
 
@@ -112,6 +113,12 @@ class Work:
     help=f"Iterations between previews; 0: none. {_UNSET}",
 )
 @click.option(
+    "--priority",
+    type=click.Choice(get_args(Priority)),
+    help="Whether somebody waits for it: interactive jobs get eight times the device time of batch ones. "
+    "Unset: interactive.",
+)
+@click.option(
     "--time-limit",
     type=AboveZero(LONGEST_SECONDS),
     metavar="SECONDS",
@@ -138,6 +145,7 @@ def stylize(
     faces: bool,
     previews: Path | None,
     preview_interval: int | None,
+    priority: Priority | None,
     time_limit: float | None,
     as_json: bool,
 ) -> None:
@@ -165,7 +173,18 @@ def stylize(
         for index, file in enumerate(styles, start=1)
     ]
     work = Work(
-        content, placed, initial, subject, hole, output, options, preview_interval, previews, time_limit, as_json
+        content=content,
+        styles=placed,
+        initial=initial,
+        subject=subject,
+        hole=hole,
+        output=output,
+        options=options,
+        preview_interval=preview_interval,
+        previews=previews,
+        priority=priority,
+        time_limit=time_limit,
+        as_json=as_json,
     )
     if previews is not None:
         _make_folder(previews)
@@ -234,6 +253,7 @@ async def _stylize(server: Server, work: Work) -> None:
                 hole=hole,
                 preview_interval=work.preview_interval,
                 result_format=work.output.codec,
+                priority=work.priority,
                 time_limit=work.time_limit,
                 **work.options,
             )

@@ -343,6 +343,19 @@ def test_wrong_usage_exits_with_2(
     assert not server.received
 
 
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [([], job_pb2.PRIORITY_UNSPECIFIED), (["--priority", "batch"], job_pb2.PRIORITY_BATCH)],
+)
+def test_a_job_may_be_one_that_nobody_waits_for(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path, arguments: list[str], number: int
+) -> None:
+    server.publish(result_event(RESULT))
+    server.result = result_messages(RESULT)
+    assert nst("stylize", *pictures, "-o", tmp_path / "out.png", "--server", server.address, *arguments).code == 0
+    assert server.received["CreateJob"][0].spec.priority == number
+
+
 def test_out_of_time_saves_the_best_picture_and_fails(
     nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
 ) -> None:
