@@ -17,6 +17,7 @@ from nst_engine.vgg_trunk import VggTrunk
 
 # One for each session or batch of sessions that is evaluated by turns with others, and some to spare.
 RECORDINGS = 32
+SHELF_BYTES = 2 * 2**30  # what 32 jobs of 512 px leave there
 
 
 class Trunk(Protocol):
@@ -64,7 +65,7 @@ class Backbone:
         self.network = network
         self.processes = processes or Processes()
         self.recordings = Recordings(device, RECORDINGS)
-        self.optimizer_shelf = Shelf(device, RECORDINGS)
+        self.optimizer_shelf = Shelf(device, SHELF_BYTES)
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"

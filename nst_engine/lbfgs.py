@@ -51,11 +51,11 @@ class LBFGS:
         self._pairs = self._empty(history_size)
 
     def _empty(self, history_size: int) -> "_Pairs":
-        pool = None if self._shelf is None else self._shelf.pool
-        make = partial(_Pairs, self._shape.numel(), self._device, history_size, self._precondition, pool)
-        if self._shelf is None:
-            return make()
-        pairs = self._shelf.lend(self, (self._shape, history_size, type(self._precondition)), make)
+        make = partial(_Pairs, self._shape.numel(), self._device, history_size, self._precondition)
+        if self._shelf is None or self._shape.numel() > 3 * RECORDED_PIXELS:
+            return make(None)
+        kind = self._shape, history_size, type(self._precondition)
+        pairs = self._shelf.lend(self, kind, partial(make, self._shelf.pool))
         pairs.forget()
         return pairs
 
@@ -118,7 +118,6 @@ class _Pairs:
         self._head = torch.zeros(1, dtype=torch.int64, device=device)  # the oldest pair's slot, and the next one's
         # Not made on the device: see `FourierPreconditioner`.
         self._slots = torch.arange(size).to(device)
-        pool = pool if numbers <= 3 * RECORDED_PIXELS else None
         self._proposing, self._learning = Recording(pool), Recording(pool)
 
     @property

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 RECORDED_PIXELS = 2**20
 
 Function = Callable[..., Sequence[Tensor]]
-Thing = TypeVar("Thing")
+Lent = TypeVar("Lent", bound="Thing")
 
 _one_at_a_time = threading.Lock()
 
@@ -185,30 +185,42 @@ class _Kept(NamedTuple):
     owners: Sequence[weakref.ref[Owner]]
 
 
-class Shelf:
-    """Things with recordings and tensors of their own that go from one user to the next; the oldest make room.
+class Thing(Protocol):
+    """Something with recordings, and with the tensors that these refer to."""
 
-    What is recorded refers to these tensors, so that it is of use to the next as it is.
-    """
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+class Shelf:
+    """Things that go from one user to the next, as they are; of more than `limit` bytes the oldest make room."""
 
     def __init__(self, device: torch.device, limit: int) -> None:
         self.pool = Pool(device)
-        self._left: deque[tuple[Hashable, Any]] = deque(maxlen=limit)
+        self._limit = limit
+        self._left: deque[tuple[Hashable, Any]] = deque()
 
     def __len__(self) -> int:
         return len(self._left)
 
-    def lend(self, user: object, kind: Hashable, make: Callable[[], Thing]) -> Thing:
+    def lend(self, user: object, kind: Hashable, make: Callable[[], Lent]) -> Lent:
         """One of a kind that others have left, or a new one; it is left here once its user is gone."""
         left = self._taken(kind)
-        thing: Thing = make() if left is None else left
+        thing: Lent = make() if left is None else left
         if self.pool.records:
-            weakref.finalize(user, self._left.append, (kind, thing)).atexit = False
+            weakref.finalize(user, self._leave, kind, thing).atexit = False
         return thing
 
     def clear(self) -> None:
         """Lets go of what nobody uses."""
         self._left.clear()
+
+    def _leave(self, kind: Hashable, thing: Thing) -> None:
+        self._left.append((kind, thing))
+        with suppress(IndexError):
+            while sum(left.nbytes for _, left in list(self._left)) > self._limit:
+                self._left.popleft()
 
     def _taken(self, kind: Hashable) -> Any:
         for entry in list(self._left):

@@ -1,6 +1,7 @@
 """What a GPU does again and again is recorded, and what is recorded is what was launched one by one."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from engine_runs import Pixels, finish, quick, step, stepped
 from torch import Tensor
 
 from nst_engine import Engine, Session, Style
-from nst_engine.recording import Pool, Recording, Recordings
+from nst_engine.recording import Pool, Recording, Recordings, Shelf
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 
@@ -77,6 +78,26 @@ def test_the_least_recently_used_makes_room(recordings: Recordings):
     assert made == [0, 1, 2, 1]
     recordings.clear()
     assert len(recordings) == 0
+
+
+@dataclass(eq=False)
+class Heavy:
+    """Something of so many bytes."""
+
+    nbytes: int
+
+
+def test_what_is_left_is_lent_again_and_the_oldest_make_room():
+    shelf = Shelf(torch.device("cpu"), limit=10)
+    shelf.pool.records = True
+    users = {kind: Owner(0) for kind in "abc"}
+    lent = {kind: shelf.lend(user, kind, lambda: Heavy(4)) for kind, user in users.items()}
+    assert len(shelf) == 0
+    for kind in "abc":
+        del users[kind]
+    assert len(shelf) == 2
+    assert shelf.lend(Owner(0), "c", lambda: Heavy(4)) is lent["c"]
+    assert shelf.lend(Owner(0), "a", lambda: Heavy(4)) is not lent["a"]
 
 
 def test_engines_share_no_memory_of_recordings(photo: Pixels, texture: Pixels):
