@@ -68,8 +68,9 @@ class _Feed:
 
     async def check(self) -> None:
         """Looks into the store for what was not heard of: events, or that this history is gone."""
+        known = self.end  # what is heard while the store answers may be later than its answer
         last = await self._events.last(self.job_id)
-        if last is None or last.event.sequence < self.end:  # lost, and perhaps begun anew
+        if last is None or last.event.sequence < known:  # lost, and perhaps begun anew
             self.gone = True
             self.wake()
         elif last.event.sequence > self.end:

@@ -206,6 +206,28 @@ async def test_a_history_that_was_lost_and_begins_anew_is_another(backbone, even
     assert len(backbone.nats._subs) == subscriptions
 
 
+async def test_a_history_that_goes_on_while_the_store_is_looked_into_is_the_same(events, feeds, monkeypatch):
+    last = await append(events, None, 1)
+
+    async def late_answer(job_id: str) -> Stored | None:
+        heard = feed.moved
+        await append(events, last, 1)
+        await asyncio.wait_for(heard.wait(), 10)
+        return last
+
+    async with aclosing(feeds.watch(WATCHED, 0)) as watcher:
+        await anext(watcher)
+        feed = feeds._feeds[incarnation(WATCHED)]
+        with monkeypatch.context() as patched:
+            patched.setattr(events, "last", late_answer)
+            await feed.check()
+        assert (await anext(watcher))[0].event.sequence == 2
+        waiting = asyncio.ensure_future(anext(watcher))
+        await asyncio.sleep(0.05)  # it finds no more
+        await append(events, await events.last(JOB), 1)
+        assert (await asyncio.wait_for(waiting, 10))[0].event.sequence == 3
+
+
 async def test_a_watcher_beyond_the_end_is_sent_home(events, feeds):
     await append(events, None, 2, end=True)
     assert await asyncio.wait_for(watched(feeds, after=99), 5) == []
