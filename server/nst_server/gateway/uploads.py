@@ -106,7 +106,8 @@ class Arrival(Generic[T]):
         Raises:
             Refusal: the client has been silent for too long, or is too slow.
         """
-        left = self._started + self._timeout + self._received / self._pace - asyncio.get_running_loop().time()
+        allowed = self._received / self._pace if self._pace else math.inf
+        left = self._started + self._timeout + allowed - asyncio.get_running_loop().time()
         if left > self._timeout:
             return await _next(self._requests, self._timeout, _silent(self._timeout))
         return await _next(self._requests, left, _slow(self._pace))

@@ -1,6 +1,7 @@
 """A gateway with low limits names the one that is reached, and what it held is free again."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -269,6 +270,19 @@ def test_an_upload_that_trickles_is_dropped(server, tmp_path, method):
         leave.set()
     assert (refused.code, refused.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_SLOW")
     assert "min_upload_bytes_per_second = 1000000" in refused.message
+
+
+def test_an_upload_may_be_slow_where_no_pace_is_asked_for(server, tmp_path):
+    def requests() -> Iterator[UploadImageRequest]:
+        header, *chunks = upload_messages(CONTENT, chunk=1000)
+        yield header
+        for chunk in chunks:
+            time.sleep(0.1)
+            yield chunk
+
+    environment = {"NST_UPLOAD_TIMEOUT_SECONDS": "0.3", "NST_MIN_UPLOAD_BYTES_PER_SECOND": "0"}
+    with running_gateway(tmp_path, server.status["nats"], **environment) as gateway, calls(gateway.address) as call:
+        assert call.making.UploadImage(requests(), timeout=SECONDS).width == 48
 
 
 def test_a_silent_watch_beats(idle):
