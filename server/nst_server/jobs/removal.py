@@ -1,10 +1,11 @@
 """Removing a job that has ended, with all that it has."""
 
+import contextlib
 from collections.abc import Callable
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server import metrics
-from nst_server.jobs.backbone import Backbone
+from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import ending_of, incarnation, pictures_of
 from nst_server.jobs.blobs import CheckpointStore, PreviewStore
 from nst_server.jobs.deadlines import Deadlines
@@ -64,7 +65,8 @@ class Remover:
         await self.remove_previews(incarnation(record))
         await self._deadlines.forget(record)
         for picture in pictures_of(record):
-            await self._released.put(picture)
+            with contextlib.suppress(StoreFull):  # it goes as an upload does, later
+                await self._released.put(picture)
 
     async def remove_history(self, job_id: str, last: Stored) -> None:
         """Removes a job's history up to its end."""

@@ -110,15 +110,18 @@ class Sweep:
         return [name for name in pictures if not self._references[name]]
 
     async def _settle(self) -> None:
-        """Finishes the records of jobs that ended, but whose writer stopped right there; begins lost histories anew."""
+        """Finishes the records of jobs that ended, but whose writer stopped right there; begins lost histories anew.
+
+        What there is no room to write is left to a later pass: the rest of this one makes some.
+        """
         for record in [record for record in self._jobs.values() if not record.HasField("ending")]:
             last = await self._events.last(record.job_id)
-            if last is None:
-                with contextlib.suppress(JobNotFound, StoreFull):
+            with contextlib.suppress(JobNotFound, StoreFull):
+                if last is None:
                     await self._unheld.write(record.job_id, _first_event)
-            elif last.final:
-                await self._unheld.close(record, last.event)
-                await self._read_again(record.job_id)
+                elif last.final:
+                    await self._unheld.close(record, last.event)
+                    await self._read_again(record.job_id)
 
     async def _remove_unknown(self, histories: set[str]) -> None:
         """Removes jobs that have ended and whose history is lost: nobody knows how they did, and they seem to wait."""
@@ -133,7 +136,7 @@ class Sweep:
         """
         for read in [record for record in self._jobs.values() if _needs_ticket(record)]:
             if not await self._tickets.has(read.ticket):
-                with contextlib.suppress(JobNotFound, QueueFull, TenantQueueFull):
+                with contextlib.suppress(JobNotFound, QueueFull, TenantQueueFull, StoreFull):
                     await self._put_ticket(await self._records.get(read.job_id), read.ticket)
 
     async def _put_ticket(self, record: JobRecord, lost: Ticket) -> None:

@@ -102,6 +102,20 @@ async def test_room_is_made_by_the_limits_that_the_store_has_now(bench, backbone
     assert (await bench.stored())[EVENTS][1] < 0.5 * 6000
 
 
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50)])
+async def test_room_is_made_though_there_is_none_for_what_is_noted_on_the_way(bench, backbone, store_settings):
+    for number in range(30):
+        pictures = (f"{kind} {number}".encode() for kind in ("content", "style"))
+        await bench.commands.cancel(await bench.create(str(number), *pictures))
+    await bench.create("unclosed")
+    lease = await bench.claim()
+    await configure(backbone.jetstream, replace(store_settings, max_record_bytes=4000))
+    with pytest.raises(StoreFull, match="max_record_bytes"):
+        await bench.succeed(lease, b"result")
+    await bench.sweep(ahead=HOUR)
+    assert len(await bench.jobs()) < 10
+
+
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_picture_bytes=1_000_000)])
 async def test_the_last_of_the_pictures_room_is_for_results(bench):
     await bench.pictures.check_room()
