@@ -29,7 +29,7 @@ from nst_server.gateway.stylize_stream import StylizeStreams
 from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Uploads
 from nst_server.gateway.watching import Watching
-from nst_server.jobs.backbone import Backbone, connect
+from nst_server.jobs.backbone import Backbone, cancellable, connect
 from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.keeper import Keeper
@@ -122,7 +122,7 @@ class Gateway:
 
     async def _watch_queue(self) -> None:
         while True:
-            for lane, depth in (await self._tickets.depths()).items():
+            for lane, depth in (await cancellable(self._tickets.depths)).items():
                 metrics.QUEUE_DEPTH.labels(lane).set(depth)
             await asyncio.sleep(QUEUE_SECONDS)
 

@@ -92,7 +92,7 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
     deadline = None if seconds is None else loop.time() + seconds
     while True:
         try:
-            return await _cancellable(operation)
+            return await cancellable(operation)
         except (APIError, *TRANSIENT) as error:
             code = getattr(error, "err_code", None)  # some of the library's own have none
             if code in (*NO_STORAGE, STREAM_FULL):
@@ -106,11 +106,11 @@ async def persistently(operation: Callable[[], Awaitable[T]], *, seconds: float 
         await asyncio.sleep(RETRY_PAUSE_SECONDS)
 
 
-async def _cancellable(operation: Callable[[], Awaitable[T]]) -> T:
+async def cancellable(operation: Callable[[], Awaitable[T]]) -> T:
     """The operation's outcome, unless the task has been cancelled.
 
     Where the library waits, a cancellation is swallowed that comes together with the answer (by `asyncio.wait_for`,
-    until Python 3.12), or while much is still to be sent.
+    until Python 3.12), or while much is still to be sent. What goes on for ever would then never end.
     """
     try:
         return await operation()

@@ -20,7 +20,7 @@ from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
-from nst_server.jobs.backbone import Backbone, persistently
+from nst_server.jobs.backbone import Backbone, cancellable, persistently
 from nst_server.jobs.deadlines import Deadline, Deadlines, LastPictures, deadline_of, is_overdue
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
 from nst_server.jobs.queue import TicketQueue
@@ -185,7 +185,7 @@ def _take_away(record: JobRecord, now: float) -> None:
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
-            await work()
+            await cancellable(work)
         except Exception:
             log.warning("a round of the keeper failed, and is tried again", exc_info=True)
         await asyncio.sleep(seconds)

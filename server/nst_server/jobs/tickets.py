@@ -12,6 +12,7 @@ and when a new ticket is announced it looks a moment later.
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from nats.js.api import StreamInfo
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from nst.v1 import job_pb2
-from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, persistently
+from nst_server.jobs.backbone import START_SECONDS, TRANSIENT, Backbone, cancellable, persistently
 from nst_server.jobs.pulls import FULL, NO_CONSUMER, Pulls
 from nst_server.jobs.topology import (
     LANES,
@@ -151,10 +152,11 @@ class TicketSource:
         while True:
             self._stirred.clear()
             with suppress(APIError, *TRANSIENT):
-                if await self._look(pulls, rank):
+                if await cancellable(partial(self._look, pulls, rank)):
                     return
             try:
-                await asyncio.wait_for(self._stirred.wait(), IDLE_SECONDS)
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._stirred.wait()
             except TimeoutError:
                 continue
             if not pulls.ready:

@@ -18,7 +18,7 @@ from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_models, parse_weights
-from nst_server.jobs.backbone import TRANSIENT, Backbone, connect
+from nst_server.jobs.backbone import TRANSIENT, Backbone, cancellable, connect
 from nst_server.jobs.claims import Leases, LeftToOthers
 from nst_server.jobs.lease import Lease
 from nst_server.jobs.suspicion import MustRunAlone
@@ -223,7 +223,7 @@ class ModelServerProcess:
             server = ModelServer(name=self.name, device=self._engine.device_name, running_jobs=len(self._running))
             announcement = Announcement(server=server, models=self._networks.announced)
             with suppress(*TRANSIENT):
-                await self._backbone.servers.put(self.name, announcement.SerializeToString())
+                await cancellable(partial(self._backbone.servers.put, self.name, announcement.SerializeToString()))
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))
             await asyncio.sleep(ANNOUNCE_SECONDS)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from nats.js.api import StreamInfo
 from ticket_support import LEASE_SECONDS, SETTINGS, job_of, keep, nothing, put, taken, waited_on
 
 from nst.internal.v1.job_record_pb2 import Ticket
@@ -201,6 +202,35 @@ async def test_a_ticket_that_comes_while_the_wait_ends_is_not_lost(queue, source
             message = waiting.result()
         assert job_of(message) == f"job {number}"
         await message.ack_sync(timeout=10)
+
+
+async def test_a_wait_ends_though_something_happens_as_it_is_cancelled(source):
+    for turns in range(8):
+        waiting = asyncio.create_task(source.next(list))
+        await asyncio.sleep(0.05)  # it has looked in vain
+        source.nudge()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        _, left = await asyncio.wait({waiting}, timeout=5)
+        assert not left, turns
+
+
+async def test_a_wait_ends_though_an_answer_comes_as_it_is_cancelled(source, monkeypatch):
+    asked: list[asyncio.Future[StreamInfo]] = []
+
+    async def ask() -> StreamInfo:
+        asked.append(asyncio.get_running_loop().create_future())
+        return await asyncio.wait_for(asked[-1], 30)  # as the library does
+
+    info = await source._info()
+    monkeypatch.setattr(source, "_info", ask)
+    waiting = asyncio.create_task(source.next(list))
+    await asyncio.sleep(0.05)
+    asked[0].set_result(info)
+    waiting.cancel()
+    _, left = await asyncio.wait({waiting}, timeout=5)
+    assert not left
 
 
 @pytest.mark.parametrize("store_settings", [StoreSettings(lease_seconds=60)])
