@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -140,7 +140,8 @@ async def connect(url: str, name: str, settings: StoreSettings | None) -> AsyncI
             await persistently(lambda: configure(jetstream, settings), seconds=START_SECONDS)
         yield await persistently(lambda: _open(client, jetstream), seconds=START_SECONDS)
     finally:
-        await client.close()
+        with suppress(*TRANSIENT):  # NATS may be gone already
+            await client.close()
 
 
 async def bucket_keys(backbone: Backbone, bucket: str, *, seconds: float | None) -> list[str]:

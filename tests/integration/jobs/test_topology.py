@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from contextlib import ExitStack
 
 import nats
 import pytest
@@ -9,6 +10,7 @@ from nats.js import api
 from store_bench import UNLIMITED
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
+from nst_processes import running_nats
 from nst_server.config import StoreSettings
 from nst_server.jobs import backbone as backbone_module
 from nst_server.jobs.backbone import BackboneUnavailable, StoreFull, connect
@@ -113,3 +115,13 @@ def _sized(job_id: str, size: int) -> JobRecord:
 
 async def _allowed(record: JobRecord) -> None:
     return
+
+
+async def test_who_is_done_leaves_in_peace_though_nats_has_gone(tmp_path):
+    with ExitStack() as running:
+        url = running.enter_context(running_nats(tmp_path))
+        async with connect(url, "test", StoreSettings()) as backbone:
+            running.close()
+            while not backbone.nats.is_reconnecting:  # noqa: ASYNC110 it tells nobody
+                await asyncio.sleep(0.01)
+            await backbone.nats.publish("anywhere", b"")
