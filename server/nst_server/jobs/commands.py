@@ -44,6 +44,7 @@ class JobCommands:
         self._unheld = UnheldJobs(backbone, patience=patience)
         self._updates = JobUpdates(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
+        self._creating: set[asyncio.Task[job_pb2.Job]] = set()
 
     async def create(
         self,
@@ -59,15 +60,24 @@ class JobCommands:
         and which may be others when it asks again. None is the spec itself.
 
         The ticket goes first, so that a full queue refuses before anything is written; a ticket
-        whose record never follows is dropped by the model server that pulls it.
+        whose record never follows is dropped by the model server that pulls it. Until then it holds a
+        place in the queue: so what has begun is ended, though who asked for it leaves.
 
         Raises:
             QueueFull, TenantQueueFull: as many jobs as allowed wait or run, of all tenants or of this one.
             StoreFull: histories or records leave no room for another job.
             RequestReused: the request id belongs to another spec.
         """
+        creating = asyncio.create_task(self._create(request_id, tenant, spec, traceparent, asked or spec))
+        self._creating.add(creating)
+        creating.add_done_callback(self._creating.discard)
+        return await asyncio.shield(creating)
+
+    async def _create(
+        self, request_id: str, tenant: str, spec: job_pb2.JobSpec, traceparent: str, asked: job_pb2.JobSpec
+    ) -> job_pb2.Job:
         job_id, flow = derive_job_id(tenant, request_id), Flow.of_job(tenant, spec)
-        digest = hashlib.sha256((asked or spec).SerializeToString(deterministic=True)).hexdigest()
+        digest = hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
             await asyncio.gather(*(check_room(self._backbone, one, patience=self._patience) for one in FILLED_BY_JOBS))
             record = JobRecord(

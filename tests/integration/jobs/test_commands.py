@@ -35,6 +35,24 @@ async def test_the_same_request_ten_times_at_once_is_one_job(backbone, commands,
     assert [stored.event.sequence async for stored in commands.events.read(jobs[0].job_id)] == [1]
 
 
+async def test_who_leaves_while_a_job_is_made_leaves_no_ticket_without_one(backbone, commands, spec, monkeypatch):
+    left = asyncio.Event()
+
+    async def note(record: JobRecord) -> None:
+        creating.cancel()
+        await left.wait()
+
+    monkeypatch.setattr(commands._deadlines, "note", note)
+    creating = asyncio.create_task(commands.create("request", "tenant", spec, ""))
+    await asyncio.wait({creating})
+    assert creating.cancelled()
+    assert await waiting(backbone) == 1
+    left.set()
+    assert (await commands.create("request", "tenant", spec, "")).last_sequence == 1
+    await asyncio.gather(*commands._creating)
+    assert await waiting(backbone) == len(await commands.records.all()) == 1
+
+
 async def test_requests_of_two_tenants_are_two_jobs(commands, spec):
     first, second = [await commands.create("request", tenant, spec, "") for tenant in ("a", "b")]
     assert first.job_id != second.job_id
