@@ -102,10 +102,12 @@ class _Feed:
 
     def after(self, sequence: int) -> Entry | None:
         """The event that follows `sequence`, if the tail has it."""
-        if not self.tail:
+        if not self.tail or sequence + 1 < self.tail[0].event.sequence:
             return None
-        index = sequence + 1 - self.tail[0].event.sequence
-        return self.tail[index] if 0 <= index < len(self.tail) else None
+        index = min(sequence + 1 - self.tail[0].event.sequence, len(self.tail) - 1)
+        while index > 0 and self.tail[index - 1].event.sequence > sequence:
+            index -= 1  # the store has lost an event before it
+        return self.tail[index] if self.tail[index].event.sequence > sequence else None
 
     @property
     def end(self) -> int:

@@ -88,6 +88,17 @@ async def test_where_an_event_is_lost_the_history_goes_on(backbone, events):
     assert [stored.event.sequence async for stored in events.read(JOB)] == [1, 2, 3, *range(5, 306)]
 
 
+async def test_where_an_event_is_lost_watchers_miss_no_other(backbone, events, feeds):
+    lost = await append(events, None, 4)
+    last = await append(events, lost, 6)
+    await backbone.jetstream.delete_msg(EVENTS, lost.stream_sequence)
+    early = asyncio.create_task(watched(feeds))
+    await asyncio.sleep(0.05)
+    await append(events, last, 10, end=True)
+    assert await asyncio.wait_for(early, 10) == [1, 2, 3, *range(5, 22)]
+    assert await watched(feeds, after=7) == list(range(8, 22))
+
+
 async def test_a_reader_that_leaves_in_the_middle_leaves_nothing_behind(backbone, events):
     await append(events, None, 300)
     before = len(backbone.nats._subs)
