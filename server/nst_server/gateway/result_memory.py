@@ -19,9 +19,13 @@ class ResultMemory:
     def __init__(self, settings: GatewaySettings) -> None:
         self._limit = settings.max_result_bytes
         self._timeout = settings.result_timeout_seconds
-        text = f"it was not taken within result_timeout_seconds = {self._timeout:g}: ask for it again"
-        self.too_slow = Refusal(code_pb2.DEADLINE_EXCEEDED, "RESULT_SLOW", text)
         self._held: Counter[str] = Counter()
+
+    @property
+    def too_slow(self) -> Refusal:
+        """What a client is told whose result was dropped."""
+        text = f"it was not sent and taken within result_timeout_seconds = {self._timeout:g}: ask for it again"
+        return Refusal(code_pb2.DEADLINE_EXCEEDED, "RESULT_SLOW", text)
 
     @asynccontextmanager
     async def part(self, tenant: str, size: int) -> AsyncIterator[asyncio.Timeout]:
@@ -31,7 +35,8 @@ class ResultMemory:
             What tells whether that is why.
 
         Raises:
-            Refusal: others hold so much that these do not fit. One that is alone always fits.
+            Refusal: others hold so much that these do not fit. One that is alone always fits. Or the time is up
+                before there is anything that the client could take.
         """
         others, own = self._held.total(), self._held[tenant]
         if (others and others + size > self._limit) or (own and own + size > self._limit // 2):
@@ -41,6 +46,8 @@ class ResultMemory:
         try:
             async with asyncio.timeout(self._timeout) as timeout:
                 yield timeout
+        except TimeoutError as error:
+            raise self.too_slow from error
         finally:
             self._held[tenant] -= size
             self._held += Counter()  # only those that hold something stay

@@ -33,7 +33,7 @@ async def test_what_nobody_takes_is_dropped_and_its_memory_is_free(memory):
         async with memory.part("a", 100):
             await asyncio.Event().wait()
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(Refusal, match="result_timeout_seconds"):
         await hold()
     async with memory.part("a", 30), memory.part("a", 20):
         pass
