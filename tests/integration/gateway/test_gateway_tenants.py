@@ -177,6 +177,19 @@ def test_a_tenant_has_a_limited_number_of_jobs_paused_until_one_goes_on(low, ten
         cancel(tenant, job_id)
 
 
+def test_a_change_that_a_limit_refuses_for_now_ends_a_stream_but_not_its_job(low, tenant):
+    paused = tenant.create(tiny_spec())
+    update(tenant, paused, paused=True)
+    with opened(tenant) as stream:
+        stream.start(tiny_spec())
+        job_id = next(iter(stream)).job_id
+        stream.send(update=job_pb2.JobUpdate(paused=True))
+        assert refused_by("max_tenant_paused_jobs", lambda: stream).retry_seconds is not None
+    for one in (paused, job_id):
+        assert tenant.get(one).state != job_pb2.JOB_STATE_CANCELLED
+        cancel(tenant, one)
+
+
 def test_a_tenant_has_a_limited_number_of_calls_open(low, tenant, stranger):
     job_id = tenant.create(tiny_spec())
     watches = [tenant.watch(job_id) for _ in range(4)]
