@@ -79,6 +79,10 @@ class TorchvisionTrunk:
 
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
         """The smoothed maps at `taps`, in float32."""
+        if len(hidden) > 1 and hidden.device.type == "cpu" and hidden.dtype == torch.float32:
+            # Of few numbers torch convolves one picture in another way than several, and rounds otherwise.
+            each = [self.maps(one, taps, pooling) for one in torch.split(hidden, 1)]
+            return {tap: torch.cat([maps[tap] for maps in each]) for tap in each[0]}
         maps: dict[str, Tensor] = {}
         for tap, paths in zip(self._network.taps, self._network.modules, strict=True):
             if len(maps) == len(taps):

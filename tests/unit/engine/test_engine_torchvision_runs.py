@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, finish, steps
+from engine_runs import Pixels, finish, stepped, steps
 from torchvision_modules import DENSENET, RESNET, torchvision_file
 
 from nst_engine import Engine, OptionError, Style, StylizeOptions, checkpoint
@@ -54,6 +54,20 @@ def test_a_resumed_run_ends_in_the_same_bits(networks: Engine, photo: Pixels, te
     resumed = networks.resume(halfway, photo, [Style(texture)])
     finish(networks, resumed)
     assert torch.equal(resumed.state_dict().tensors["image"], session.state_dict().tensors["image"])
+
+
+@pytest.mark.parametrize("name", [RESNET, DENSENET])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_together_is_alone(networks: Engine, photo: Pixels, texture: Pixels, name: str, precision: str):
+    """To the bit, also where maps are so small that torch convolves one picture in another way than several."""
+    chosen = options(name, size=48, iterations=2, precision=precision)
+    alone, *batch = [networks.start(photo, [Style(texture)], chosen) for _ in range(4)]
+    assert len({session.batch_key for session in batch}) == 1
+    finish(networks, alone)
+    for _ in range(2):
+        stepped(networks, batch)
+    for session in batch:
+        assert torch.equal(session.state_dict().tensors["image"], alone.state_dict().tensors["image"])
 
 
 @pytest.mark.parametrize("statistic", ["moments", "sliced"])
