@@ -44,7 +44,7 @@ class Hole:
         """
         if size == self.mask.shape[2:]:
             return self
-        left = 1 - self.mask
+        left = (1 - self.mask).clamp(min=0.0)  # a mask that was enlarged may be above 1 by its rounding
         # One channel at a time: the content may be far larger than the job.
         parts = [_resampled(channel * left, size) for channel in torch.split(self.content, 1, 1)]
         sharp, sums = (torch.cat(channels, 1) for channels in zip(*parts, strict=True))

@@ -164,6 +164,15 @@ def test_no_line_is_left_around_a_hole(side: int, mask: Mask):
     assert (seen - 100).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("side", [16, 40])
+def test_a_mask_that_rounding_took_above_1_makes_no_other_colours(surface: Pixels, side: int):
+    """As enlarging a small mask may: what is left of the picture there would be less than nothing."""
+    mask = torch.zeros(1, 1, *surface.shape[:2])
+    mask[..., 8:40, 8:40] = 1 + torch.finfo(torch.float32).eps
+    content = Hole(mask, as_image(surface)).resized((side, side)).content
+    assert ((content > -64) & (content < 319)).all()
+
+
 def evaluation_of(session: Session, parameters: Tensor) -> Evaluation:
     """What a session is sent for the parameters, as it takes it."""
     asking = session._stage._evaluated(parameters)
