@@ -64,7 +64,7 @@ def launched(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[C
 
 
 def start(engine: Engine, content: Pixels, style: Pixels, **changes: Any) -> Session:
-    return engine.start(content, [Style(style)], quick(**{"iterations": 6, **changes}))
+    return engine.start(content, [Style(style)], quick(**{"iterations": 4, **changes}))
 
 
 def outcome(engine: Engine, *sessions: Session) -> list[Any]:
