@@ -149,6 +149,8 @@ class Sweep:
         def change(latest: JobRecord) -> None:
             if latest.ticket == lost and _needs_ticket(latest):
                 latest.ticket.CopyFrom(ticket)
+                # Its deliveries count from one again: as though a holder had been given it, and has one lease.
+                latest.lease.delivery = 1
 
         record = await self._records.update(record.job_id, change)
         if record.ticket != ticket:

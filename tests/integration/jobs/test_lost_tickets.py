@@ -42,6 +42,23 @@ async def test_only_who_needs_a_ticket_gets_one(bench):
     assert (await bench.commands.records.get(held)).ticket == before
 
 
+async def test_a_job_that_has_lost_its_ticket_and_its_server_is_taken_after_a_lease(
+    bench, leases, other_leases, store_settings
+):
+    """However often the lost ticket had been given out before."""
+    job_id = await bench.create("request")
+    for _ in range(5):
+        lease = await claimed(leases, bench.tickets)
+        await lease.abandon()
+    await claimed(leases, bench.tickets)
+    await bench.backbone.jetstream.delete_stream("NST_TICKETS")
+    await Keeper(bench.backbone, store_settings)._watch_store()
+    await bench.sweep()
+    # Its server may live, and end the job meanwhile.
+    assert await other_leases.claim(await asyncio.wait_for(bench.tickets.next(list), 10)) is None
+    assert (await claimed(other_leases, bench.tickets)).job_id == job_id
+
+
 async def test_a_change_of_priority_whose_answer_is_lost_keeps_its_ticket(bench, monkeypatch):
     """The write is tried again, and conflicts with itself."""
     job_id = await bench.create("request")
