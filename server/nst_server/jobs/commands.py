@@ -180,8 +180,7 @@ class JobCommands:
             record.control.version += 1
 
         record = await self.records.update(job_id, change)
-        state, reason = job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it"
-        await self._unheld.write(job_id, lambda record: state_event(record, state, reason))
+        await self._unheld.cancel(job_id)
         await nudge(self._backbone, job_id)
         return await self.describe(record)
 

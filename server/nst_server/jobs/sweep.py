@@ -110,9 +110,10 @@ class Sweep:
         return [name for name in pictures if not self._references[name]]
 
     async def _settle(self) -> None:
-        """Finishes the records of jobs that ended, but whose writer stopped right there; begins lost histories anew.
+        """Finishes the records of jobs that ended, and cancellations, whose writers stopped half way.
 
-        What there is no room to write is left to a later pass: the rest of this one makes some.
+        Lost histories are begun anew. What there is no room to write is left to a later pass: the rest of
+        this one makes some.
         """
         for record in [record for record in self._jobs.values() if not record.HasField("ending")]:
             last = await self._events.last(record.job_id)
@@ -121,6 +122,9 @@ class Sweep:
                     await self._unheld.write(record.job_id, _first_event)
                 elif last.final:
                     await self._unheld.close(record, last.event)
+                    await self._read_again(record.job_id)
+                elif record.control.cancel:
+                    await self._unheld.cancel(record.job_id)
                     await self._read_again(record.job_id)
 
     async def _remove_unknown(self, histories: set[str]) -> None:

@@ -7,7 +7,7 @@ from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, same_incarnation
-from nst_server.jobs.events import EventLog, HistoryMoved, progress_by
+from nst_server.jobs.events import EventLog, HistoryMoved, progress_by, state_event
 from nst_server.jobs.left_over import LeftOver
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound, Records
@@ -57,6 +57,10 @@ class UnheldJobs:
                     await self.close(record, event)
                 return
 
+    async def cancel(self, job_id: str) -> None:
+        """Ends the job if its client has cancelled it; see `write`."""
+        await self.write(job_id, _cancelled)
+
     async def _withdraw(self, record: JobRecord) -> None:
         """Takes the job's ticket away, unless a model server has claimed it meanwhile: that one then sees to it."""
 
@@ -85,3 +89,9 @@ class UnheldJobs:
         with contextlib.suppress(JobNotFound):
             latest = await self._records.update(record.job_id, change)
             await self._left.clear(latest if same_incarnation(latest, record) else record, before)
+
+
+def _cancelled(record: JobRecord) -> job_pb2.JobEvent | None:
+    if not record.control.cancel:
+        return None
+    return state_event(record, job_pb2.JOB_STATE_CANCELLED, "cancelled while nobody worked on it")

@@ -217,6 +217,28 @@ async def test_a_running_job_whose_history_is_lost_is_not_lost_with_it(bench, ba
     assert [(event.sequence, event.progress.iteration) for event in events] == [(1, 8)]
 
 
+@pytest.mark.parametrize("state", ["waiting", "paused", "running"])
+async def test_a_cancellation_that_was_cut_off_is_finished(bench, monkeypatch, state):
+    """Its gateway dies between the record and the history."""
+    job_id = await bench.create("request")
+    lease = await bench.claim() if state == "running" else None
+    if state == "paused":
+        await bench.commands.update(job_id, PAUSE)
+
+    async def die(*arguments):
+        raise SystemExit
+
+    monkeypatch.setattr(bench.commands._unheld, "write", die)
+    with pytest.raises(SystemExit):
+        await bench.commands.cancel(job_id)
+    await bench.sweep()
+    if lease is not None:
+        assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_RUNNING
+        await lease.hand_back("shutting down")
+    assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_CANCELLED
+    await no_ticket_left(bench.backbone)
+
+
 @pytest.mark.parametrize("paused", [False, True])
 async def test_a_deadline_whose_note_is_lost_ends_its_job_all_the_same(bench, backbone, paused):
     job_id = await bench.create("request", time_limit={"seconds": 5})
