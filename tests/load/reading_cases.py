@@ -202,7 +202,8 @@ async def _upload(messages: list[making_pb2.UploadImageRequest]) -> None:
     async def admitted(size: int) -> None:
         return
 
-    digest, _, _ = await Uploads(SETTINGS, LIMITS, RequestMemory(SETTINGS)).read(requests(), admitted, stored)
+    uploads = Uploads(SETTINGS, LIMITS, RequestMemory(SETTINGS))
+    digest, _, _ = await uploads.read(requests(), "tenant", admitted, stored)
     assert digest in store.kept
 
 

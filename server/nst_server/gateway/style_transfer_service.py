@@ -58,7 +58,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     ) -> pb.UploadImageResponse:
         caller = tenant(context)
         digest, width, height = await self._uploads.read(
-            request_iterator, partial(self._quota.check, caller), partial(self._specs.store, caller)
+            request_iterator, caller, partial(self._quota.check, caller), partial(self._specs.store, caller)
         )
         return pb.UploadImageResponse(reference=image_pb2.ImageReference(sha256=digest), width=width, height=height)
 

@@ -86,7 +86,7 @@ class StylizeStreams:
         assemblies = self._assemblies(start.spec)
         size = sum(assembly.size for assembly in assemblies.values())
         await self._quota.check(tenant, size)
-        with self._uploads.arrival(requests, size) as arrival:
+        with self._uploads.arrival(requests, tenant, size) as arrival:
             while not all(assembly.whole for assembly in assemblies.values()):
                 await self._add_chunk(arrival, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}

@@ -1,6 +1,7 @@
 """The memory that uploads hold while they arrive, and requests that bring their pictures along."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +16,10 @@ class UploadMemory:
     """What all uploads in flight hold together; the part of each grows with what has arrived.
 
     Uploads that each hold a part and wait for more could wait for one another for ever. So half of
-    the memory is shared, and the other half is for one upload at a time, which can then be finished
-    whatever the others hold.
+    the memory is shared, and in the other half room is kept for all that is still to come of some, which
+    can then be finished whatever the others hold.
+
+    They may be slow. So a tenant gets half of what is shared, and one of its uploads at a time is finished.
     """
 
     def __init__(self, settings: GatewaySettings, messages: "RequestMemory") -> None:
@@ -25,12 +28,12 @@ class UploadMemory:
         self._limit = settings.max_upload_bytes
         self._half = settings.max_upload_bytes // 2
         self._timeout = settings.upload_timeout_seconds
-        self._shared = 0
-        self._finishing: Part | None = None
+        self._shared: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
         self._freed = asyncio.Event()
 
     @contextmanager
-    def part(self, size: int) -> Iterator["Part"]:
+    def part(self, tenant: str, size: int) -> Iterator["Part"]:
         """The part of an upload of `size` bytes, empty at first; all of it is free again after the block.
 
         Raises:
@@ -39,7 +42,7 @@ class UploadMemory:
         if size > self._half:
             text = f"these {size} bytes never fit, for one upload gets at most half of the memory: send less at once"
             raise exhausted("max_upload_bytes", self._limit, text, None)
-        part = Part(self)
+        part = Part(self, tenant, size)
         try:
             yield part
         finally:
@@ -63,19 +66,27 @@ class UploadMemory:
             raise exhausted("max_upload_bytes", self._limit, text, RETRY_SECONDS) from error
 
     def _grown(self, part: "Part", size: int) -> bool:
-        if self._shared + size <= self._half:
-            self._shared += size
+        if part.kept:
+            return True
+        own = self._shared[part.tenant] + size
+        if own <= self._half // 2 and self._shared.total() + size <= self._half:
+            self._shared[part.tenant] = own
             part.shared += size
-        elif self._finishing in (None, part):
-            self._finishing = part
-        else:
+            return True
+        return self._keep_room(part)
+
+    def _keep_room(self, part: "Part") -> bool:
+        """Keeps room for the rest of the upload, if there is any; whether there was."""
+        rest = part.size - part.shared
+        if self._kept[part.tenant] or self._kept.total() + rest > self._half:
             return False
+        self._kept[part.tenant] = part.kept = rest
         return True
 
     def _release(self, part: "Part") -> None:
-        self._shared -= part.shared
-        if self._finishing is part:
-            self._finishing = None
+        self._shared[part.tenant] -= part.shared
+        self._kept[part.tenant] -= part.kept
+        self._shared, self._kept = +self._shared, +self._kept  # only tenants that hold something stay
         self._freed.set()
         self._freed = asyncio.Event()
 
@@ -105,10 +116,13 @@ class RequestMemory:
 
 
 class Part:
-    """What one upload holds."""
+    """What one upload holds: of the shared memory what it has come to, and what is kept for the rest of it."""
 
-    def __init__(self, memory: UploadMemory) -> None:
+    def __init__(self, memory: UploadMemory, tenant: str, size: int) -> None:
+        self.tenant = tenant
+        self.size = size
         self.shared = 0
+        self.kept = 0
         self._memory = memory
 
     async def grow(self, size: int) -> None:

@@ -132,9 +132,9 @@ class Uploads:
         self._memory = UploadMemory(settings, messages)
 
     @contextmanager
-    def arrival(self, requests: AsyncIterator[T], size: int) -> Iterator[Arrival[T]]:
+    def arrival(self, requests: AsyncIterator[T], tenant: str, size: int) -> Iterator[Arrival[T]]:
         """What follows the first message: pictures of `size` bytes in all; see `UploadMemory.part`."""
-        with self._memory.part(size) as part:
+        with self._memory.part(tenant, size) as part:
             yield Arrival(requests, part, self._settings)
 
     def assembly(self, path: str, header: image_pb2.ImageHeader) -> Assembly:
@@ -153,16 +153,17 @@ class Uploads:
     async def read(
         self,
         requests: AsyncIterator[service_pb2.UploadImageRequest],
+        tenant: str,
         admit: Callable[[int], Awaitable[None]],
         store: Callable[[PicturePath, bytes], Awaitable[T]],
     ) -> T:
-        """Reads one whole upload, whose size `admit` may refuse, and stores it while its memory is held."""
+        """Reads one whole upload of a tenant, whose size `admit` may refuse, and stores it while its memory is held."""
         first = await self.first(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise invalid("header", "the first message of an upload must be the header")
         assembly = self.assembly("header", first.header)
         await admit(assembly.size)
-        with self.arrival(requests, first.header.size) as arrival:
+        with self.arrival(requests, tenant, first.header.size) as arrival:
             while (request := await arrival.next()) is not None:
                 if request.WhichOneof("message") != "chunk":
                     raise invalid("header", "must come first and once: after it only chunks may come")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import ExitStack
 
 import pytest
 
@@ -27,49 +28,68 @@ async def started(coroutine) -> asyncio.Task[None]:
 
 async def test_a_part_takes_what_has_arrived_and_no_more():
     shared = memory()
-    with shared.part(500), shared.part(500) as second, shared.part(500) as third:
-        await second.grow(250)
-        await third.grow(250)
+    with ExitStack() as stack:
+        for tenant in ("a", "a", "b", "b"):
+            await stack.enter_context(shared.part(tenant, 500)).grow(125)
 
 
 async def test_one_upload_can_be_finished_when_the_rest_of_the_memory_is_full():
     shared = memory()
-    with shared.part(500) as first, shared.part(500) as second, shared.part(500) as third:
-        await first.grow(500)
-        await second.grow(300)
-        waiting = await started(third.grow(1))
+    with shared.part("a", 250) as first, shared.part("b", 500) as second, shared.part("b", 500) as third:
+        await first.grow(250)
+        await second.grow(250)
+        await third.grow(1)
+        waiting = await started(second.grow(1))
         assert not waiting.done()
-        await second.grow(200)
+        await third.grow(499)
         assert not waiting.done()
         waiting.cancel()
 
 
-@pytest.mark.parametrize("leaver", [0, 1])
+async def test_a_tenant_whose_uploads_are_slow_leaves_others_their_room():
+    shared = memory()
+    with ExitStack() as stack:
+        slow = [stack.enter_context(shared.part("slow", 125)) for _ in range(5)]
+        for part in slow[:3]:
+            await part.grow(125)
+        waiting = [await started(part.grow(1)) for part in slow[3:]]
+        for size in (250, 375):
+            await asyncio.wait_for(stack.enter_context(shared.part("other", size)).grow(size), 5)
+        assert not any(upload.done() for upload in waiting)
+        for upload in waiting:
+            upload.cancel()
+
+
+FULL = (("a", 250), ("b", 250), ("c", 500))  # the last is being finished
+
+
+@pytest.mark.parametrize("leaver", range(3))
 async def test_who_waits_goes_on_when_another_has_left(leaver):
     shared = memory()
-    with shared.part(500) as third:
-        blocks = [shared.part(500), shared.part(500)]
-        for block in blocks:
-            await block.__enter__().grow(500)
-        waiting = await started(third.grow(400))
+    with shared.part("d", 500) as fourth:
+        blocks = [shared.part(tenant, size) for tenant, size in FULL]
+        for block, (_, size) in zip(blocks, FULL, strict=True):
+            await block.__enter__().grow(size)
+        waiting = await started(fourth.grow(200))
         assert not waiting.done()
-        blocks[leaver].__exit__(None, None, None)
+        blocks.pop(leaver).__exit__(None, None, None)
         await asyncio.wait_for(waiting, 5)
-        blocks[1 - leaver].__exit__(None, None, None)
+        for block in blocks:
+            block.__exit__(None, None, None)
 
 
 async def test_who_waits_too_long_is_told_which_limit_to_blame():
     shared = memory(upload_timeout_seconds=0.01)
-    with shared.part(500) as first, shared.part(500) as second, shared.part(500) as third:
-        await first.grow(500)
-        await second.grow(500)
+    with ExitStack() as stack:
+        for tenant, size in FULL:
+            await stack.enter_context(shared.part(tenant, size)).grow(size)
         with pytest.raises(Refusal, match="max_upload_bytes = 1000") as refused:
-            await third.grow(1)
+            await stack.enter_context(shared.part("d", 500)).grow(1)
     assert refused.value.retry_seconds > 0
 
 
 def test_what_never_fits_is_refused_at_once():
-    with pytest.raises(Refusal, match="max_upload_bytes = 1000") as refused, memory().part(501):
+    with pytest.raises(Refusal, match="max_upload_bytes = 1000") as refused, memory().part("a", 501):
         pass
     assert refused.value.retry_seconds is None
 
@@ -79,9 +99,9 @@ async def test_any_uploads_come_to_an_end_within_the_limit(seed):
     rng = random.Random(seed)
     shared, held, most = memory(), 0, 0
 
-    async def upload(size: int, steps: list[int]) -> None:
+    async def upload(tenant: str, size: int, steps: list[int]) -> None:
         nonlocal held, most
-        with shared.part(size) as part:
+        with shared.part(tenant, size) as part:
             arrived = 0
             for step in steps:
                 step = min(step, size - arrived)
@@ -95,7 +115,9 @@ async def test_any_uploads_come_to_an_end_within_the_limit(seed):
     async def grow(part: Part, size: int) -> None:
         await asyncio.wait_for(part.grow(size), 10)
 
-    uploads = [upload(rng.randint(1, 500), [rng.randint(1, 200) for _ in range(20)]) for _ in range(60)]
+    uploads = [
+        upload(rng.choice("aab"), rng.randint(1, 500), [rng.randint(1, 200) for _ in range(20)]) for _ in range(60)
+    ]
     await asyncio.gather(*uploads)
     assert 500 < most <= LIMIT
     assert held == 0
