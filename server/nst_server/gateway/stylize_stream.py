@@ -17,6 +17,7 @@ from nst_server.gateway.specs import SpecReader, images_of, reduce_to_references
 from nst_server.gateway.upload_memory import RequestMemory
 from nst_server.gateway.uploads import Arrival, Assembly, Uploads
 from nst_server.gateway.watching import Watching
+from nst_server.jobs.backbone import BackboneUnavailable
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.updates import JobEnded, NotWaiting
@@ -148,10 +149,15 @@ class StylizeStreams:
                 job = await creating
             except Exception:
                 return  # refused: there is no job
-            try:
-                await self._commands.cancel(job.job_id)
-            except Exception:
-                log.warning("job of a broken stream not cancelled", extra={"job_id": job.job_id}, exc_info=True)
+            while True:
+                try:
+                    await self._commands.cancel(job.job_id)
+                except BackboneUnavailable:
+                    # Nobody else will ask. No more wait here than had jobs when NATS went: none is made without it.
+                    continue
+                except Exception:
+                    log.warning("job of a broken stream not cancelled", extra={"job_id": job.job_id}, exc_info=True)
+                return
 
         task = asyncio.create_task(cancel())
         self._cancelling.add(task)
