@@ -29,6 +29,7 @@ from nst_server.signals import stop_requested
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+DIES_WITH_PARENT = sys.platform == "linux"  # elsewhere children stay in its process group, to be killed with it
 FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 10.0
 STEADY_SECONDS = 30.0
@@ -92,7 +93,12 @@ class Child:
         """The process's exit code; None if the machine had no process or no memory to give."""
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, preexec_fn=die_with_parent
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                # Ctrl-C in a terminal is for the supervisor, which stops its children in order.
+                start_new_session=DIES_WITH_PARENT,
+                preexec_fn=die_with_parent,
             )
         except OSError as error:
             log.error("child not started", extra={"child": self.name, "error": repr(error)})
@@ -265,5 +271,5 @@ def locked(path: Path) -> Iterator[None]:
 
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent dies, however that happens (Linux)."""
-    if sys.platform == "linux":
+    if DIES_WITH_PARENT:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
