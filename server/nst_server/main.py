@@ -129,8 +129,13 @@ def model_server(nats: str, metrics_listen: tuple[str, int], **values: Any) -> N
     with garbage.spared():
         from nst_server.model_server import app
 
+    settings = take(ModelServerSettings, values)
+    try:
+        app.check_device(settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     tracing.configure("nst-model-server")
-    asyncio.run(app.serve(nats, *metrics_listen, take(ModelServerSettings, values)))
+    asyncio.run(app.serve(nats, *metrics_listen, settings))
 
 
 @main.command()

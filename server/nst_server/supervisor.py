@@ -1,8 +1,9 @@
 """`nst-server serve`: NATS, a model server and a gateway as child processes, watched over.
 
-A child that dies is started again. On SIGTERM the children are stopped in order: the gateway says
-goodbye to its clients, the model server checkpoints and hands back its jobs, NATS goes last. If
-the supervisor itself is killed, the kernel kills the children with it.
+A child that dies is started again, unless it refuses its settings: that ends the others, too. On SIGTERM
+the children are stopped in order: the gateway says goodbye to its clients, the model server checkpoints
+and hands back its jobs, NATS goes last. If the supervisor itself is killed, the kernel kills the children
+with it.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nst_server.signals import stop_requested
+from nst_server.signals import Stopped, stop_requested, unless
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 10.0
 STEADY_SECONDS = 30.0
 STOP_SECONDS = 10.0  # and as long as a child's own settings give it
+USAGE_ERROR = 2  # the exit code of our own commands, as of all that click makes
 LAST_ITERATION_SECONDS = 20.0  # of a model server, once its jobs are handed back
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 LIBC = ctypes.CDLL(None)  # looked up here: after a fork only what is loaded may be used
@@ -60,11 +62,17 @@ class Child:
     """One process that is to run until it is told to stop."""
 
     def __init__(
-        self, name: str, command: list[str], environment: dict[str, str], stop_seconds: float = STOP_SECONDS
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        stop_seconds: float = STOP_SECONDS,
+        refusal: int | None = None,
     ) -> None:
-        """`stop_seconds` is how long it may take to end after SIGTERM."""
+        """`stop_seconds` is how long it may take to end after SIGTERM; `refusal` its exit code for wrong settings."""
         self.name = name
         self.stop_seconds = stop_seconds
+        self._refusal = refusal
         self._command = command
         self._environment = {**os.environ, **environment}
         self._process: asyncio.subprocess.Process | None = None
@@ -76,13 +84,22 @@ class Child:
         return self._process.pid if self._process is not None else None
 
     async def run(self) -> None:
-        """Starts the process, and again whenever it ends, until `stop`."""
+        """Starts the process, and again whenever it ends, until `stop`.
+
+        Raises:
+            StartError: it refuses its settings.
+        """
         pause = FIRST_RESTART_SECONDS
+        first = True
         while not self._stopping:
             started = time.monotonic()
             code = await self._run_once()
             if self._stopping:
                 return
+            # Once they were taken they are right, and what it lacks now may come back.
+            if first and code is not None and code == self._refusal:
+                raise StartError(f"{self.name} refuses its settings, and has said why")
+            first = False
             if time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             log.error("child died, starting it again", extra={"child": self.name, "code": code, "pause": pause})
@@ -120,7 +137,11 @@ class Child:
 
 
 async def supervise(plan: Plan) -> None:
-    """Runs everything until SIGTERM or SIGINT."""
+    """Runs everything until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: an address or the data folder is taken, or a child refuses its settings.
+    """
     stop = stop_requested()
     plan.data_dir.mkdir(parents=True, exist_ok=True)
     with locked(plan.data_dir / "lock"):
@@ -130,13 +151,17 @@ async def supervise(plan: Plan) -> None:
         children = make_children(plan, addresses)
         running = [asyncio.create_task(child.run()) for child in children]
         readiness = asyncio.create_task(report_ready(addresses, children, status_file))
-        await stop.wait()
-        readiness.cancel()
-        status_file.unlink(missing_ok=True)
-        for child in reversed(children):
-            await child.stop()
-        for task in running:
-            task.cancel()
+        try:
+            with contextlib.suppress(Stopped):
+                # They go on: one that dies while others are being stopped is started again for them.
+                await unless(stop, asyncio.shield(asyncio.gather(*running)))
+        finally:
+            readiness.cancel()
+            status_file.unlink(missing_ok=True)
+            for child in reversed(children):
+                await child.stop()
+            for task in running:
+                task.cancel()
     log.info("server stopped")
 
 
@@ -187,8 +212,8 @@ def make_children(plan: Plan, addresses: Addresses) -> list[Child]:
     handing_back = STOP_SECONDS + LAST_ITERATION_SECONDS + float(plan.environment["NST_HAND_BACK_SECONDS"])
     return [
         Child("nats-server", [find_nats_server(), "-c", str(write_nats_config(plan.data_dir, addresses.nats))], {}),
-        Child("model-server", model_server, plan.environment, handing_back),
-        Child("gateway", [*gateway, "--metrics-listen", addresses.metrics], plan.environment, draining),
+        Child("model-server", model_server, plan.environment, handing_back, USAGE_ERROR),
+        Child("gateway", [*gateway, "--metrics-listen", addresses.metrics], plan.environment, draining, USAGE_ERROR),
     ]
 
 

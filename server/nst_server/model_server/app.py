@@ -251,6 +251,11 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
     log.info("model server stopped")
 
 
+def check_device(settings: ModelServerSettings) -> None:
+    """Raises `ValueError` unless this machine has the device."""
+    hardware.resolve_device(settings.device)
+
+
 def warm_engine(settings: ModelServerSettings) -> Engine:
     """An engine whose weights are loaded and which has done one iteration."""
     engine = Engine(

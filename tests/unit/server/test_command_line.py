@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -106,6 +107,19 @@ def test_children_are_given_as_long_to_end_as_their_settings_say(
     given = {child.name: child.stop_seconds for child in supervisor.make_children(plans[0], addresses)}
     assert given["gateway"] > 100
     assert given["model-server"] > 200
+
+
+def test_a_child_that_refuses_its_settings_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children = [
+        supervisor.Child("other", ["sleep", "60"], {}),
+        supervisor.Child("refusing", ["sh", "-c", "sleep 0.5; exit 2"], {}, refusal=2),
+    ]
+    monkeypatch.setattr(supervisor, "make_children", lambda *_: children)
+    free = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    ended = CliRunner().invoke(main, ["serve", "--data-dir", str(tmp_path), *free])
+    assert ended.exit_code == 1
+    assert "Error: refusing refuses its settings" in ended.output
+    assert not psutil.pid_exists(children[0].pid)
 
 
 @pytest.fixture

@@ -33,6 +33,13 @@ def test_a_command_with_weights_that_are_none_does_not_start(command, tmp_path, 
     assert "tenant_weights: 'a'" in ended.output
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "bogus"])
+def test_a_device_that_is_not_there_is_a_usage_error(device):
+    ended = CliRunner().invoke(main, ["model-server", "--nats", "nats://127.0.0.1:1", "--device", device])
+    assert ended.exit_code == 2
+    assert f"device: '{device}' cannot be used here" in ended.output
+
+
 def test_models_to_load_are_told_from_their_names():
     assert parse_models("") == []
     assert parse_models("vgg16-caffe, resnet50-torchvision, ") == ["vgg16-caffe", "resnet50-torchvision"]

@@ -2,18 +2,20 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from nst_server.supervisor import Child
+import pytest
+
+from nst_server.supervisor import Child, StartError
 
 
-async def started(child: Child, running: asyncio.Task[None]) -> int:
-    """Waits until the child has a process; which."""
+async def wait_until(done: Callable[[], bool], running: asyncio.Task[None]) -> None:
+    """Waits for something of a child that is kept running."""
     async with asyncio.timeout(10):
-        while child.pid is None:
+        while not done():
             assert not running.done()
             await asyncio.sleep(0.02)
-    return child.pid
 
 
 async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
@@ -23,7 +25,7 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
     await asyncio.sleep(0.05)
     assert child.pid is None
     program.symlink_to("/bin/true")
-    await started(child, running)
+    await wait_until(lambda: child.pid is not None, running)
     await child.stop()
     await running
 
@@ -31,7 +33,24 @@ async def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path) -> 
 async def test_ctrl_c_in_a_terminal_does_not_reach_a_child() -> None:
     child = Child("child", ["sleep", "60"], {})
     running = asyncio.create_task(child.run())
-    pid = await started(child, running)
-    assert os.getpgid(pid) == pid
+    await wait_until(lambda: child.pid is not None, running)
+    assert os.getpgid(child.pid) == child.pid
+    await child.stop()
+    await running
+
+
+async def test_a_child_that_refuses_its_settings_is_not_tried_again() -> None:
+    child = Child("child", ["sh", "-c", "exit 2"], {}, refusal=2)
+    with pytest.raises(StartError, match="child refuses its settings"):
+        await asyncio.wait_for(child.run(), 10)
+
+
+async def test_a_child_that_took_its_settings_is_tried_again_whatever_it_says(tmp_path: Path) -> None:
+    """What it refuses then has gone since, such as a device, and may come back."""
+    runs = tmp_path / "runs"
+    script = f"echo >> {runs}; case $(wc -l < {runs}) in 1) exit 1;; 2) exit 2;; *) sleep 60;; esac"
+    child = Child("child", ["sh", "-c", script], {}, refusal=2)
+    running = asyncio.create_task(child.run())
+    await wait_until(lambda: runs.exists() and len(runs.read_text()) == 3, running)
     await child.stop()
     await running
