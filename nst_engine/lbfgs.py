@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nst_engine.recording import RECORDED_PIXELS, Pool, Recording, Shelf
+from nst_engine.recording import RECORDED_PIXELS, Loan, Pool, Recording, Shelf
 
 Precondition = Callable[[Tensor], Tensor]
 
@@ -48,16 +48,20 @@ class LBFGS:
         self._learning_rate = learning_rate
         self._precondition = precondition
         self._shelf = shelf
-        self._pairs = self._empty(history_size)
+        self._loan = self._empty(history_size)
 
-    def _empty(self, history_size: int) -> "_Pairs":
+    def _empty(self, history_size: int) -> Loan["_Pairs"]:
         make = partial(_Pairs, self._shape.numel(), self._device, history_size, self._precondition)
         if self._shelf is None or self._shape.numel() > 3 * RECORDED_PIXELS:
-            return make(None)
+            return Loan(make(None))
         kind = self._shape, history_size, type(self._precondition)
-        pairs = self._shelf.lend(self, kind, partial(make, self._shelf.pool))
-        pairs.forget()
-        return pairs
+        loan = self._shelf.lend(kind, partial(make, self._shelf.pool))
+        loan.thing.forget()
+        return loan
+
+    @property
+    def _pairs(self) -> "_Pairs":
+        return self._loan.thing
 
     @property
     def nbytes(self) -> int:
@@ -89,8 +93,8 @@ class LBFGS:
         # As many pairs as the run has had: the memory budget may have changed since it began.
         history_size = len(tensors["steps"])
         if history_size != self._pairs.size:
-            del self._pairs  # or there would be two histories at once
-            self._pairs = self._empty(history_size)
+            del self._loan  # or there would be two histories at once
+            self._loan = self._empty(history_size)
         for name, tensor in self._pairs.state.items():
             tensor.copy_(tensors[name])
 

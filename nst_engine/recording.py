@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -193,6 +193,13 @@ class Thing(Protocol):
         """Bytes held."""
 
 
+class Loan(Generic[Lent]):
+    """What a shelf has lent, for as long as this lives."""
+
+    def __init__(self, thing: Lent) -> None:
+        self.thing = thing
+
+
 class Shelf:
     """Things that go from one user to the next, as they are; of more than `limit` bytes the oldest make room."""
 
@@ -204,13 +211,13 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._left)
 
-    def lend(self, user: object, kind: Hashable, make: Callable[[], Lent]) -> Lent:
-        """One of a kind that others have left, or a new one; it is left here once its user is gone."""
+    def lend(self, kind: Hashable, make: Callable[[], Lent]) -> Loan[Lent]:
+        """One of a kind that others have left, or a new one; it is left here once the loan is gone."""
         left = self._taken(kind)
-        thing: Lent = make() if left is None else left
+        loan: Loan[Lent] = Loan(make() if left is None else left)
         if self.pool.records:
-            weakref.finalize(user, self._leave, kind, thing).atexit = False
-        return thing
+            weakref.finalize(loan, self._leave, kind, loan.thing).atexit = False
+        return loan
 
     def clear(self) -> None:
         """Lets go of what nobody uses."""
@@ -225,7 +232,7 @@ class Shelf:
     def _taken(self, kind: Hashable) -> Any:
         for entry in list(self._left):
             if entry[0] == kind:
-                with suppress(ValueError):  # users go in any thread, and what they leave pushes others out
+                with suppress(ValueError):  # loans end in any thread, and what they leave pushes others out
                     self._left.remove(entry)
                     return entry[1]
         return None

@@ -90,14 +90,14 @@ class Heavy:
 def test_what_is_left_is_lent_again_and_the_oldest_make_room():
     shelf = Shelf(torch.device("cpu"), limit=10)
     shelf.pool.records = True
-    users = {kind: Owner(0) for kind in "abc"}
-    lent = {kind: shelf.lend(user, kind, lambda: Heavy(4)) for kind, user in users.items()}
+    loans = {kind: shelf.lend(kind, lambda: Heavy(4)) for kind in "abc"}
+    lent = {kind: loan.thing for kind, loan in loans.items()}
     assert len(shelf) == 0
     for kind in "abc":
-        del users[kind]
+        del loans[kind]
     assert len(shelf) == 2
-    assert shelf.lend(Owner(0), "c", lambda: Heavy(4)) is lent["c"]
-    assert shelf.lend(Owner(0), "a", lambda: Heavy(4)) is not lent["a"]
+    assert shelf.lend("c", lambda: Heavy(4)).thing is lent["c"]
+    assert shelf.lend("a", lambda: Heavy(4)).thing is not lent["a"]
 
 
 def test_engines_share_no_memory_of_recordings(photo: Pixels, texture: Pixels):

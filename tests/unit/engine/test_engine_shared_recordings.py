@@ -1,7 +1,7 @@
 """What was recorded for one job serves the next of its shape, as if that had been launched operation by operation."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from engine_runs import Pixels, finish, quick, stepped
 from replayed import Replayed
 
 from nst_engine import Engine, Session, Style
-from nst_engine.recording import Pool, Recording, Recordings, Shelf
+from nst_engine.recording import Loan, Pool, Recording, Recordings, Shelf
 
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -57,7 +57,7 @@ def launched(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[C
         with monkeypatch.context() as patched:
             patched.setattr(Recording, "__call__", lambda _, function, *inputs: function(*inputs))
             patched.setattr(Recordings, "call", lambda _, owners, make, inputs: make()(*inputs))
-            patched.setattr(Shelf, "lend", lambda _, user, kind, make: make())
+            patched.setattr(Shelf, "lend", lambda _, kind, make: Loan(make()))
             return work()
 
     return call
@@ -159,6 +159,25 @@ def test_a_resumed_job_goes_on_with_what_others_have_left(recorder, launched, ph
     recorded = recorder.count
     assert resumed() == launched(resumed)
     assert recorder.count == recorded
+
+
+def test_a_history_of_another_size_takes_the_place_of_the_first(recorder, launched, photo, texture):
+    engine, styles = recorder.engine, [Style(texture)]
+    cut = start(engine, photo, texture, history_size=3)
+    for _ in range(3):
+        stepped(engine, [cut])
+    state = cut.state_dict()
+    shelf = cut._resources.backbone.optimizer_shelf
+    del cut
+    more = replace(state, options=replace(state.options, history_size=5))  # as where the budget has grown
+
+    def resumed() -> Session:
+        return engine.resume(more, photo, styles)
+
+    held = len(shelf)
+    session = resumed()
+    assert len(shelf) == held  # one was taken, and that of five was left again
+    assert outcome(engine, session) == launched(lambda: outcome(engine, resumed()))
 
 
 def test_what_is_left_goes_when_memory_is_released(recorder, photo, texture):
