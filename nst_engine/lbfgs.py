@@ -135,6 +135,11 @@ class _Pairs:
         return self._steps.nbytes + self._changes.nbytes
 
     @property
+    def failed(self) -> bool:
+        """See `recording.Thing`."""
+        return self._proposing.failed or self._learning.failed
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """The tensors that the state is in, by name."""
         return {

@@ -78,9 +78,13 @@ class Recording:
 
     The function must wait for nothing, change nothing but tensors in place, and always be given inputs of the
     same shapes. One that cannot be recorded, or has no pool for it, is called as it is.
+
+    Attributes:
+        failed: whether it could not be recorded, be it for want of memory at the time.
     """
 
     def __init__(self, pool: Pool | None) -> None:
+        self.failed = False
         self._pool = pool
         self._warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -105,7 +109,7 @@ class Recording:
             self._graph, self._outputs = pool.record(function, own)
         except RuntimeError:
             log.warning("an operation could not be recorded as a CUDA graph", exc_info=True)
-            self._pool = None
+            self.failed, self._pool = True, None
             return
         self._inputs = own
 
@@ -172,7 +176,7 @@ class Recordings:
             owners = [reference() for reference in kept.owners]
             if key == tuple(owner and owner.revision for owner in owners):
                 continue
-            if kept.function.shape is None:
+            if kept.function.shape is None or kept.recording.failed:
                 del self._kept[key]
             elif kept.function.shape == shape:
                 return self._kept.pop(key)
@@ -191,6 +195,10 @@ class Thing(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes held."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be recorded, so that another thing may do better."""
 
 
 class Loan(Generic[Lent]):
@@ -212,7 +220,7 @@ class Shelf:
         return len(self._left)
 
     def lend(self, kind: Hashable, make: Callable[[], Lent]) -> Loan[Lent]:
-        """One of a kind that others have left, or a new one; it is left here once the loan is gone."""
+        """One of a kind that others have left, or a new one; left here once the loan is gone, unless it failed."""
         left = self._taken(kind)
         loan: Loan[Lent] = Loan(make() if left is None else left)
         if self.pool.records:
@@ -224,6 +232,8 @@ class Shelf:
         self._left.clear()
 
     def _leave(self, kind: Hashable, thing: Thing) -> None:
+        if thing.failed:
+            return
         self._left.append((kind, thing))
         with suppress(IndexError):
             while sum(left.nbytes for _, left in list(self._left)) > self._limit:

@@ -85,6 +85,7 @@ class Heavy:
     """Something of so many bytes."""
 
     nbytes: int
+    failed: bool = False
 
 
 def test_what_is_left_is_lent_again_and_the_oldest_make_room():

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 from engine_runs import Pixels, finish, quick, stepped
 from replayed import Replayed
 
-from nst_engine import Engine, Session, Style
+from nst_engine import Engine, Session, Style, recording
 from nst_engine.recording import Loan, Pool, Recording, Recordings, Shelf
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -27,6 +28,7 @@ class Recorder:
 
     engine: Engine
     count: int = 0
+    failing: bool = False
 
 
 @pytest.fixture
@@ -41,6 +43,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     recorder = Recorder(Engine("cpu", threads=1))
 
     def record(_: Pool, function: Any, inputs: Any) -> Any:
+        if recorder.failing:
+            raise torch.OutOfMemoryError("as if")
         recorder.count += 1
         graph = Replayed(function, inputs)
         return graph, graph.outputs
@@ -178,6 +182,15 @@ def test_a_history_of_another_size_takes_the_place_of_the_first(recorder, launch
     session = resumed()
     assert len(shelf) == held  # one was taken, and that of five was left again
     assert outcome(engine, session) == launched(lambda: outcome(engine, resumed()))
+
+
+def test_what_could_not_be_recorded_is_tried_again_by_the_next_job(recorder, photo, texture, monkeypatch):
+    monkeypatch.setattr(recording.log, "disabled", True)  # pytest would keep tracebacks, and the job in them
+    engine, recorder.failing = recorder.engine, True
+    finish(engine, start(engine, photo, texture))
+    recorder.failing = False
+    finish(engine, start(engine, photo, texture))
+    assert recorder.count == 3
 
 
 def test_what_is_left_goes_when_memory_is_released(recorder, photo, texture):
