@@ -52,6 +52,13 @@ class Pool:
         Raises:
             RuntimeError: the function waits for something, or there is not enough memory. Nothing was carried out.
         """
+        with suppress(torch.OutOfMemoryError):
+            return self._recorded(function, inputs)
+        # Of what torch keeps for operations that are launched, it gives nothing back while it records.
+        torch.cuda.empty_cache()
+        return self._recorded(function, inputs)
+
+    def _recorded(self, function: Function, inputs: Sequence[Tensor]) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]:
         graph = torch.cuda.CUDAGraph()
         with _one_at_a_time, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()

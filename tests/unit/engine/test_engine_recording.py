@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_what_is_left_is_lent_again_and_the_oldest_make_room():
     assert len(shelf) == 2
     assert shelf.lend("c", lambda: Heavy(4)).thing is lent["c"]
     assert shelf.lend("a", lambda: Heavy(4)).thing is not lent["a"]
+
+
+def test_memory_that_torch_keeps_makes_room_for_a_recording(monkeypatch: pytest.MonkeyPatch):
+    cuda = MagicMock()
+    monkeypatch.setattr(torch, "cuda", cuda)
+
+    def large(tensor: Tensor) -> Sequence[Tensor]:
+        if not cuda.empty_cache.called:
+            raise torch.OutOfMemoryError("as if")
+        return [tensor]
+
+    one = torch.ones(1)
+    assert Pool(torch.device("cpu")).record(large, [one])[1] == [one]
 
 
 def test_engines_share_no_memory_of_recordings(photo: Pixels, texture: Pixels):
