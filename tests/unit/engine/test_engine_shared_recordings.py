@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, finish, quick, stepped
+from engine_runs import Pixels, bytes_for, finish, quick, stepped
 from replayed import Replayed
 
 from nst_engine import Engine, Session, Style, recording
@@ -19,6 +20,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "raw": {"strength": None, "style_weight": 10.0, "padding": "zeros"},
     "fourier": {"parametrization": "fourier"},
     "rate": {"learning_rate": 0.7},
+}
+
+
+# What has recordings of its own, some of it in turns with what is launched.
+OTHERS: dict[str, dict[str, Any]] = {
+    "two scales": {"size": 128, "scales": 2, "iterations": 8},
+    "diverging": {"learning_rate": 30.0, "iterations": 8},
+    "adam": {"optimizer": "adam"},
+    "network": {"parametrization": "network"},
+    "sliced": {"style_statistic": "sliced"},
+    "hole": {},
+    "regions": {},
+    "subject": {},
+    "tiles": {},
 }
 
 
@@ -95,6 +110,27 @@ def test_the_next_job_of_a_shape_records_nothing(recorder, launched, photo, text
     assert recorder.count == recorded
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_job_is_as_launched(recorder, launched, photo, texture, kind):
+    """The second of its kind, and a pair of them; a recording must refer to nothing that has gone."""
+    engine, options = recorder.engine, quick(**{"iterations": 4, **OTHERS[kind]})
+    left = np.zeros(photo.shape[:2], np.uint8)
+    left[:, :40] = 255
+
+    def job(content: Pixels, style: Pixels) -> Session:
+        styles = [Style(style, region=left if kind == "regions" else None)]
+        masks = {kind: left} if kind in ("hole", "subject") else {}
+        budget = bytes_for(options, 2000) if kind == "tiles" else None
+        return engine.start(content, styles, options, **masks, memory_budget=budget)
+
+    def jobs() -> list[Any]:
+        alone = outcome(engine, job(photo, texture))
+        return [alone, outcome(engine, job(photo[:, ::-1], texture), job(photo, texture[::-1]))]
+
+    finish(engine, job(photo, texture[:, ::-1]))
+    assert jobs() == launched(jobs)
+
+
 def test_batches_go_on_with_what_others_have_left(recorder, launched, photo, texture):
     engine = recorder.engine
 
@@ -105,6 +141,21 @@ def test_batches_go_on_with_what_others_have_left(recorder, launched, photo, tex
     recorded = recorder.count
     assert batch(0.7, 0.2) == launched(lambda: batch(0.7, 0.2))
     assert recorder.count == recorded
+
+
+def test_one_leaves_another_comes_and_memory_is_released(recorder, launched, photo, texture):
+    engine = recorder.engine
+
+    def turns() -> list[Any]:
+        staying, leaving = (start(engine, photo, texture, strength=strength) for strength in (0.3, 0.6))
+        reports = [stepped(engine, [staying, leaving]) for _ in range(2)]
+        del leaving
+        coming = start(engine, photo[:, ::-1], texture[::-1])
+        reports += [stepped(engine, [coming, staying]), stepped(engine, [coming])]
+        engine.release_memory()
+        return [reports, *outcome(engine, staying, coming)]
+
+    assert turns() == launched(turns)
 
 
 def test_a_steered_job_goes_on_with_its_own(recorder, launched, photo, texture):
