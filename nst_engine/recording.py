@@ -64,7 +64,8 @@ class Pool:
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                if not self._graphs:  # torch drops a pool with the last graph in it
+                others = list(self._graphs)  # none of them goes meanwhile, in another thread
+                if not others:  # torch drops a pool with the last graph in it
                     self._handle = torch.cuda.graph_pool_handle()
                 # What other threads do meanwhile is none of the recording's business.
                 graph.capture_begin(self._handle, capture_error_mode="thread_local")
