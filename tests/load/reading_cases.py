@@ -18,7 +18,7 @@ from nst.v1 import style_transfer_service_pb2 as making_pb2
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.calls import _parser
-from nst_server.gateway.errors import PicturePath, Refusal, as_refusal
+from nst_server.gateway.errors import Refusal, as_refusal
 from nst_server.gateway.fields import check_digest, check_form, check_request_id
 from nst_server.gateway.job_service import _decoded
 from nst_server.gateway.quotas import PictureQuota
@@ -196,14 +196,11 @@ async def _upload(messages: list[making_pb2.UploadImageRequest]) -> None:
 
     store = _Store()
 
-    async def stored(place: PicturePath, data: bytes) -> tuple[str, int, int]:
-        return await _reader(store).store("tenant", place, data)
-
-    async def admitted(size: int) -> None:
+    async def admitted(tenant: str, size: int) -> None:
         return
 
     uploads = Uploads(SETTINGS, LIMITS, RequestMemory(SETTINGS))
-    digest, _, _ = await uploads.read(requests(), "tenant", admitted, stored)
+    digest, _, _ = await uploads.read(requests(), "tenant", admitted, _reader(store).store)
     assert digest in store.kept
 
 

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from functools import partial
 
 from google.rpc import code_pb2
 
@@ -56,9 +55,8 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     async def UploadImage(
         self, request_iterator: AsyncIterator[pb.UploadImageRequest], context: Context
     ) -> pb.UploadImageResponse:
-        caller = tenant(context)
         digest, width, height = await self._uploads.read(
-            request_iterator, caller, partial(self._quota.check, caller), partial(self._specs.store, caller)
+            request_iterator, tenant(context), self._quota.check, self._specs.store
         )
         return pb.UploadImageResponse(reference=image_pb2.ImageReference(sha256=digest), width=width, height=height)
 

@@ -154,22 +154,22 @@ class Uploads:
         self,
         requests: AsyncIterator[service_pb2.UploadImageRequest],
         tenant: str,
-        admit: Callable[[int], Awaitable[None]],
-        store: Callable[[PicturePath, bytes], Awaitable[T]],
+        admit: Callable[[str, int], Awaitable[None]],
+        store: Callable[[str, PicturePath, bytes], Awaitable[T]],
     ) -> T:
         """Reads one whole upload of a tenant, whose size `admit` may refuse, and stores it while its memory is held."""
         first = await self.first(requests)
         if first is None or first.WhichOneof("message") != "header":
             raise invalid("header", "the first message of an upload must be the header")
         assembly = self.assembly("header", first.header)
-        await admit(assembly.size)
-        with self.arrival(requests, tenant, first.header.size) as arrival:
+        await admit(tenant, assembly.size)
+        with self.arrival(requests, tenant, assembly.size) as arrival:
             while (request := await arrival.next()) is not None:
                 if request.WhichOneof("message") != "chunk":
                     raise invalid("header", "must come first and once: after it only chunks may come")
                 await arrival.add(assembly, request.chunk)
             stored = await asyncio.to_thread(assembly.finish)
-            return await store(PicturePath("chunk.data", "header.tensor"), stored)
+            return await store(tenant, PicturePath("chunk.data", "header.tensor"), stored)
 
 
 async def _next(requests: AsyncIterator[T], seconds: float, late: Refusal) -> T | None:
