@@ -8,6 +8,7 @@ hold references, not pictures, so a feed is small, and a watcher that does not r
 import asyncio
 import contextlib
 import logging
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
@@ -102,12 +103,10 @@ class _Feed:
 
     def after(self, sequence: int) -> Entry | None:
         """The event that follows `sequence`, if the tail has it."""
-        if not self.tail or sequence + 1 < self.tail[0].event.sequence:
+        if sequence >= self.end or sequence + 1 < self.tail[0].event.sequence:
             return None
-        index = min(sequence + 1 - self.tail[0].event.sequence, len(self.tail) - 1)
-        while index > 0 and self.tail[index - 1].event.sequence > sequence:
-            index -= 1  # the store has lost an event before it
-        return self.tail[index] if self.tail[index].event.sequence > sequence else None
+        # Not by its number: the store may have lost an event before it.
+        return self.tail[bisect_right(self.tail, sequence, key=lambda entry: entry.event.sequence)]
 
     @property
     def end(self) -> int:
