@@ -6,6 +6,7 @@ what they owe to the weights of content and style is the same in every other.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from unittest.mock import patch
 
 import engine_side
@@ -18,7 +19,6 @@ from report import Facts, Report
 
 from nst_engine import Engine, Style, balance, weights
 from nst_engine.backbone import Backbone
-from nst_engine.balance import Balance
 from nst_engine.objective import Objective
 from nst_engine.options import StylizeOptions
 
@@ -28,9 +28,11 @@ STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTENT_DISTANCE = 0.2
 STYLE_DISTANCE = 0.3  # as a share of the content's own
 
-CONTENT_UNDER_NOISE = "the content under noise of 100"
-GREY = {f"mid-grey under noise of {noise:g}": (True, noise) for noise in (100.0, 50.0, 25.0, 10.0, 5.0, 2.0)}
-PLACES = {CONTENT_UNDER_NOISE: (False, 100.0), **GREY, "mid-grey, flat": (True, 0.0)}
+PLACES = {
+    "the content under noise of 100": replace(balance.PLAIN, grey=False, noise=100.0),
+    **{f"mid-grey under noise of {noise:g}": replace(balance.PLAIN, noise=noise) for noise in (100, 50, 25, 10, 5, 2)},
+    "mid-grey, flat": replace(balance.PLAIN, noise=0.0),
+}
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
@@ -38,9 +40,8 @@ def measure(facts: Facts, *, quick: bool) -> list[Report]:
     pairs, iterations = (PAIRS[:2], 4) if quick else (PAIRS, ITERATIONS)
     needed = [_needed(pair, iterations) for pair in pairs]
     struck = {"nothing: raw weights": [0.0] * len(pairs)}
-    for name, (grey, noise) in PLACES.items():
-        level = balance.PLAIN
-        with patch.object(balance, "PLAIN", Balance(grey, noise, level.content_level, level.style_levels)):
+    for name, place in PLACES.items():
+        with patch.object(balance, "PLAIN", place):
             struck[name] = [_log_weights(pair) for pair in pairs]
     report = Report("strength", f"Spread of the log-odds of strengths, {SIZE} px, {iterations} iterations", facts)
     for name, weighed in struck.items():
