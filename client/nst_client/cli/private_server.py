@@ -82,7 +82,8 @@ class Child:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
         finally:
-            # The group, because what a crashed server leaves behind keeps its data folder and its log open.
+            # The group, because where the kernel does not end them with the server, its parts keep its data folder and
+            # its log open.
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
