@@ -60,17 +60,7 @@ def key_pairs(tmp_path: Path) -> list[tuple[Path, Path]]:
     """Two certificates, each with its key; the second key has a password."""
     pairs = [(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("one", "other")]
     for (certificate, key), secret in zip(pairs, (["-nodes"], ["-passout", "pass:secret"]), strict=True):
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-subj",
-            "/CN=test",
-        ]
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=t"]
         subprocess.run([*command, *secret, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     return pairs
 

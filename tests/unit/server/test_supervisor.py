@@ -5,9 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from nst_server.supervisor import Child, StartError
+from nst_server.supervisor import Child
 
 
 async def wait_until(done: Callable[[], bool], running: asyncio.Task[None]) -> None:
@@ -37,12 +35,6 @@ async def test_ctrl_c_in_a_terminal_does_not_reach_a_child() -> None:
     assert os.getpgid(child.pid) == child.pid
     await child.stop()
     await running
-
-
-async def test_a_child_that_refuses_its_settings_is_not_tried_again() -> None:
-    child = Child("child", ["sh", "-c", "exit 2"], {}, refusal=2)
-    with pytest.raises(StartError, match="child refuses its settings"):
-        await asyncio.wait_for(child.run(), 10)
 
 
 async def test_a_child_that_took_its_settings_is_tried_again_whatever_it_says(tmp_path: Path) -> None:
