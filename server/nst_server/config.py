@@ -59,8 +59,8 @@ class GatewaySettings(Settings):
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
     max_upload_bytes: int = setting(
         512 * MIB,
-        "Memory for all uploads in flight, of which one may have half, and as much for requests that bring their "
-        "pictures along, and chunks that wait.",
+        "Memory for all uploads in flight, of which one may have half and the others of its tenant a quarter, and as "
+        "much for requests that bring their pictures along, and chunks that wait.",
     )
     max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
