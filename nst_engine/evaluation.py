@@ -54,8 +54,8 @@ def _computed(objectives: Sequence["Objective"], images: Sequence[Tensor]) -> Se
     recordings = objectives[0].recordings
     recordable = recordings.pool.records and pixels <= RECORDED_PIXELS
     if recordable and all(objective.waits_for_nothing for objective in objectives):
-        return recordings.call(objectives, partial(Together, objectives), images)
-    return Together(objectives)(*images)
+        return recordings.call(objectives, partial(Together, objectives, stacked=True), images)
+    return Together(objectives, stacked=False)(*images)
 
 
 def _evaluation(names: Sequence[str], numbers: Iterator[float], gradient: Tensor) -> Evaluation:
@@ -68,10 +68,10 @@ def _evaluation(names: Sequence[str], numbers: Iterator[float], gradient: Tensor
 class Together:
     """What `evaluated` computes, as a function of the images that waits for nothing. It keeps no objective alive."""
 
-    def __init__(self, objectives: Sequence["Objective"]) -> None:
+    def __init__(self, objectives: Sequence["Objective"], *, stacked: bool) -> None:
+        """Unless those that can be are stacked, each is computed as if alone, to the bit, and no targets are copied."""
         self._objectives = [weakref.ref(objective) for objective in objectives]
-        # Where nothing is recorded, as on a CPU, each is computed as if alone, to the bit.
-        groups = stackable(objectives) if objectives[0].recordings.pool.records else []
+        groups = stackable(objectives) if stacked else []
         self._stacks = [Stack(objectives, places) for places in groups]
         self._seen_as = objectives[0].seen_as
 

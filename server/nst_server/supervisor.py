@@ -99,7 +99,7 @@ class Child:
             # Once they were taken they are right, and what it lacks now may come back.
             if first and code is not None and code == self._refusal:
                 raise StartError(f"{self.name} refuses its settings, and has said why")
-            first = False
+            first = first and code is None
             if time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             log.error("child died, starting it again", extra={"child": self.name, "code": code, "pause": pause})

@@ -47,6 +47,8 @@ class ResultMemory:
             async with asyncio.timeout(self._timeout) as timeout:
                 yield timeout
         except TimeoutError as error:
+            if not timeout.expired():
+                raise
             raise self.too_slow from error
         finally:
             self._held[tenant] -= size
