@@ -18,7 +18,8 @@ PROGRAM = Path(__file__).with_name("peak_memory.py")
 
 def measured(*arguments: str | Path) -> dict[str, Any]:
     """What the program prints, in a process of its own, where nothing else takes memory."""
-    completed = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    command = [sys.executable, PROGRAM, *arguments]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     return json.loads(completed.stdout)
 
@@ -31,11 +32,12 @@ def test_what_a_session_takes_is_about_what_it_says(photo: Pixels, texture: Pixe
         assert 0.5 < peak / estimate < 2, (case, peak, estimate)
 
 
-def test_a_picture_far_larger_than_the_job_is_taken_in_without_many_copies():
+def test_a_picture_far_larger_than_the_job_is_taken_in_without_many_copies(monkeypatch: pytest.MonkeyPatch):
     """A float32 copy takes 12 bytes a pixel, and a hole what marks it."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 20))  # freed at once: what else is kept differs by the run
     found = measured()
-    assert found["plain"] < 20
-    assert found["hole"] < 32
+    assert found["plain"] < 14
+    assert found["hole"] < 26
 
 
 def test_what_a_picture_as_a_whole_takes_to_be_sorted_counts(engine: Engine, photo: Pixels, texture: Pixels):
