@@ -82,7 +82,11 @@ def first_picture_seconds(content: bytes, style: bytes, size: int) -> float:
 
 def stylized(content: NDArray[np.uint8], styles: list[nst_engine.Style], options: StylizeOptions) -> NDArray[np.uint8]:
     """What the engine makes of these pictures."""
-    session = _engine().start(content, styles, options)
+    return last_picture(_engine().start(content, styles, options))
+
+
+def last_picture(session: nst_engine.Session) -> NDArray[np.uint8]:
+    """What a session has made when it has done all its iterations, which it does."""
     while not session.finished:
         session.advance()
     return session.image()

@@ -12,6 +12,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 from clock import timed
+from engine_side import last_picture
 from jobs import CONTENT
 from judge import Judge
 from neural_style import Picture
@@ -94,13 +95,7 @@ def _filled(picture: Picture, iterations: int) -> dict[str, Picture]:
     engine = Engine()
     return {
         "Telea": cv2.inpaint(picture, mask, 3, cv2.INPAINT_TELEA),
-        "statistics of all that is outside": _run(engine.start(picture, [outside], options, hole=mask)),
+        "statistics of all that is outside": last_picture(engine.start(picture, [outside], options, hole=mask)),
         "patches alone": engine.start(picture, [], replace(options, scales=1), hole=mask).image(),
-        "the engine": _run(engine.start(picture, [], options, hole=mask)),
+        "the engine": last_picture(engine.start(picture, [], options, hole=mask)),
     }
-
-
-def _run(session: Session) -> Picture:
-    while not session.finished:
-        session.advance()
-    return session.image()

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from clock import timed
+from engine_side import last_picture
 from judge import Judge, Scores
 from neural_style import NeuralStyle, Picture
 from pairs import PAIRS, Pair
@@ -81,13 +82,7 @@ def _options() -> dict[str, StylizeOptions]:
 
 
 def _stylised(engine: Engine, options: StylizeOptions, content: Picture, style: Picture) -> tuple[Picture, float]:
-    def picture() -> Picture:
-        session = engine.start(content, [Style(style)], options)
-        while not session.finished:
-            session.advance()
-        return session.image()
-
-    return timed(picture)
+    return timed(lambda: last_picture(engine.start(content, [Style(style)], options)))
 
 
 def _as_good(

@@ -1,5 +1,6 @@
 """3x3 convolutions with frozen weights, as one operation each way where oneDNN or cuDNN has it."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -46,15 +47,21 @@ class Convolution:
         self._bias = bias.to(device, dtype)
         self._padding = padding
         self._kernels: Tensor | tuple[_Kernels, _Kernels]
-        turned = weight.flip(2, 3).transpose(0, 1)
+
+        def plain() -> Tensor:
+            return weight
+
+        def turned() -> Tensor:
+            return weight.flip(2, 3).transpose(0, 1)
+
         if can_fuse(device, weight):
-            self._kernels = _Fused(weight, device, dtype, padding), _Fused(turned, device, dtype, 2 - padding)
+            self._kernels = _Fused(plain(), device, dtype, padding), _Fused(turned(), device, dtype, 2 - padding)
         elif not can_pack(device, dtype):
             self._kernels = rounded(weight.to(device), dtype)
         elif sparing and padding == 1 and hardware.multiplies_dearly(device, dtype):
-            self._kernels = _Sparing(weight, dtype), _Sparing(turned, dtype)
+            self._kernels = _Sparing(plain, dtype), _Sparing(turned, dtype)
         else:
-            self._kernels = Packed(weight, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
+            self._kernels = Packed(plain, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +106,7 @@ class _Fused:
 class _Sparing:
     """Multiplies less where there is enough to multiply."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
         self._winograd, self._direct = Winograd(weight, dtype), Packed(weight, dtype, padding=(1, 1))
 
     @property

@@ -55,7 +55,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def multiplies_dearly(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether it pays to multiply less for more additions and rounding: in bfloat16 on a CPU.
 
-    It does not where AMX multiplies ten times as fast; float32 is what people choose for its precision.
+    It does not where AMX multiplies ten times as fast. In float32 it pays less, and pictures in tiles, which are
+    rounded otherwise, would be further from whole ones than they are to be.
     """
     if device.type != "cpu" or dtype != torch.bfloat16:
         return False
@@ -63,10 +64,13 @@ def multiplies_dearly(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the feature network for `StylizeOptions.precision`."""
-    if precision == "auto":
-        precision = "bfloat16" if has_native_bfloat16(device) else "float32"
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    """The arithmetic of the feature network for `StylizeOptions.precision`.
+
+    A CPU without bfloat16 would take a hundred times as long as in float32, and be less exact.
+    """
+    emulated = precision == "bfloat16" and device.type != "cpu"
+    wanted = precision != "float32" and (emulated or has_native_bfloat16(device))
+    return torch.bfloat16 if wanted else torch.float32
 
 
 def default_memory_budget(device: torch.device) -> int:

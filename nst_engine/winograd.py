@@ -1,5 +1,8 @@
 """3x3 convolutions with half the multiplications, by Winograd's minimal filtering along the rows."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,16 +38,16 @@ class Winograd:
     """A 3x3 convolution with a padding of 1, for oneDNN: as six depthwise ones, six of 3x1, and additions.
 
     Args:
-        weight: (O, I, 3, 3), float32.
+        weight: makes (O, I, 3, 3) in float32; see `Packed`.
         dtype: what to compute in.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        channels = weight.shape[1]
-        rows = (weight.new_tensor(row).expand(channels, 1, 1, -1) for row in INPUT_TRANSFORM)
+    def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
+        channels = weight().shape[1]
+        rows = (partial(_spreading, row, channels) for row in INPUT_TRANSFORM)
         self._spread = [Packed(row, dtype, padding=(0, 1), stride=(1, TILE), groups=channels) for row in rows]
-        columns = (weight @ weight.new_tensor(KERNEL_TRANSFORM).T).unbind(-1)
-        self._multiply = [Packed(column.unsqueeze(-1), dtype, padding=(1, 0)) for column in columns]
+        columns = (partial(_multiplying, weight, row) for row in KERNEL_TRANSFORM)
+        self._multiply = [Packed(column, dtype, padding=(1, 0)) for column in columns]
 
     @property
     def nbytes(self) -> int:
@@ -72,6 +75,15 @@ class Winograd:
 
     def _onto(self, maps: Tensor, point: int, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
         return self._multiply[point].onto(maps, self._spread[point](hidden), bias)
+
+
+def _spreading(row: Sequence[float], channels: int) -> Tensor:
+    return torch.tensor(row).expand(channels, 1, 1, -1)
+
+
+def _multiplying(weight: Callable[[], Tensor], row: Sequence[float]) -> Tensor:
+    made = weight()
+    return (made @ made.new_tensor(row)).unsqueeze(-1)
 
 
 def _interleaved(parts: tuple[Tensor, ...], twos: tuple[Tensor, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -71,13 +72,9 @@ def time_limit_message(seconds: float | None) -> Duration | None:
     """
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
-        raise TypeError(f"time_limit: must be a number of seconds, not {type(seconds).__name__}")
-    seconds = float(seconds)  # numpy's small floats hold no nanoseconds
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise ValueError(f"time_limit: must be above 0 and at most {LONGEST_SECONDS:g} seconds, not {seconds:g}")
+    _check_above_zero("time_limit", seconds, LONGEST_SECONDS, " seconds")
     message = Duration()
-    message.FromNanoseconds(math.ceil(seconds * 1e9))
+    message.FromNanoseconds(math.ceil(float(seconds) * 1e9))
     return message
 
 
@@ -99,11 +96,11 @@ def read_styles(styles: Any, *, needed: bool = True) -> list[Style]:
     return read
 
 
-def _check_above_zero(name: str, number: float) -> None:
-    if not isinstance(number, numbers.Real):
+def _check_above_zero(name: str, number: float, largest: float = sys.float_info.max, unit: str = "") -> None:
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name}: must be a number, not {number!r}")
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name}: must be above 0, not {number:g}")
+    if not 0 < float(number) <= largest:  # numpy's small floats cannot be compared with large ones
+        raise ValueError(f"{name}: must be above 0 and at most {largest:g}{unit}, not {number:g}")
 
 
 def _read_style(style: Any) -> Style:

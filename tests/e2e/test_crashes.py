@@ -12,7 +12,7 @@ from nst_calls import assert_gapless, calls, job_spec, metric, until
 from nst_processes import Server, running_server
 
 ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_MAX_RUNNING_JOBS": "1"}
-OPTIONS = {"size": 128, "iterations": 60, "scales": 2}
+OPTIONS = {"size": 64, "iterations": 60, "scales": 2}
 
 
 class Crashing:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
 from nst_engine.balance import PLAIN
+from nst_engine.hardware import has_native_bfloat16
 from nst_engine.networks import NETWORKS
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import map_bytes_per_pixel
@@ -17,6 +18,8 @@ from nst_engine.tiling import map_bytes_per_pixel
 Pixels = NDArray[np.uint8]
 
 MODEL = "vgg16-caffe"
+# Options that are another precision than float32: a CPU without bfloat16 has none.
+OTHER_PRECISIONS = [{"precision": "bfloat16"}] if has_native_bfloat16(torch.device("cpu")) else []
 # Shallow taps keep a run to a fraction of a second.
 SHALLOW = {"content_layers": {"relu2_2": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}}
 

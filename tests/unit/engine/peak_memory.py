@@ -54,15 +54,17 @@ def peaks(folder: Path) -> dict[str, tuple[int, int]]:
     """The estimates and the peaks of sessions."""
     content, style = (np.load(folder / f"{name}.npy") for name in ("content", "style"))
     engine = Engine("cpu", threads=1, style_cache_bytes=0)
-    plain = StylizeOptions(model=MODEL, size=160, scales=1, iterations=1, precision="float32")
+    plain = StylizeOptions(model=MODEL, size=160, scales=2, iterations=2, precision="float32")
     for precision in ("float32", "bfloat16"):  # what stays of a first run, the network above all, is the process's own
-        engine.start(content, [Style(style)], replace(plain, precision=precision)).advance()
+        session = engine.start(content, [Style(style)], replace(plain, precision=precision))
+        while not session.finished:
+            session.advance()
     found = {}
     for case, given in CASES.items():
         gc.collect()
         engine.release_memory()
         idle = forgotten()
-        options = replace(plain, scales=2, iterations=2, **given)
+        options = replace(plain, **given)
         session = engine.start(content, styles_of(case, style), options)
         estimate = sum(session.working_memory)
         while not session.finished:

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, bytes_for, finish, noisy, quick, stepped, steps
+from engine_runs import OTHER_PRECISIONS, Pixels, bytes_for, finish, noisy, quick, stepped, steps
 from reference import relative_error
 from torch import Tensor
 
@@ -253,8 +253,8 @@ def test_what_goes_together_has_one_key(engine: Engine, photo: Pixels, texture: 
 
     assert key() is not None
     assert {key(job, size=64, scales=1) for job in MIXED if job != "hole"} == {key()}
-    others = [{"size": 48}, {"precision": "bfloat16"}, {"pooling": "average"}, {"padding": "zeros"}]
-    others.append({"content_layers": {"relu1_2": 1.0}})
+    others = [{"size": 48}, {"pooling": "average"}, {"padding": "zeros"}, {"content_layers": {"relu1_2": 1.0}}]
+    others += OTHER_PRECISIONS
     assert len({key(), *(key(**changes) for changes in others)}) == 1 + len(others)
     growing = start(engine, photo, texture, "two scales")
     assert growing.batch_key == key()

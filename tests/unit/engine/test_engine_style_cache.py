@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, finish, quick
+from engine_runs import OTHER_PRECISIONS, Pixels, finish, quick
 from torch import Tensor
 
 from nst_engine import Engine, Session, Style
@@ -80,7 +80,7 @@ def test_whatever_a_measure_depends_on_counts(engine: Engine, photo: Pixels, tex
         (Style(texture), {"style_statistic": "sliced", "seed": 1}),
         (Style(texture), {"pooling": "average"}),
         (Style(texture), {"padding": "zeros"}),
-        (Style(texture), {"precision": "bfloat16"}),
+        *((Style(texture), precision) for precision in OTHER_PRECISIONS),
         (Style(texture), {"style_layers": shallow}),
         (Style(texture), {"color": "match"}),
     ]

@@ -15,7 +15,7 @@ from nst_server.model_server.sessions import RETRY_BUDGET_SHARE, SessionSource
 
 SIDE = 128
 CONTENT = "c" * 64
-WHOLE = 8 * 2**20  # for the maps of the whole picture, for which a quarter is not enough
+WHOLE = 16 * 2**20  # for the maps of the whole picture, for which a quarter is not enough
 SORTED = 2 * WHOLE  # likewise, and for what it takes to sort them
 
 
@@ -53,6 +53,7 @@ async def retried(*, sliced: bool, alone: bool = True, budget: int = WHOLE) -> S
     record.spec.content.reference.sha256 = CONTENT
     record.spec.styles.add(weight=1.0).image.reference.sha256 = CONTENT
     options = record.spec.options
+    options.precision = options_pb2.PRECISION_FLOAT32
     if sliced:
         options.style_statistic = options_pb2.STYLE_STATISTIC_SLICED
     options.size, options.scales, options.iterations = SIDE, 1, 2
