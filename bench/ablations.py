@@ -17,7 +17,7 @@ from PIL import Image
 from processes import RESULTS
 from report import Facts, Report
 
-from nst_engine import Engine, Style, hardware, lbfgs, wasserstein
+from nst_engine import Engine, Style, hardware, lbfgs, onednn, wasserstein
 from nst_engine.options import StylizeOptions
 
 SIZE = 256
@@ -41,6 +41,7 @@ class Change:
 CHANGES = {
     "float32 instead of bfloat16": Change({"precision": "float32"}),
     "convolutions without Winograd": Change(module=hardware, name="multiplies_dearly", value=lambda *_: False),
+    "convolutions' weights in one layout": Change(module=onednn, name="packed_bytes", value=lambda *_: 0),
     "no preconditioner": Change(module=lbfgs, name="FREQUENCY_EXPONENT", value=0.0),
     "preconditioner's exponent -0.5": Change(module=lbfgs, name="FREQUENCY_EXPONENT", value=0.5),
     "preconditioner's exponent -1": Change(module=lbfgs, name="FREQUENCY_EXPONENT", value=1.0),

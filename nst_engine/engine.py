@@ -115,6 +115,8 @@ class Engine:
         key = self._network_key(options)
         if key not in self._backbones and key not in self._prepared:
             self._prepared[key] = self._read_weights(options.model)
+            if key in self._backbones:  # made meanwhile, by another that has prepared it
+                self._prepared.pop(key, None)
 
     def warm_up(self, model: str) -> None:
         """Loads the weights of `model` and runs one small iteration, so that the first job need not wait.

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN, with weights that are packed once for each layout that maps want them in."""
+"""Convolutions by oneDNN, with weights that are packed once for each size of the layouts that maps want."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -29,9 +29,9 @@ def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 class Packed:
     """A convolution with these weights.
 
-    The layout in which oneDNN wants them depends on the shape of the maps, with AVX2 on that of every third. In another
-    one it takes them too, but has them in its own first, at every call: 512 channels in 0.2 s, where it convolves small
-    maps in 2 ms.
+    The layout in which oneDNN wants them depends on the shape of the maps; with AVX2 every third wants another. It
+    takes them in any, but puts them into its own first, at every call: 512 channels in 0.2 s, where it convolves small
+    maps in 2 ms. Layouts of one size are taken for one: it is quick to put these into each other.
 
     Args:
         weight: makes what is packed, (O, I / groups, h, w) in float32.
@@ -76,14 +76,14 @@ class Packed:
         return added
 
     def _in_layout_for(self, shape: tuple[int, ...]) -> Tensor:
-        size = _packed_bytes(self._shape, self._dtype, self._geometry, shape)
+        size = packed_bytes(self._shape, self._dtype, self._geometry, shape)
         if size not in self._layouts:
             self._layouts[size] = _packed(rounded(self._weight(), self._dtype), self._geometry, shape)
         return self._layouts[size]
 
 
 @lru_cache(LAYOUTS_REMEMBERED)
-def _packed_bytes(weight: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, shape: tuple[int, ...]) -> int:
+def packed_bytes(weight: tuple[int, ...], dtype: torch.dtype, geometry: Geometry, shape: tuple[int, ...]) -> int:
     """What weights of a shape take when packed for maps of a shape, by which layouts are told apart."""
     blank = rounded(torch.zeros(weight), dtype)
     return int(torch.ops.mkldnn._nbytes(_packed(blank, geometry, shape)))

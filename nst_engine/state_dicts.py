@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nst_engine.network import Network, TorchvisionNetwork
@@ -33,7 +34,7 @@ def conform(tensors: Mapping[str, Tensor], network: Network, origin: str) -> dic
         if tensor is None or tuple(tensor.shape) != shape:
             found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise WeightsError(f"{origin}: {name} is {found}; {network.name} needs {shape}")
-        conformed[name] = tensor.float().contiguous()
+        conformed[name] = tensor.to(torch.float32, copy=True).contiguous()  # a file is mapped, and may be written over
     return conformed
 
 

@@ -73,7 +73,7 @@ class Partial:
         width, height: in pixels.
         reference: the stored picture, a PNG; `stylize` takes it as content or style.
         progress: the losses then; None if the server does not know them.
-        run_seconds: computing time of the last attempt.
+        run_seconds: computing time behind it, over all attempts; what an attempt lost is not counted.
     """
 
     iterations: int
@@ -171,7 +171,7 @@ class ResultEvent(_PictureEvent):
         reference: the stored picture, a PNG; `stylize` takes it as content or style.
         picture: the bytes that were sent; None when it is too big for an event (`Job.result` fetches it).
         progress: the losses at the end.
-        run_seconds: computing time of the attempt that finished.
+        run_seconds: computing time behind it, over all attempts; what an attempt lost is not counted.
         stop_reason: "iterations", "improvement" (it stood still), "threshold" (of the content loss) or
             "divergence" (no step led on from the best picture, which this is); None if the server does not say.
     """

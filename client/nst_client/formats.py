@@ -88,7 +88,12 @@ def format_message(form: Format | None, field: str) -> image_pb2.ImageFormat | N
     try:
         return form.to_proto()
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{field}.{error}") from None
+        raise alike(error, f"{field}.{error}") from None
+
+
+def alike(error: TypeError | ValueError, text: str) -> TypeError | ValueError:
+    """An error of the kind of this one, with another text; some kinds of ValueError take more than a text."""
+    return TypeError(text) if isinstance(error, TypeError) else ValueError(text)
 
 
 def choose(name: str, value: K, choices: Mapping[K, T]) -> T:

@@ -12,7 +12,7 @@ from PIL import Image as PilImage
 from PIL import ImageOps
 
 from nst.v1 import image_pb2
-from nst_client.formats import DTYPES, LAYOUTS, Dtype, Layout
+from nst_client.formats import DTYPES, LAYOUTS, Dtype, Layout, alike
 
 Pixels = npt.NDArray[Any]
 # A PIL picture; or `Pixels`, where a tensor was asked for, which no type checker can know.
@@ -157,7 +157,7 @@ def to_picture(source: ImageInput, name: str) -> Picture:
             case np.ndarray() | TorchTensor():
                 return Picture.from_array(source)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise alike(error, f"{name}: {error}") from None
     raise TypeError(
         f"{name}: give a path, the bytes of a picture file, a PIL picture, a numpy array, a torch tensor "
         f"or a reference, not {type(source).__name__}"

@@ -42,7 +42,8 @@ class ServerInfo:
     Attributes:
         version: the server's.
         models, model_servers: the networks it knows, and who computes now.
-        limits: what it refuses to exceed, by name; bytes, pixels or numbers of things.
+        limits: what it refuses to exceed, or to fall short of where a name begins with min_; in bytes, pixels,
+            seconds or numbers of things.
         defaults: what unset options mean; `stylize` takes it as **options.
         ranges: smallest and largest allowed value of the numeric options.
         preview_interval: what an unset one means, in iterations; None if the server does not say.

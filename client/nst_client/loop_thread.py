@@ -23,7 +23,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self._serve, args=(started,), name="nst-client", daemon=True)
         self._thread.start()
         self._loop = started.result()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # in `_submit` the garbage collector may close a stream, which submits too
         self._open = True
 
     @staticmethod

@@ -11,7 +11,7 @@ GIB = 2**30
 
 
 def setting(default: Any, help: str, *, zero: bool = False) -> Any:
-    """A field whose help the command line shows; `zero` is whether a number may be 0."""
+    """A field whose help the command line shows; `zero` is whether a number may be 0, and a text empty."""
     return field(default=default, metadata={"help": help, "zero": zero})
 
 
@@ -138,7 +138,9 @@ class ModelServerSettings(Settings):
     )
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.", zero=True)
     hand_back_seconds: float = setting(30.0, "How long handing back jobs may take after SIGTERM.", zero=True)
-    warm_models: str = setting("vgg16-caffe", "Models to load before work starts, separated by commas.")
+    warm_models: str = setting(
+        "vgg16-caffe", "Models to load before work starts, separated by commas; empty is none.", zero=True
+    )
 
     def __post_init__(self) -> None:
         """Raises `ValueError`, also unless `tenant_weights` and `warm_models` can be read."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,14 @@ from nst_server.config import GatewaySettings, ModelServerSettings, StoreSetting
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings")
 ENV_PREFIX = "NST_"
+
+
+class Emptiable(click.Option):
+    """An option whose environment variable may be empty; click takes that for one that is not set."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """What is in the environment, if anything is."""
+        return os.environ.get(str(self.envvar))
 
 
 class Address(click.ParamType[tuple[str, int], Any]):
@@ -40,6 +49,7 @@ def settings_options(*kinds: type[Any]) -> Callable[[Command], Command]:
                 command = _option(
                     f"--{entry.name.replace('_', '-')}",
                     entry.name.upper(),
+                    cls=Emptiable if entry.metadata["zero"] and entry.default is str(entry.default) else click.Option,
                     type=type(entry.default),
                     default=entry.default,
                     show_default=True,

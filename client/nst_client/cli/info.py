@@ -38,7 +38,7 @@ def _tables(info: ServerInfo) -> Iterator[Table]:
     servers = ((server.name, server.device, str(server.running_jobs)) for server in info.model_servers)
     yield _table(("model server", "device", "running jobs"), servers)
     yield _table(("option", "default", "allowed"), _options(info))
-    yield _table(("limit", "at most"), ((name, str(limit)) for name, limit in sorted(info.limits.items())))
+    yield _table(("limit", "value"), ((name, str(limit)) for name, limit in sorted(info.limits.items())))
 
 
 def _options(info: ServerInfo) -> Iterator[tuple[str, str, str]]:

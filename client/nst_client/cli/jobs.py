@@ -82,8 +82,17 @@ def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
 @click.option("--style-weight", type=float, metavar="W", help="For a job with raw weights.")
 @click.option("--tv-weight", type=float, metavar="W", help="Weight of the total variation.")
 @click.option("--style-share", "style_shares", type=float, multiple=True, metavar="W", help="Once for each style.")
-@click.option("--content-layer", "content_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For content. {_LAYERS}")
-@click.option("--style-layer", "style_layers", multiple=True, metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}")
+@click.option(
+    "--content-layer",
+    "content_layers",
+    multiple=True,
+    type=Text(),
+    metavar="TAP=WEIGHT",
+    help=f"For content. {_LAYERS}",
+)
+@click.option(
+    "--style-layer", "style_layers", multiple=True, type=Text(), metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}"
+)
 @click.option("--iterations", type=click.IntRange(1, UINT32_MAX), metavar="N", help="Over all scales: more, or fewer.")
 @_json_option
 def steer(server: Server, /, job_id: str, as_json: bool, **changes: Any) -> None:

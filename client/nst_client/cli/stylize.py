@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from nst_client.cli.follower import Follower
-from nst_client.cli.kinds import UINT32_MAX, AboveZero
+from nst_client.cli.kinds import UINT32_MAX, AboveZero, Text
 from nst_client.cli.output import JsonLines, ProgressBar
 from nst_client.cli.output_file import OutputFile, output_option
 from nst_client.cli.server import Server, server_options
@@ -66,6 +66,7 @@ class Work:
     "--option",
     "others",
     multiple=True,
+    type=Text(),
     metavar="NAME=VALUE",
     help="Any other option, such as optimizer=adam or content_layers=relu4_2=5,relu3_1=1; `nst info` lists them.",
 )

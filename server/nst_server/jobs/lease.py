@@ -117,6 +117,7 @@ class Lease:
         try:
             record = await self._records.get(self.job_id)
         except JobNotFound as error:
+            await self._message.ack()  # its client has deleted it, at its last event, and nobody needs the ticket
             raise Superseded from error
         self._check_fence(record)
         self.record = record
@@ -304,6 +305,7 @@ class Lease:
         try:
             self.record = await self._records.update(self.job_id, fenced)
         except JobNotFound as error:
+            await self._message.ack()  # its client has deleted it, at its last event, and nobody needs the ticket
             raise Superseded from error
 
     def _check_fence(self, record: JobRecord) -> None:

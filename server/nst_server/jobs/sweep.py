@@ -11,8 +11,9 @@ from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
 from nst_server import metrics
 from nst_server.config import StoreSettings
+from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import Backbone, StoreFull, persistently
-from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of
+from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of, same_incarnation
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore, Head
 from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, state_event
@@ -124,8 +125,24 @@ class Sweep:
                     await self._unheld.close(record, last.event)
                     await self._read_again(record.job_id)
                 elif record.control.cancel:
+                    await self._take_from_the_dead(record)
                     await self._unheld.cancel(record.job_id)
                     await self._read_again(record.job_id)
+
+    async def _take_from_the_dead(self, cancelled: JobRecord) -> None:
+        """Fences the attempt of a model server that is no more: until another has room for its jobs, nobody ends them.
+
+        One that only was not heard of for a while loses a job that it was to end.
+        """
+        alive = {one.server.name for one in await announcements(self._backbone, patience=self._patience)}
+
+        def change(latest: JobRecord) -> None:
+            if latest.lease == cancelled.lease and same_incarnation(latest, cancelled):
+                latest.lease.attempt += 1
+                latest.lease.held = False
+
+        if cancelled.lease.held and cancelled.lease.server not in alive:
+            await self._records.update(cancelled.job_id, change)
 
     async def _remove_unknown(self, histories: set[str]) -> None:
         """Removes jobs that have ended and whose history is lost: nobody knows how they did, and they seem to wait."""
@@ -234,7 +251,7 @@ class Sweep:
 
     async def _collect_pictures(self, pictures: set[str]) -> None:
         released = await self._released.all()
-        orphan_time = self._now - self._settings.orphan_hours * 3600.0
+        orphan_time = self._now - max(self._settings.orphan_hours * 3600.0, UNKEPT_SECONDS)
         for name in [name for name in pictures if not self._references[name]]:
             head = await self._pictures.head(name)
             if head is None:

@@ -6,11 +6,13 @@ import pytest
 from lease_support import claimed, history, no_ticket_left, progress
 from nats.js.errors import KeyWrongLastSequenceError
 
-from nst.v1 import job_pb2
+from nst.internal.v1.job_record_pb2 import Announcement
+from nst.v1 import job_pb2, style_transfer_service_pb2
 from nst_processes import running_nats
 from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import connect
 from nst_server.jobs.keeper import Keeper
+from nst_server.jobs.lease import Superseded
 from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.tickets import Flow
@@ -21,6 +23,12 @@ PAUSE, GO_ON = job_pb2.JobUpdate(paused=True), job_pb2.JobUpdate(paused=False)
 async def lose_ticket(bench, job_id: str) -> None:
     record = await bench.commands.records.get(job_id)
     await bench.backbone.jetstream.delete_msg("NST_TICKETS", record.ticket.stream_sequence)
+
+
+async def announce(bench, server: str) -> None:
+    """As a model server that is alive does."""
+    announcement = Announcement(server=style_transfer_service_pb2.ModelServer(name=server))
+    await bench.backbone.servers.put(server, announcement.SerializeToString())
 
 
 async def test_a_job_whose_ticket_is_lost_gets_another(bench):
@@ -222,6 +230,8 @@ async def test_a_cancellation_that_was_cut_off_is_finished(bench, monkeypatch, s
     """Its gateway dies between the record and the history."""
     job_id = await bench.create("request")
     lease = await bench.claim() if state == "running" else None
+    if lease is not None:
+        await announce(bench, lease.record.lease.server)
     if state == "paused":
         await bench.commands.update(job_id, PAUSE)
 
@@ -236,6 +246,29 @@ async def test_a_cancellation_that_was_cut_off_is_finished(bench, monkeypatch, s
         assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_RUNNING
         await lease.hand_back("shutting down")
     assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_CANCELLED
+    await no_ticket_left(bench.backbone)
+
+
+async def test_a_cancelled_job_whose_server_is_dead_ends_though_no_other_has_room(bench):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    await announce(bench, "server-b")
+    await bench.commands.cancel(job_id)
+    assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_RUNNING
+    await bench.sweep()
+    assert (await bench.commands.get(job_id)).state == job_pb2.JOB_STATE_CANCELLED
+    await no_ticket_left(bench.backbone)
+    with pytest.raises(Superseded):
+        await lease.append(progress(1))
+
+
+async def test_a_job_that_is_deleted_at_its_last_event_leaves_no_ticket(bench):
+    job_id = await bench.create("request")
+    lease = await bench.claim()
+    await lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_FAILED, error=job_pb2.JobError(code=13)))
+    await bench.commands.delete(job_id)
+    with pytest.raises(Superseded):
+        await lease.close()
     await no_ticket_left(bench.backbone)
 
 

@@ -307,6 +307,7 @@ USAGE = {
     "unknown option": (["CONTENT", "STYLE", "-o", "OUT", "--option", "sise=3"], "sise: no such option"),
     "option without value": (["CONTENT", "STYLE", "-o", "OUT", "--option", "size"], "write NAME=VALUE"),
     "option given twice": (["CONTENT", "STYLE", "-o", "OUT", "--size", "3", "--option", "size=4"], "given twice"),
+    "no text": (["CONTENT", "STYLE", "-o", "OUT", "--option", "model=\udcff"], "is not UTF-8"),
     "no number": (["CONTENT", "STYLE", "-o", "OUT", "--size", "big"], "size: must be a whole number"),
     "out of range": (["CONTENT", "STYLE", "-o", "OUT", "--size=-1"], "size: -1 is out of range"),
     "unknown choice": (["CONTENT", "STYLE", "-o", "OUT", "--option", "init=dream"], "must be one of content, noise"),

@@ -144,6 +144,8 @@ def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
         ([], "give something to change"),
         (["--style-layer", "relu1_1"], "TAP=WEIGHT"),
         (["--content-layer", "relu4_2=much"], "content_layers.relu4_2: must be a number"),
+        (["--content-layer", "\udcff=1"], "is not UTF-8"),
+        (["--style-layer", "\udcff=1"], "is not UTF-8"),
         (["--iterations", 0], "--iterations"),
         (["--iterations", 5_000_000_000], "--iterations"),
     ],

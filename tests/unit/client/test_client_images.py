@@ -184,6 +184,7 @@ BAD = {
     "empty picture": (Image.new("RGB", (0, 3)), ValueError, "empty"),
     "float picture": (Image.new("F", (2, 3)), ValueError, "mode F"),
     "a number": (3, TypeError, "int"),
+    "a name that no file can have": ("\ud800.png", ValueError, "surrogates"),
     "nothing": (None, TypeError, "NoneType"),
 }
 

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -17,6 +19,7 @@ from scripted_server import JOB_ID, ScriptedServer, abort, progress_event, resul
 
 from nst.v1 import job_pb2
 from nst_client import AsyncClient, AsyncJob, Client, ImageRef, Job, JobState, NstError
+from nst_client.loop_thread import LoopThread
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
 
@@ -29,6 +32,39 @@ def client_threads() -> list[threading.Thread]:
 def test_the_blocking_classes_offer_all_that_the_others_do(blocking: type, core: type) -> None:
     offered = {name for name, _ in inspect.getmembers(core) if not name.startswith("_")}
     assert offered == {name for name, _ in inspect.getmembers(blocking) if not name.startswith("_")}
+
+
+def test_a_stream_that_the_garbage_collector_closes_amid_a_call_hangs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs wherever objects are made, and so while a call is handed over."""
+
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+        yield 2
+
+    async def answer() -> int:
+        return 3
+
+    loop = LoopThread()
+    left = [loop.iterate(numbers())]
+    assert next(left[0]) == 1
+    submit = asyncio.run_coroutine_threadsafe
+
+    def amid(*arguments: Any) -> Any:
+        while left:
+            left.pop().close()  # type: ignore[attr-defined]
+        return submit(*arguments)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", amid)
+    answers: list[int] = []
+    calling = threading.Thread(target=lambda: answers.append(loop.run(answer())), daemon=True)
+    calling.start()
+    calling.join(10)
+    assert answers == [3]
+    loop.close(nothing)
+
+
+async def nothing() -> None:
+    pass
 
 
 def test_a_job_from_start_to_result(server: ScriptedServer) -> None:

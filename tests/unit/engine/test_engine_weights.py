@@ -152,6 +152,14 @@ def test_a_local_safetensors_file_is_read_as_float32(tensors: dict[str, Tensor],
     assert same(weights.read_file(file, NETWORK), expected)
 
 
+def test_a_file_that_is_written_over_changes_nothing_that_was_read(tensors: dict[str, Tensor], tmp_path: Path):
+    file = tmp_path / "mine.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    read = weights.read_file(file, NETWORK)
+    file.write_bytes(bytes(file.stat().st_size))
+    assert same(read, tensors)
+
+
 def test_a_wrong_shape_is_named(tensors: dict[str, Tensor], tmp_path: Path):
     file = tmp_path / "odd.pth"
     torch.save({**tensors, "conv3_1.weight": torch.zeros(256, 128, 5, 5)}, file)

@@ -14,6 +14,20 @@ def test_the_memory_budget_is_the_engines():
     assert warm_engine(ModelServerSettings(device="cpu", warm_models="")).memory_budget >= 2**28
 
 
+@pytest.mark.parametrize(("environment", "loaded"), [({}, "vgg16-caffe"), ({"NST_WARM_MODELS": ""}, "")])
+def test_no_model_need_be_loaded_before_work_starts(environment, loaded, monkeypatch):
+    """Nor can one be where there is no way out."""
+    found = []
+
+    async def serve(*arguments):
+        found.append(arguments[-1].warm_models)
+
+    monkeypatch.setattr("nst_server.model_server.app.serve", serve)
+    ended = CliRunner().invoke(main, ["model-server", "--nats", "nats://127.0.0.1:1"], env=environment)
+    assert ended.exit_code == 0, ended.output
+    assert found == [loaded]
+
+
 def test_weights_are_read():
     assert parse_weights("") == {}
     assert parse_weights("a=2,b.c=0.5,d=e=1") == {"a": 2.0, "b.c": 0.5, "d=e": 1.0}
