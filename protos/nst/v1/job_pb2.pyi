@@ -659,7 +659,7 @@ class Result(_message.Message):
     height: _builtins.int
     """The height in pixels."""
     run_seconds: _builtins.float
-    """Seconds of computing in the attempt that finished."""
+    """Seconds of computing behind the picture, over all attempts; what an attempt lost is not counted."""
     stop_reason: Global___StopReason.ValueType
     """Why the optimisation ended."""
     @_builtins.property

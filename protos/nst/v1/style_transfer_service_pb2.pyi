@@ -456,7 +456,8 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """What it refuses to exceed, by name; sizes in bytes, lengths in pixels, times in seconds. A message
+        """What it refuses to exceed, by name, or to fall short of where that begins with `min_`; sizes in
+        bytes, lengths in pixels, times in seconds. A message
         over `max_message_bytes` is refused before the server sees it, with RESOURCE_EXHAUSTED and no details.
         """
 
