@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nst_engine.engine import Engine as Engine
     from nst_engine.engine import stylize as stylize
     from nst_engine.inputs import Style as Style
+    from nst_engine.options import BudgetError as BudgetError
     from nst_engine.options import OptionError as OptionError
     from nst_engine.options import StylizeOptions as StylizeOptions
     from nst_engine.report import StepReport as StepReport
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nst_engine.weights import WeightsError as WeightsError
 
 _HOME = {
+    "BudgetError": "options",
     "CheckpointError": "checkpoint",
     "Engine": "engine",
     "OptionError": "options",

@@ -22,6 +22,10 @@ class OptionError(ValueError):
         self.message = message
 
 
+class BudgetError(OptionError):
+    """What is asked for does not fit into the engine's memory budget: a larger one may hold it."""
+
+
 def _number(default: Any, low: float, high: float) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 

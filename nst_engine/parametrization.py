@@ -10,7 +10,7 @@ from torch import Tensor
 from nst_engine import losses
 from nst_engine.evaluation import Evaluation
 from nst_engine.image_network import BYTES_PER_PIXEL, ImageNetwork
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import BudgetError, OptionError, StylizeOptions
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import MIB
 
@@ -158,11 +158,11 @@ def check_parametrization(options: StylizeOptions, size: tuple[int, int], memory
     """Makes sure that pictures of `size` (height, width) can be made within `memory_budget` bytes.
 
     Raises:
-        OptionError: a network, which makes a picture as a whole, would exceed it.
+        BudgetError: a network, which makes a picture as a whole, would exceed it.
     """
     height, width = size
     if options.parametrization == "network" and BYTES_PER_PIXEL * height * width > memory_budget:
-        raise OptionError(
+        raise BudgetError(
             "parametrization",
             f"a network makes a picture as a whole, and its maps at {width}x{height} do not fit into the memory "
             f"budget of {memory_budget / MIB:.0f} MiB: choose pixels, set a smaller size, or raise the engine's "

@@ -15,7 +15,7 @@ from nst_engine.distributed import Processes
 from nst_engine.evaluation import Evaluation
 from nst_engine.mosaic import computed, owned, owned_within, positions, share_of
 from nst_engine.objective import Objective
-from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.options import BudgetError, StylizeOptions
 from nst_engine.schedule import named_taps
 from nst_engine.statistics import make_statistic
 from nst_engine.tiling import MIB, Tile
@@ -39,7 +39,7 @@ def in_tiles(backbone: Backbone, size: Size, options: StylizeOptions, memory_bud
     """Whether a picture is worked on tile by tile: its maps exceed the budget in bytes, or processes share it.
 
     Raises:
-        OptionError: not even the smallest tile fits.
+        BudgetError: not even the smallest tile fits.
     """
     tiles = backbone.tiles(*size, named_taps(options), options.pooling, memory_budget)
     return len(tiles) > 1 or backbone.processes.size > 1
@@ -55,7 +55,7 @@ def check_memory(
     """Makes sure that pictures of these sizes can be worked on, if need be in tiles.
 
     Raises:
-        OptionError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
+        BudgetError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
             and the style statistic is no mean over positions.
     """
     for size in (content, *styles):
@@ -63,7 +63,7 @@ def check_memory(
             raise too_large_as_a_whole(backbone, size, memory_budget)
 
 
-def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> OptionError:
+def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> BudgetError:
     """That a picture cannot be worked on as the style statistic needs it, and why."""
     processes, (height, width) = backbone.processes.size, size
     if processes > 1:
@@ -71,7 +71,7 @@ def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> 
     else:
         cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
         cure = "choose another, set a smaller size, or raise the engine's memory_budget"
-    return OptionError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
+    return BudgetError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):

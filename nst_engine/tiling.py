@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import accumulate, dropwhile, islice
 from operator import neg
 
-from nst_engine.options import OptionError
+from nst_engine.options import BudgetError
 from nst_engine.vgg import Vgg
 
 # Max pooling remembers where each maximum was, as a 64-bit integer.
@@ -216,7 +216,7 @@ def tiles(
         processes: how many share the picture.
 
     Raises:
-        OptionError: not even the smallest tile fits.
+        BudgetError: not even the smallest tile fits.
     """
     per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
     if processes == 1 and height * width * per_pixel <= memory_budget:
@@ -229,7 +229,7 @@ def tiles(
         found = shared_grid(height, width, stride, halo, pixels, processes)
     if not found:
         smallest = min(height, stride + 2 * halo) * min(width, stride + 2 * halo) * per_pixel
-        raise OptionError(
+        raise BudgetError(
             "size",
             f"a {width}x{height} picture does not fit into the memory budget of {memory_budget / MIB:.0f} MiB, even in "
             f"the smallest tiles, which take {smallest / MIB:.0f} MiB: raise the engine's memory_budget, set a smaller "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nst_engine.network import TorchvisionNetwork
-from nst_engine.options import OptionError
+from nst_engine.options import BudgetError, OptionError
 from nst_engine.smoothing import smoothed
 from nst_engine.tiling import MIB, Tile, whole
 from nst_engine.torchvision_import import build
@@ -55,7 +55,8 @@ class TorchvisionTrunk:
         """The whole picture: it cannot be cut, because the softmax is over all of a map.
 
         Raises:
-            OptionError: the maps do not fit into the budget, or processes are to share the picture.
+            BudgetError: the maps do not fit into the budget.
+            OptionError: processes are to share the picture.
         """
         if processes > 1:
             raise OptionError(
@@ -63,7 +64,7 @@ class TorchvisionTrunk:
             )
         needed = height * width * self.bytes_per_pixel(taps, pooling)
         if needed > memory_budget:
-            raise OptionError(
+            raise BudgetError(
                 "size",
                 f"the maps of a {width}x{height} picture take {needed / MIB:.0f} MiB in {self._network.name}, over the "
                 f"memory budget of {memory_budget / MIB:.0f} MiB, and this network cannot work in tiles: raise the "

@@ -48,11 +48,11 @@ class Leases:
 
         `alone` is whether the server has no other job. If one that runs beside others kills it, all of
         them have lost an attempt; one that is suspected of it is therefore not to be there then. The
-        models in `without` are those that the server cannot run.
+        models, and the ids of jobs, in `without` are those that the server cannot run.
 
         Raises:
             MustRunAlone: the job is suspected, and there are others. Nothing has changed.
-            LeftToOthers: the job has one of these models. Nothing has changed.
+            LeftToOthers: the job is one of these, or has one of these models. Nothing has changed.
             StoreFull: there is no room for the job's history. It comes again in a while.
         """
         job_id = Ticket.FromString(message.data).job_id
@@ -85,7 +85,7 @@ class Leases:
             raise _TicketEarly
         if place < record.ticket.stream_sequence:
             raise _TicketVoid
-        if record.spec.options.model in without:
+        if record.spec.options.model in without or record.job_id in without:
             raise LeftToOthers
         if lease.held and lease.server != self._server:
             if message.metadata.num_delivered <= lease.delivery:

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 from nats.aio.msg import Msg
 
-from nst.internal.v1.job_record_pb2 import Announcement, Ticket
-from nst.v1.style_transfer_service_pb2 import ModelServer
+from nst.internal.v1.job_record_pb2 import Ticket
 from nst_engine import Engine, hardware
 from nst_server import metrics, tracing
 from nst_server.config import ModelServerSettings, parse_models, parse_weights
@@ -28,6 +27,7 @@ from nst_server.model_server import memory
 from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.networks import Networks
+from nst_server.model_server.others import Others
 from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.scheduler import Accounts
@@ -53,7 +53,8 @@ class ModelServerProcess:
         self._settings = replace(settings, checkpoint_seconds=seconds)
         self._runner = runner
         self._tickets = TicketSource(backbone, self._load)
-        self._networks = Networks(engine, backbone, self.name, settings.weights_seconds)
+        self._networks = Networks(engine, settings.weights_seconds)
+        self._others = Others(engine, backbone, self.name)
         # Large jobs may have to wait long for memory, with what they come with; small ones go on beside them.
         self._preparations = {large: Preparations(settings.max_prepared_bytes) for large in (False, True)}
         self._accounts = Accounts(parse_weights(settings.tenant_weights))
@@ -129,7 +130,7 @@ class ModelServerProcess:
 
     def _load(self) -> int:
         """By how much this server stands behind others for tickets: behind all, if it lacks what some jobs need."""
-        return LAST_PRIORITY if self._networks.left else len(self._running)
+        return LAST_PRIORITY if self._others.left else len(self._running)
 
     def _rank(self, flows: Sequence[Flow]) -> list[Flow]:
         """The flows whose tickets are wanted now, the least served first."""
@@ -149,8 +150,8 @@ class ModelServerProcess:
             lease = await self._claim(leases, message)
             if lease is not None:
                 charge = partial(self._accounts.charge, flow.account)
-                given = self._backbone, self._runner, self._networks, self._preparations[flow.large], self._settings
-                job = RunningJob(lease, flow, *given, charge)
+                given = self._backbone, self._runner, self._networks, self._others, self._preparations[flow.large]
+                job = RunningJob(lease, flow, *given, self._settings, charge)
                 self._running[lease.job_id] = job
                 claimed.set()
                 await self._run_job(job)
@@ -166,7 +167,7 @@ class ModelServerProcess:
         None when there is nothing to work on, or nothing for this server.
         """
         try:
-            return await leases.claim(message, alone=not self._running, without=self._networks.left)
+            return await leases.claim(message, alone=not self._running, without=self._others.left)
         except LeftToOthers:
             await _put_back(message, OTHER_SERVER_SECONDS)
             return None
@@ -220,8 +221,7 @@ class ModelServerProcess:
 
     async def _announce(self) -> None:
         while True:
-            server = ModelServer(name=self.name, device=self._engine.device_name, running_jobs=len(self._running))
-            announcement = Announcement(server=server, models=self._networks.announced)
+            announcement = self._others.announcement(len(self._running))
             with suppress(*TRANSIENT):
                 await cancellable(partial(self._backbone.servers.put, self.name, announcement.SerializeToString()))
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))

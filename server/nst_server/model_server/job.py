@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
-from nst_engine import SessionState, WeightsError, checkpoint
+from nst_engine import BudgetError, SessionState, WeightsError, checkpoint
 from nst_server import metrics
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone, StoreFull
@@ -20,6 +20,7 @@ from nst_server.jobs.tickets import Flow
 from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
 from nst_server.model_server.job_pictures import JobPictures
 from nst_server.model_server.networks import Networks
+from nst_server.model_server.others import Others
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
@@ -49,6 +50,7 @@ class RunningJob:
         backbone: Backbone,
         runner: Runner,
         networks: Networks,
+        others: Others,
         preparations: Preparations,
         settings: ModelServerSettings,
         charge: Callable[[float], None],
@@ -59,6 +61,7 @@ class RunningJob:
         self._backbone = backbone
         self._runner = runner
         self._networks = networks
+        self._others = others
         self._preparations = preparations
         self._settings = settings
         self._pictures = JobPictures(backbone, lease)
@@ -303,8 +306,10 @@ class RunningJob:
             await self.lease.abandon()
         elif isinstance(error, DeviceLost):
             await self.lease.hand_back("the model server has lost its device")
-        elif isinstance(error, WeightsError) and await self._networks.leave_to_others(self._model):
+        elif isinstance(error, WeightsError) and await self._others.leave_model(self._model):
             await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
+        elif isinstance(error, BudgetError) and await self._others.leave_job(self.lease.job_id):
+            await self.lease.hand_back("is left to a model server with a larger memory budget")
         elif is_out_of_memory(error) and not self.lease.record.lease.alone:
             await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
         else:

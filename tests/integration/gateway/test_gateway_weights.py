@@ -1,4 +1,4 @@
-"""A model server that lacks a network's weights goes on with other jobs while it tries to get them."""
+"""A model server that lacks weights, or memory, goes on with other jobs, and leaves what it cannot do to others."""
 
 import threading
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from gateway_support import cancel, running_gateway, tiny_spec, wait_until
 from google.rpc import code_pb2
 
-from nst.v1 import job_pb2
+from nst.v1 import job_pb2, options_pb2
 from nst.v1.style_transfer_service_pb2 import GetServerInfoRequest
 from nst_calls import Calls, assert_gapless, calls, until
 from nst_engine import weights
@@ -128,6 +128,23 @@ def test_a_job_goes_to_a_server_that_has_the_weights(lacking):
                 later = list(call.watch(call.create(tiny_spec(model=CAFFE))))
                 assert later[-1].HasField("result")
                 assert later[-1].attempt == 1
+
+
+def test_a_job_that_is_too_large_for_one_server_goes_to_a_larger_one(lacking):
+    """Where there is none it fails, as nothing but its options can help."""
+    call = lacking.call
+    whole = tiny_spec(size=96, precision=options_pb2.PRECISION_FLOAT32)
+    whole.options.style_statistic = options_pb2.STYLE_STATISTIC_SLICED
+    with lacking.model_server("small", NST_MEMORY_BUDGET_BYTES=str(2**23)):
+        refused = list(call.watch(call.create(whole)))[-1].error
+        assert (refused.code, refused.reason) == (code_pb2.INVALID_ARGUMENT, "BAD_OPTION")
+        with lacking.model_server("large", NST_MEMORY_BUDGET_BYTES=str(2**30)):
+            for _ in range(3):  # whichever is given them first
+                events = list(call.watch(call.create(whole)))
+                assert_gapless(events)
+                assert events[-1].HasField("result")
+                handed_back = [event.state.reason for event in events if event.state.state == QUEUED][1:]
+                assert handed_back in ([], ["is left to a model server with a larger memory budget"])
 
 
 def available(call: Calls) -> set[str]:

@@ -6,10 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nst.internal.v1.job_record_pb2 import Announcement
-from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import StylizeOptions, WeightsError
-from nst_server.model_server import networks as networks_module
 from nst_server.model_server.networks import Networks
 
 CAFFE, OTHER = StylizeOptions(), StylizeOptions(model="vgg19-torchvision")
@@ -23,9 +20,6 @@ class Engine:
         self.gates = {options.model: threading.Event() for options in (CAFFE, OTHER)}
         self.reads: Counter[str] = Counter()
         self.error: Exception | None = None
-
-    def available_models(self) -> list[str]:
-        return [*self.gates]
 
     def prepare(self, options: StylizeOptions) -> None:
         self.reads[options.model] += 1
@@ -42,8 +36,8 @@ def engine():
         gate.set()
 
 
-def networks(engine: Engine, seconds: float = SECONDS, name: str = "server") -> Networks:
-    return Networks(engine, None, name, seconds)
+def networks(engine: Engine, seconds: float = SECONDS) -> Networks:
+    return Networks(engine, seconds)
 
 
 async def test_a_network_is_read_once_and_holds_no_other_up(engine):
@@ -86,18 +80,3 @@ async def test_nobody_has_to_wait_to_the_end(engine):
     await asyncio.wait({waiting})
     engine.gates[CAFFE.model].set()
     await one.ready(CAFFE)
-
-
-async def test_what_two_servers_cannot_read_they_do_not_leave_to_one_another_for_ever(engine, monkeypatch):
-    """Both have a file, and neither can read it."""
-    servers = {name: networks(engine, name=name) for name in ("one", "other")}
-
-    async def announced(backbone: None, patience: None) -> list[Announcement]:
-        told = {name: server.announced for name, server in servers.items()}
-        return [Announcement(server=ModelServer(name=name), models=models) for name, models in told.items()]
-
-    monkeypatch.setattr(networks_module, "announcements", announced)
-    assert await servers["one"].leave_to_others(CAFFE.model)
-    assert servers["one"].announced == [OTHER.model]
-    assert not await servers["other"].leave_to_others(CAFFE.model)
-    assert CAFFE.model in servers["other"].announced, "a job of it may come, and is told what is wrong"

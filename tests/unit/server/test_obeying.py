@@ -54,7 +54,9 @@ class Storing:
     def __init__(self, lease: Lease, runner: Runner) -> None:
         self.seat = Seat(FLOW.account, 1, 1, 0)
         unused = SimpleNamespace(jetstream=None)
-        self.job = RunningJob(lease, FLOW, unused, runner, unused, unused, ModelServerSettings(), lambda seconds: None)
+        self.job = RunningJob(
+            lease, FLOW, unused, runner, unused, unused, unused, ModelServerSettings(), lambda seconds: None
+        )
         self.stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.waiting = asyncio.create_task(self.job._obeying(self.seat, self.stored))
 

@@ -307,6 +307,9 @@ class Announcement(_message.Message):
 
     SERVER_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_FIELD_NUMBER: _builtins.int
+    memory_budget: _builtins.int
+    """Its engine's memory budget, in bytes: what does not fit into another's may fit into this one."""
     @_builtins.property
     def server(self) -> _style_transfer_service_pb2.ModelServer:
         """As clients are told."""
@@ -320,10 +323,11 @@ class Announcement(_message.Message):
         *,
         server: _style_transfer_service_pb2.ModelServer | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        memory_budget: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_budget", b"memory_budget", "models", b"models", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

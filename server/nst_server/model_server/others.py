@@ -1,0 +1,54 @@
+"""The other model servers, to which this one leaves jobs that it cannot do."""
+
+import asyncio
+from collections.abc import Callable, Set
+
+from nst.internal.v1.job_record_pb2 import Announcement
+from nst.v1.style_transfer_service_pb2 import ModelServer
+from nst_engine import Engine
+from nst_server.jobs.announcements import announcements
+from nst_server.jobs.backbone import Backbone
+
+LEFT_SECONDS = 60.0
+
+
+class Others:
+    """What this server tells of itself, and what it leaves to those that tell of more."""
+
+    def __init__(self, engine: Engine, backbone: Backbone, server: str) -> None:
+        """`server` is this one's name."""
+        self._engine = engine
+        self._backbone = backbone
+        self._server = server
+        self._left: dict[str, float] = {}  # until when, on the loop's clock
+
+    async def leave_model(self, model: str) -> bool:
+        """Leaves jobs with this model to others for a while; False if none of them has its weights."""
+        return await self._leave(model, lambda other: model in other.models)
+
+    async def leave_job(self, job_id: str) -> bool:
+        """Leaves the job to others for a while; False if none of them has a larger memory budget."""
+        return await self._leave(job_id, lambda other: other.memory_budget > self._engine.memory_budget)
+
+    async def _leave(self, name: str, can: Callable[[Announcement], bool]) -> bool:
+        alive = await announcements(self._backbone, patience=None)
+        if not any(can(other) for other in alive if other.server.name != self._server):
+            return False
+        self._left[name] = asyncio.get_running_loop().time() + LEFT_SECONDS
+        return True
+
+    @property
+    def left(self) -> Set[str]:
+        """The models, and the ids of the jobs, that are left to others now."""
+        now = asyncio.get_running_loop().time()
+        self._left = {name: end for name, end in self._left.items() if end > now}
+        return self._left.keys()
+
+    def announcement(self, running_jobs: int) -> Announcement:
+        """What others, and clients, are told. Of models, those whose weights are here, and could be read."""
+        left = self.left
+        return Announcement(
+            server=ModelServer(name=self._server, device=self._engine.device_name, running_jobs=running_jobs),
+            models=[model for model in self._engine.available_models() if model not in left],
+            memory_budget=self._engine.memory_budget,
+        )
