@@ -1,9 +1,11 @@
 """Every part is killed while a job runs, and the job ends as if nothing had happened."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import nats
 import psutil
 import pytest
 
@@ -95,6 +97,25 @@ def test_a_killed_model_server_costs_seconds_and_no_pixel(own_server, spec, uncu
         events = seen + list(call.watch(job_id, after=seen[-1].sequence))
         assert_resumed(events, uncut)
         assert without_pictures(events) == without_pictures(list(call.watch(job_id)))
+
+
+def test_a_job_whose_checkpoint_is_lost_says_that_it_starts_again(own_server, spec, uncut):
+    with calls(own_server.address) as call:
+        job_id = call.create(spec)
+        seen = run_to_checkpoint(own_server, job_id)
+        own_server.kill_child("model-server")
+        asyncio.run(lose_checkpoints(own_server.status["nats"]))
+        events = seen + list(call.watch(job_id, after=seen[-1].sequence))
+    assert_gapless(events)
+    starts = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING]
+    assert [(event.attempt, event.state.from_iteration > 0) for event in starts] == [(1, False), (2, True), (2, False)]
+    assert "checkpoint is lost" in starts[-1].state.reason
+    assert events[-1].result.reference.sha256 == uncut
+
+
+async def lose_checkpoints(url: str) -> None:
+    async with await nats.connect(url) as connection:
+        await connection.jetstream().purge_stream("NST_CHECKPOINTS")
 
 
 def test_a_killed_nats_server_comes_back_with_the_whole_history(own_server, spec, uncut):

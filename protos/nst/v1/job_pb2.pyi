@@ -484,7 +484,9 @@ class StateChange(_message.Message):
     reason: _builtins.str
     """Why, for people."""
     from_iteration: _builtins.int
-    """When an attempt starts: the iteration it continues from, 0 for the beginning."""
+    """When an attempt starts: the iteration it continues from, 0 for the beginning. One whose checkpoint
+    turns out to be lost says RUNNING once more, from 0.
+    """
     def __init__(
         self,
         *,

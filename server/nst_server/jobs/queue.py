@@ -1,7 +1,7 @@
 """The gateway's end of the work queue: one ticket for each job that waits or runs."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,7 +11,8 @@ from nats.js.api import ConsumerInfo, Header
 from nats.js.errors import APIError, NotFoundError
 
 from nst.internal.v1.job_record_pb2 import Ticket
-from nst_server.jobs.backbone import TRANSIENT, Backbone, StoreFull, persistently
+from nst_server.jobs.announcements import announcements
+from nst_server.jobs.backbone import TRANSIENT, Backbone, BackboneUnavailable, StoreFull, persistently
 from nst_server.jobs.tickets import Flow, make_consumer, wake
 from nst_server.jobs.topology import (
     LANES,
@@ -126,14 +127,19 @@ class TicketQueue:
         return True
 
     async def depths(self) -> dict[str, int]:
-        """How many tickets wait, by lane; nothing while NATS is away."""
-        depths: dict[str, int] = {}
-        with suppress(APIError, *TRANSIENT):
-            consumers = await ticket_consumers(self._jetstream)
-            depths = dict.fromkeys(LANES.values(), 0)
-            for consumer in consumers:
-                depths[_flow(consumer).lane] += consumer.num_pending or 0
-        return depths
+        """How many tickets wait, by lane; nothing while NATS is away.
+
+        Those are all whose jobs no model server says that it works on: what was handed back, or left behind by a server
+        that died, has been given out before.
+        """
+        waiting: Counter[str] = Counter()
+        with suppress(APIError, BackboneUnavailable, *TRANSIENT):
+            for consumer in await ticket_consumers(self._jetstream):
+                waiting[_flow(consumer).lane] += (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+            for server in await announcements(self._backbone, patience=self._patience):
+                waiting.subtract(server.running)
+            return {lane: max(0, waiting[lane]) for lane in LANES.values()}
+        return {}
 
     async def unneeded_consumers(self) -> list[ConsumerInfo]:
         """The consumers that can be removed."""

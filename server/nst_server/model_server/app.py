@@ -221,7 +221,7 @@ class ModelServerProcess:
 
     async def _announce(self) -> None:
         while True:
-            announcement = self._others.announcement(len(self._running))
+            announcement = self._others.announcement(Counter(job.flow.lane for job in self._running.values()))
             with suppress(*TRANSIENT):
                 await cancellable(partial(self._backbone.servers.put, self.name, announcement.SerializeToString()))
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))

@@ -73,6 +73,7 @@ class RunningJob:
         self._applied_version = lease.record.checkpoint.control_version
         self._told_version = 0
         self._run_seconds = lease.record.checkpoint.run_seconds
+        self._starts_again = False
         self._progress_at = 0.0
         self._checkpoint_at = time.monotonic()
         self._checkpoint_pause = settings.checkpoint_seconds
@@ -124,7 +125,9 @@ class RunningJob:
         """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
         try:
             await self._networks.ready(options_from_proto(self.lease.record.spec.options))
-            await self._preparations.prepare(seat, SessionSource(self.lease, self._pictures.store))
+            source = SessionSource(self.lease, self._pictures.store)
+            await self._preparations.prepare(seat, source)
+            self._starts_again = source.state_lost
         except Exception as error:
             seat.post(Failure(error), asyncio.get_running_loop())
             return
@@ -181,6 +184,9 @@ class RunningJob:
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""
         self._charge(step.device_seconds)
+        if self._starts_again:
+            self._starts_again, self._run_seconds = False, 0.0
+            await self.lease.append_state(job_pb2.JOB_STATE_RUNNING, "its checkpoint is lost: starts again")
         self._run_seconds += step.seconds
         progress = pace.progress(step.report, step.seconds)
         progress.control_version = step.control_version

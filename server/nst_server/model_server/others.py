@@ -1,7 +1,7 @@
 """The other model servers, to which this one leaves jobs that it cannot do."""
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1.style_transfer_service_pb2 import ModelServer
@@ -44,11 +44,15 @@ class Others:
         self._left = {name: end for name, end in self._left.items() if end > now}
         return self._left.keys()
 
-    def announcement(self, running_jobs: int) -> Announcement:
-        """What others, and clients, are told. Of models, those whose weights are here, and could be read."""
+    def announcement(self, running: Mapping[str, int]) -> Announcement:
+        """What others, and clients, are told. Of models, those whose weights are here, and could be read.
+
+        `running` is how many jobs it works on, by lane.
+        """
         left = self.left
         return Announcement(
-            server=ModelServer(name=self._server, device=self._engine.device_name, running_jobs=running_jobs),
+            server=ModelServer(name=self._server, device=self._engine.device_name, running_jobs=sum(running.values())),
             models=[model for model in self._engine.available_models() if model not in left],
             memory_budget=self._engine.memory_budget,
+            running=running,
         )

@@ -20,12 +20,17 @@ T = TypeVar("T")
 
 
 class SessionSource:
-    """Loads what a leased job's session is made from."""
+    """Loads what a leased job's session is made from.
+
+    Attributes:
+        state_lost: whether there was to be a state to resume, and none could be loaded.
+    """
 
     def __init__(self, lease: Lease, stored: PictureStore) -> None:
         """`stored` has the pictures of the job's tenant."""
         self._lease = lease
         self._stored = stored
+        self.state_lost = False
 
     async def maker(self) -> tuple[Callable[[Engine], Session], int]:
         """What starts the session, or resumes it from the last checkpoint, steered as its client wants by now.
@@ -93,4 +98,5 @@ class SessionSource:
         except (BlobNotFound, checkpoint.CheckpointError):
             about = {"job_id": self._lease.job_id, "attempt": self._lease.attempt}
             log.exception("checkpoint lost, starting again", extra=about)
+            self.state_lost = True
             return None

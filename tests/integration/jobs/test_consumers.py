@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from ticket_support import LEASE_SECONDS, SETTINGS, job_of, nothing, put, taken, waited_on
 
+from nst.internal.v1.job_record_pb2 import Announcement
 from nst_server.config import StoreSettings
 from nst_server.jobs import queue as queue_module
 from nst_server.jobs.keeper import Keeper
@@ -47,6 +48,8 @@ async def test_the_keeper_removes_consumers_without_tickets(backbone, store_sett
     for tenant in ("gone", "kept"):
         await messages[tenant].ack_sync(timeout=10)
     monkeypatch.setattr(queue_module, "IDLE_CONSUMERS", 1)
+    assert await queue.depths() == {"interactive": 2, "batch": 0}, "nobody works on what is leased"
+    await backbone.servers.put("server", Announcement(running={"interactive": 1}).SerializeToString())
     assert await queue.depths() == {"interactive": 1, "batch": 0}
     await tended(keepers)
     assert await tenants_with_consumers(backbone) == {"gone", "leased", "waiting", "kept"}, "nobody has the lock"

@@ -28,7 +28,7 @@ def servers(monkeypatch):
     servers = {name: Others(Engine(budget), None, name) for name, budget in (("small", 2**28), ("large", 2**30))}
 
     async def announcements(backbone: None, patience: None) -> list[Announcement]:
-        return [server.announcement(0) for server in servers.values()]
+        return [server.announcement({}) for server in servers.values()]
 
     monkeypatch.setattr(others_module, "announcements", announcements)
     return servers
@@ -37,9 +37,9 @@ def servers(monkeypatch):
 async def test_what_two_servers_cannot_read_they_do_not_leave_to_one_another_for_ever(servers):
     """Both have a file, and neither can read it."""
     assert await servers["small"].leave_model(MODELS[0])
-    assert servers["small"].announcement(0).models == MODELS[1:]
+    assert servers["small"].announcement({}).models == MODELS[1:]
     assert not await servers["large"].leave_model(MODELS[0])
-    assert MODELS[0] in servers["large"].announcement(0).models, "a job of it may come, and is told what is wrong"
+    assert MODELS[0] in servers["large"].announcement({}).models, "a job of it may come, and is told what is wrong"
 
 
 async def test_a_job_that_is_too_large_is_left_to_who_has_more_memory(servers):
