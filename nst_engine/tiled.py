@@ -15,7 +15,7 @@ from nst_engine.distributed import Processes
 from nst_engine.evaluation import Evaluation
 from nst_engine.mosaic import computed, owned, owned_within, positions, share_of
 from nst_engine.objective import Objective
-from nst_engine.options import BudgetError, StylizeOptions
+from nst_engine.options import BudgetError, OptionError, StylizeOptions
 from nst_engine.schedule import named_taps
 from nst_engine.statistics import make_statistic
 from nst_engine.tiling import MIB, Tile
@@ -55,23 +55,25 @@ def check_memory(
     """Makes sure that pictures of these sizes can be worked on, if need be in tiles.
 
     Raises:
-        BudgetError: not even the smallest tile fits; or a picture needs tiles, or is shared by processes,
-            and the style statistic is no mean over positions.
+        BudgetError: not even the smallest tile fits; or a picture needs tiles, and the style statistic is no mean over
+            positions.
+        OptionError: likewise, and processes share the picture.
     """
     for size in (content, *styles):
         if in_tiles(backbone, size, options, memory_budget) and not make_statistic(options).additive:
             raise too_large_as_a_whole(backbone, size, memory_budget)
 
 
-def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> BudgetError:
+def too_large_as_a_whole(backbone: Backbone, size: Size, memory_budget: int) -> OptionError:
     """That a picture cannot be worked on as the style statistic needs it, and why."""
     processes, (height, width) = backbone.processes.size, size
     if processes > 1:
-        cause, cure = f"{processes} processes share it", "choose another, or use one process"
+        kind, cause, cure = OptionError, f"{processes} processes share it", "choose another, or use one process"
     else:
+        kind = BudgetError
         cause = f"those of {width}x{height} do not fit into the memory budget of {memory_budget / MIB:.0f} MiB"
         cure = "choose another, set a smaller size, or raise the engine's memory_budget"
-    return BudgetError("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
+    return kind("style_statistic", f"needs the maps of a picture as a whole, and {cause}: {cure}")
 
 
 class TiledObjective(Objective):

@@ -152,7 +152,7 @@ async def test_a_preview_that_finds_no_room_is_left_out(bench):
     lease = await bench.claim()
     seat = Seat(Account("interactive", "tenant"), 1, 1, 0)
     job = RunningJob(
-        lease, Flow(*seat.account), bench.backbone, *[None] * 3, ModelServerSettings(), lambda seconds: None
+        lease, Flow(*seat.account), bench.backbone, *[None] * 4, ModelServerSettings(), lambda seconds: None
     )
     with pytest.raises(StoreFull, match="max_file_store"):
         await bench.pictures.put(bytes(2**21))

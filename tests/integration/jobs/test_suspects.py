@@ -146,7 +146,7 @@ async def test_a_history_without_room_is_nothing_that_a_job_has_done(backbone, c
     with pytest.raises(ServiceUnavailableError):
         [await backbone.jetstream.publish("nst.event.others", b"x" * 10) for _ in range(1000)]
     unused = SimpleNamespace()
-    given = Flow("interactive", "tenant"), SimpleNamespace(jetstream=None), unused, unused, unused
+    given = Flow("interactive", "tenant"), SimpleNamespace(jetstream=None), unused, unused, unused, unused
     job = RunningJob(running, *given, ModelServerSettings(), lambda seconds: None)
     await job._failed(StoreFull("max_event_bytes", "no room for its progress"))
     for number in range(3):
