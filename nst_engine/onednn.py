@@ -50,10 +50,11 @@ class Packed:
     ) -> None:
         self._weight, self._dtype = weight, dtype
         self._geometry = padding, stride, NO_DILATION, groups
-        first = weight()
-        self._shape = tuple(first.shape)
-        self._layouts: dict[int, Tensor] = {}
-        self._in_layout_for((1, groups * first.shape[1], PACKING_SIDE, PACKING_SIDE))
+        made = weight()
+        self._shape = tuple(made.shape)
+        maps = (1, groups * made.shape[1], PACKING_SIDE, PACKING_SIDE)
+        size = packed_bytes(self._shape, dtype, self._geometry, maps)
+        self._layouts = {size: _packed(rounded(made, dtype), self._geometry, maps)}
 
     @property
     def nbytes(self) -> int:

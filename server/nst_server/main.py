@@ -49,7 +49,7 @@ def settings_options(*kinds: type[Any]) -> Callable[[Command], Command]:
                 command = _option(
                     f"--{entry.name.replace('_', '-')}",
                     entry.name.upper(),
-                    cls=Emptiable if entry.metadata["zero"] and entry.default is str(entry.default) else click.Option,
+                    cls=Emptiable if entry.metadata["zero"] and isinstance(entry.default, str) else click.Option,
                     type=type(entry.default),
                     default=entry.default,
                     show_default=True,

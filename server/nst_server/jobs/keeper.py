@@ -39,7 +39,7 @@ from nst_server.jobs.topology import (
     TICKETS,
     configure,
 )
-from nst_server.jobs.unheld import UnheldJobs
+from nst_server.jobs.unheld import UnheldJobs, take_away
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Keeper:
         if record.lease.held:
             if now - deadline.time < SILENT_LEASES * self._settings.lease_seconds:
                 return False
-            record = await self._records.update(record.job_id, lambda record: _take_away(record, now))
+            record = await self._records.update(record.job_id, lambda record: _take_away_overdue(record, now))
         error = await self._last_pictures.overdue_error(record)
         await self._unheld.write(
             record.job_id,
@@ -175,11 +175,9 @@ class Keeper:
         return False  # the next round sees whether it has
 
 
-def _take_away(record: JobRecord, now: float) -> None:
-    """Fences the attempt of a model server that does not answer."""
+def _take_away_overdue(record: JobRecord, now: float) -> None:
     if record.lease.held and is_overdue(record, now):
-        record.lease.attempt += 1
-        record.lease.held = False
+        take_away(record.lease)
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

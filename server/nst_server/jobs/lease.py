@@ -8,7 +8,7 @@ attempt raises `Superseded` and drops the job without a further word.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from nats.aio.msg import Msg
 
@@ -114,11 +114,8 @@ class Lease:
         Raises:
             Superseded: a later attempt has the job, or it was deleted.
         """
-        try:
+        async with self._superseded_by_deletion():
             record = await self._records.get(self.job_id)
-        except JobNotFound as error:
-            await self._message.ack()  # its client has deleted it, at its last event, and nobody needs the ticket
-            raise Superseded from error
         self._check_fence(record)
         self.record = record
         return record
@@ -302,8 +299,13 @@ class Lease:
             self._check_fence(record)
             change(record)
 
-        try:
+        async with self._superseded_by_deletion():
             self.record = await self._records.update(self.job_id, fenced)
+
+    @contextlib.asynccontextmanager
+    async def _superseded_by_deletion(self) -> AsyncIterator[None]:
+        try:
+            yield
         except JobNotFound as error:
             await self._message.ack()  # its client has deleted it, at its last event, and nobody needs the ticket
             raise Superseded from error

@@ -24,7 +24,7 @@ from nst_server.jobs.records import JobNotFound, Records
 from nst_server.jobs.removal import JobInUse, JobNotEnded, Remover
 from nst_server.jobs.tickets import Flow
 from nst_server.jobs.topology import CHECKPOINTS, EVENTS, PICTURES, PREVIEWS, RECORDS
-from nst_server.jobs.unheld import UnheldJobs
+from nst_server.jobs.unheld import UnheldJobs, take_away
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +134,15 @@ class Sweep:
 
         One that only was not heard of for a while loses a job that it was to end.
         """
-        alive = {one.server.name for one in await announcements(self._backbone, patience=self._patience)}
 
         def change(latest: JobRecord) -> None:
             if latest.lease == cancelled.lease and same_incarnation(latest, cancelled):
-                latest.lease.attempt += 1
-                latest.lease.held = False
+                take_away(latest.lease)
 
-        if cancelled.lease.held and cancelled.lease.server not in alive:
+        if not cancelled.lease.held:
+            return
+        alive = {one.server.name for one in await announcements(self._backbone, patience=self._patience)}
+        if cancelled.lease.server not in alive:
             await self._records.update(cancelled.job_id, change)
 
     async def _remove_unknown(self, histories: set[str]) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord
+from nst.internal.v1.job_record_pb2 import Checkpoint, JobRecord, Lease
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.belongings import ending_of, same_incarnation
@@ -89,6 +89,12 @@ class UnheldJobs:
         with contextlib.suppress(JobNotFound):
             latest = await self._records.update(record.job_id, change)
             await self._left.clear(latest if same_incarnation(latest, record) else record, before)
+
+
+def take_away(lease: Lease) -> None:
+    """Fences the attempt of a model server that does not answer: nobody holds the job from then on."""
+    lease.attempt += 1
+    lease.held = False
 
 
 def _cancelled(record: JobRecord) -> job_pb2.JobEvent | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_runs import MODEL, Pixels
+from engine_runs import MODEL, Pixels, finish
 
 from nst_engine import Engine, Style, StylizeOptions
 from nst_engine.inputs import to_material
@@ -56,9 +56,7 @@ def peaks(folder: Path) -> dict[str, tuple[int, int]]:
     engine = Engine("cpu", threads=1, style_cache_bytes=0)
     plain = StylizeOptions(model=MODEL, size=160, scales=2, iterations=2, precision="float32")
     for precision in ("float32", "bfloat16"):  # what stays of a first run, the network above all, is the process's own
-        session = engine.start(content, [Style(style)], replace(plain, precision=precision))
-        while not session.finished:
-            session.advance()
+        finish(engine, engine.start(content, [Style(style)], replace(plain, precision=precision)))
     found = {}
     for case, given in CASES.items():
         gc.collect()
@@ -67,8 +65,7 @@ def peaks(folder: Path) -> dict[str, tuple[int, int]]:
         options = replace(plain, **given)
         session = engine.start(content, styles_of(case, style), options)
         estimate = sum(session.working_memory)
-        while not session.finished:
-            session.advance()
+        finish(engine, session)
         found[case] = estimate, resident("VmHWM") - idle
         del session
     return found
