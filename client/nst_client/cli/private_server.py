@@ -1,6 +1,5 @@
 """A server of one's own, for the length of one command."""
 
-import ctypes
 import json
 import os
 import signal
@@ -27,15 +26,25 @@ _LOG_LINES = 20
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 30.0
 _LAST_WORDS_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # here: after a fork only what is loaded may be used
+# The server, which asks the kernel (Linux) for a SIGTERM when its parent, by its number, ends and cannot stop it. It
+# does so itself: a hook between fork and exec would run in a copy of a process with threads, those of gRPC among them.
+_PROGRAM = """\
+import ctypes, os, runpy, signal, sys
+parent = int(sys.argv.pop(1))
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("the parent has ended")
+runpy.run_module("nst_server", run_name="__main__", alter_sys=True)
+"""
 
 
 class Child:
     """The server's process and the end of its log, whose messages are shown until it is ready."""
 
     def __init__(self, data_dir: Path) -> None:
-        command = [sys.executable, "-m", "nst_server", "serve", "--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-c", _PROGRAM, str(os.getpid()), "serve", "--listen", "127.0.0.1:0"]
         command += ["--metrics-listen", "127.0.0.1:0", "--data-dir", str(data_dir)]
         # A group of its own: Ctrl-C in the terminal is for this command, which then cancels the job in good order.
         self._process = subprocess.Popen(
@@ -45,7 +54,6 @@ class Child:
             stderr=subprocess.STDOUT,
             env={name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON},
             process_group=0,
-            preexec_fn=_end_with_parent,
         )
         self._ready_file = data_dir / "server.json"
         self._tail: deque[str] = deque(maxlen=_LOG_LINES)
@@ -103,12 +111,6 @@ class Child:
                 click.echo(f"server: {entry['message']}", err=True)
             if "child" in entry and entry.get("level") == "error":
                 self._broken.set()
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel to end this process when its parent is killed, and cannot do it itself."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _entry(line: str) -> dict[str, Any]:

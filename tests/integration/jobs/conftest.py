@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from lease_support import LEASE_SECONDS
+from lease_support import LONG_LEASE_SECONDS, of_server
 from store_bench import Bench
 from ticket_support import opened
 
@@ -33,8 +33,15 @@ def nats_url(tmp_path: Path, storage_settings: dict[str, int]) -> Iterator[str]:
 
 
 @pytest.fixture
-def store_settings() -> StoreSettings:
-    return StoreSettings(max_queued_jobs=3, max_picture_bytes=4 * 2**20, max_preview_bytes=3 * 2**20, lease_seconds=1)
+def lease_seconds() -> float:
+    return LONG_LEASE_SECONDS
+
+
+@pytest.fixture
+def store_settings(lease_seconds: float) -> StoreSettings:
+    return StoreSettings(
+        max_queued_jobs=3, max_picture_bytes=4 * 2**20, max_preview_bytes=3 * 2**20, lease_seconds=lease_seconds
+    )
 
 
 @pytest_asyncio.fixture
@@ -54,13 +61,13 @@ def commands(backbone: Backbone) -> JobCommands:
 
 
 @pytest.fixture
-def leases(backbone: Backbone) -> Leases:
-    return Leases(backbone, "server-a", LEASE_SECONDS, max_lost_attempts=2)
+def leases(backbone: Backbone, lease_seconds: float) -> Leases:
+    return of_server(backbone, 1, lease_seconds)
 
 
 @pytest.fixture
-def other_leases(backbone: Backbone) -> Leases:
-    return Leases(backbone, "server-b", LEASE_SECONDS, max_lost_attempts=2)
+def other_leases(backbone: Backbone, lease_seconds: float) -> Leases:
+    return of_server(backbone, 2, lease_seconds)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from nst.v1 import job_pb2
 from nst_server.jobs.backbone import Backbone
 from nst_server.jobs.claims import Leases
@@ -9,7 +11,10 @@ from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Lease
 from nst_server.jobs.tickets import TicketSource
 
+LONG_LEASE_SECONDS = 60.0
 LEASE_SECONDS = 1.0
+# For tests in which a lease runs out; in the others none may, however slow the machine is.
+SHORT_LEASES = pytest.mark.parametrize("lease_seconds", [LEASE_SECONDS])
 
 
 async def claimed(leases: Leases, tickets: TicketSource) -> Lease:
@@ -39,5 +44,5 @@ def succeeded(iterations: int) -> job_pb2.JobEvent:
     return job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_SUCCEEDED, result=job_pb2.Result(iterations=iterations))
 
 
-def of_server(backbone: Backbone, number: int) -> Leases:
-    return Leases(backbone, f"server-{number}", LEASE_SECONDS, max_lost_attempts=2)
+def of_server(backbone: Backbone, number: int, lease_seconds: float = LEASE_SECONDS) -> Leases:
+    return Leases(backbone, f"server-{number}", lease_seconds, max_lost_attempts=2)

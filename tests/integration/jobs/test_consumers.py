@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ticket_support import LEASE_SECONDS, SETTINGS, job_of, nothing, put, taken, waited_on
+from lease_support import LONG_LEASE_SECONDS
+from ticket_support import job_of, nothing, put, settings, taken, waited_on
 
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst_server.config import StoreSettings
@@ -16,8 +17,8 @@ from nst_server.jobs.topology import QueueRules, ticket_consumers
 
 
 @pytest.fixture
-def store_settings() -> StoreSettings:
-    return SETTINGS
+def store_settings(lease_seconds: float) -> StoreSettings:
+    return settings(lease_seconds)
 
 
 async def test_a_consumer_that_vanished_is_made_again(backbone, queue, source):
@@ -25,7 +26,7 @@ async def test_a_consumer_that_vanished_is_made_again(backbone, queue, source):
     await backbone.jetstream.delete_consumer("NST_TICKETS", Flow("interactive", "a").consumer)
     assert [job_of(await taken(source)) for _ in range(2)] == ["first", "second"]
     (made,) = await ticket_consumers(backbone.jetstream)
-    assert made.config.ack_wait == LEASE_SECONDS
+    assert made.config.ack_wait == LONG_LEASE_SECONDS
     assert made.config.max_ack_pending == 30
 
 
@@ -100,7 +101,7 @@ async def test_a_paused_consumer_gives_nothing_out_even_when_it_is_made_again(ba
     flow = Flow("interactive", "a")
     until = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     await backbone.jetstream.pause_consumer("NST_TICKETS", flow.consumer, until)
-    await make_consumer(backbone, flow, QueueRules(LEASE_SECONDS, 40, 30, 20))
+    await make_consumer(backbone, flow, QueueRules(LONG_LEASE_SECONDS, 40, 30, 20))
     await nothing(source, 0.3)
     await backbone.jetstream.resume_consumer("NST_TICKETS", flow.consumer)
     assert job_of(await taken(source)) == "job"

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from lease_support import SHORT_LEASES
 from store_bench import FAILED, HOUR, Bench, digest
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
@@ -22,8 +23,8 @@ from nst_server.jobs.topology import PICTURES, picture_name
 
 
 @pytest.fixture
-def store_settings() -> StoreSettings:
-    return StoreSettings(max_queued_jobs=50, lease_seconds=1, retention_hours=2, orphan_hours=1)
+def store_settings(lease_seconds: float) -> StoreSettings:
+    return StoreSettings(max_queued_jobs=50, lease_seconds=lease_seconds, retention_hours=2, orphan_hours=1)
 
 
 async def fill(bench: Bench) -> None:
@@ -169,6 +170,7 @@ async def test_a_job_in_use_is_not_removed(bench):
         await bench.commands.get(job_id)
 
 
+@SHORT_LEASES
 async def test_an_attempt_at_a_deleted_job_cannot_write_into_the_new_one(bench):
     job_id = await bench.create("request")
     zombie = await bench.claim()

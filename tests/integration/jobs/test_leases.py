@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from lease_support import LEASE_SECONDS, claimed, history, no_ticket_left, progress, succeeded
+from lease_support import LEASE_SECONDS, SHORT_LEASES, claimed, history, no_ticket_left, progress, succeeded
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
@@ -16,6 +16,7 @@ from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.tickets import Flow
 
 
+@SHORT_LEASES
 async def test_what_a_superseded_attempt_writes_is_refused(commands, leases, other_leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     zombie = await claimed(leases, tickets)
@@ -44,6 +45,7 @@ async def test_what_a_superseded_attempt_writes_is_refused(commands, leases, oth
     assert events[-1].result.iterations == 5
 
 
+@SHORT_LEASES
 async def test_a_zombie_that_wakes_after_the_end_cannot_end_the_job_again(
     commands, leases, other_leases, tickets, spec
 ):
@@ -58,6 +60,7 @@ async def test_a_zombie_that_wakes_after_the_end_cannot_end_the_job_again(
     assert (await commands.get(job.job_id)).result.iterations == 5
 
 
+@SHORT_LEASES
 async def test_a_kept_lease_is_not_given_away(commands, leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     lease = await claimed(leases, tickets)
@@ -67,6 +70,7 @@ async def test_a_kept_lease_is_not_given_away(commands, leases, tickets, spec):
     keeping.cancel()
 
 
+@SHORT_LEASES
 async def test_the_next_attempt_finds_the_last_whole_checkpoint(commands, leases, other_leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     first = await claimed(leases, tickets)
@@ -120,6 +124,7 @@ async def test_a_ticket_without_a_record_waits_and_is_then_dropped(backbone, lea
     await no_ticket_left(backbone)
 
 
+@SHORT_LEASES
 async def test_a_stalled_claim_leaves_its_heir_the_ticket(backbone, commands, leases, other_leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     message = await asyncio.wait_for(tickets.next(list), 10)
@@ -136,6 +141,7 @@ async def vanish(backbone) -> None:
     await backbone.jetstream.delete_consumer("NST_TICKETS", Flow("interactive", "tenant").consumer)
 
 
+@SHORT_LEASES
 async def test_a_vanished_consumer_takes_no_job_from_its_holder(
     backbone, commands, leases, other_leases, tickets, spec
 ):
@@ -155,6 +161,7 @@ async def test_a_vanished_consumer_takes_no_job_from_its_holder(
     assert (await commands.get(job.job_id)).attempt == 1
 
 
+@SHORT_LEASES
 async def test_a_vanished_consumer_does_not_keep_a_job_with_a_dead_holder(
     backbone, commands, leases, other_leases, tickets, spec
 ):
@@ -191,7 +198,7 @@ async def test_a_job_that_is_cancelled_while_it_is_handed_back_ends(commands, le
     assert (await commands.get(job.job_id)).state == job_pb2.JOB_STATE_CANCELLED
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(max_checkpoint_bytes=2 * 2**20, lease_seconds=1)])
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_checkpoint_bytes=2 * 2**20)])
 async def test_a_checkpoint_that_finds_no_room_leaves_the_last_good_one(commands, leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     lease = await claimed(leases, tickets)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from lease_support import claimed, history, no_ticket_left, progress
+from lease_support import SHORT_LEASES, claimed, history, no_ticket_left, progress
 from nats.js.errors import KeyWrongLastSequenceError
 
 from nst.internal.v1.job_record_pb2 import Announcement
@@ -50,6 +50,7 @@ async def test_only_who_needs_a_ticket_gets_one(bench):
     assert (await bench.commands.records.get(held)).ticket == before
 
 
+@SHORT_LEASES
 async def test_a_job_that_has_lost_its_ticket_and_its_server_is_taken_after_a_lease(
     bench, leases, other_leases, store_settings
 ):
@@ -86,6 +87,7 @@ async def test_a_change_of_priority_whose_answer_is_lost_keeps_its_ticket(bench,
     assert (lease.job_id, lease.record.spec.priority) == (job_id, job_pb2.PRIORITY_BATCH)
 
 
+@SHORT_LEASES
 @pytest.mark.parametrize("survives", [True, False])
 async def test_a_job_claimed_while_it_is_being_paused_can_be_resumed(
     bench, leases, other_leases, monkeypatch, survives

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from lease_support import claimed, history, no_ticket_left
+from lease_support import SHORT_LEASES, claimed, history, no_ticket_left
 
 from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
@@ -25,6 +25,7 @@ async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, ticke
     assert job_pb2.JOB_STATE_PAUSED not in states
 
 
+@SHORT_LEASES
 async def test_a_pause_whose_server_died_can_be_resumed(commands, leases, other_leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     await claimed(leases, tickets)  # and never heard of again
@@ -126,7 +127,7 @@ async def test_a_job_that_is_cancelled_while_it_is_paused_ends(backbone, command
     await no_ticket_left(backbone)
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_jobs=1, lease_seconds=1)])
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_jobs=1)])
 async def test_a_full_queue_keeps_nobody_from_taking_a_pause_back(backbone, commands, leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     lease = await claimed(leases, tickets)
@@ -153,7 +154,7 @@ async def test_a_pause_noticed_just_as_it_is_taken_back_is_resumed(commands, lea
     assert (await claimed(leases, tickets)).job_id == job.job_id
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2, lease_seconds=1)])
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2)])
 async def test_a_tenant_may_have_so_many_jobs_paused(commands, spec):
     jobs = [(await commands.create(str(number), "tenant", spec, "")).job_id for number in range(4)]
     other = (await commands.create("request", "tenant.2", spec, "")).job_id
@@ -172,7 +173,7 @@ async def test_a_tenant_may_have_so_many_jobs_paused(commands, spec):
     await pause(jobs[3])
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2, lease_seconds=1)])
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2)])
 async def test_of_many_pauses_at_once_no_more_than_allowed_are_taken(commands, spec, store_settings):
     spec.options.strength = 0.5
     jobs = [(await commands.create(str(number), "tenant", spec, "")).job_id for number in range(3)]

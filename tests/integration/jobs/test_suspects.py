@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from google.rpc import code_pb2
-from lease_support import LEASE_SECONDS, claimed, of_server, progress
+from lease_support import SHORT_LEASES, claimed, of_server, progress
 from nats.js.errors import ServiceUnavailableError
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
@@ -28,6 +28,7 @@ async def ended(backbone: Backbone, commands: JobCommands, tickets: TicketSource
     return (await commands.get(job_id)).error
 
 
+@SHORT_LEASES
 async def test_a_job_that_kills_two_servers_is_quarantined(backbone, commands, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     for number in range(2):
@@ -39,6 +40,7 @@ async def test_a_job_that_kills_two_servers_is_quarantined(backbone, commands, t
     assert "max_lost_attempts = 2" in error.message
 
 
+@SHORT_LEASES
 async def test_only_a_checkpoint_beyond_the_last_loss_clears_a_job(backbone, commands, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     first = await claimed(of_server(backbone, 0), tickets)
@@ -51,6 +53,7 @@ async def test_only_a_checkpoint_beyond_the_last_loss_clears_a_job(backbone, com
     assert (await commands.get(job.job_id)).error.reason == "QUARANTINED"
 
 
+@SHORT_LEASES
 async def test_a_job_that_gets_on_may_lose_any_number_of_servers(backbone, commands, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     for number in range(4):
@@ -61,6 +64,7 @@ async def test_a_job_that_gets_on_may_lose_any_number_of_servers(backbone, comma
         assert not lease.suspected
 
 
+@SHORT_LEASES
 async def test_a_suspect_is_claimed_only_by_a_server_that_has_no_other_job(backbone, commands, leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     await claimed(of_server(backbone, 0), tickets)
@@ -72,6 +76,7 @@ async def test_a_suspect_is_claimed_only_by_a_server_that_has_no_other_job(backb
     assert await leases.claim(message) is not None
 
 
+@SHORT_LEASES
 async def test_a_suspect_that_is_not_to_run_needs_no_server_to_itself(backbone, commands, leases, tickets, spec):
     job = await commands.create("request", "tenant", spec, "")
     await claimed(of_server(backbone, 0), tickets)
@@ -100,10 +105,11 @@ async def test_what_ran_out_of_memory_is_alone_until_it_has_got_on(commands, lea
 async def test_an_abandoned_job_comes_again_at_once_and_counts_as_lost(commands, leases, other_leases, tickets, spec):
     await commands.create("request", "tenant", spec, "")
     await (await claimed(leases, tickets)).abandon()
-    heir = await other_leases.claim(await asyncio.wait_for(tickets.next(list), LEASE_SECONDS / 2))
+    heir = await claimed(other_leases, tickets)
     assert heir.record.lease.lost_attempts == [1]
 
 
+@SHORT_LEASES
 async def test_a_server_that_turns_out_to_be_alive_takes_its_loss_back(
     backbone, commands, leases, other_leases, tickets, spec
 ):
@@ -120,6 +126,7 @@ async def test_a_server_that_turns_out_to_be_alive_takes_its_loss_back(
     assert (await commands.records.get(job.job_id)).lease.lost_attempts == [2]
 
 
+@SHORT_LEASES
 async def test_a_claim_that_is_overtaken_is_no_loss(
     backbone, commands, leases, other_leases, tickets, spec, monkeypatch
 ):
@@ -138,7 +145,7 @@ async def test_a_claim_that_is_overtaken_is_no_loss(
     assert (record.lease.attempt, list(record.lease.lost_attempts)) == (2, [])
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(max_event_bytes=6000, lease_seconds=LEASE_SECONDS)])
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_event_bytes=6000)])
 async def test_a_history_without_room_is_nothing_that_a_job_has_done(backbone, commands, tickets, spec, monkeypatch):
     monkeypatch.setattr(lease_module, "NO_ROOM_SECONDS", 0.05)
     await commands.create("request", "tenant", spec, "")

@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from lease_support import LEASE_SECONDS, SHORT_LEASES
 from nats.js.api import StreamInfo
-from ticket_support import LEASE_SECONDS, SETTINGS, job_of, keep, nothing, put, taken, waited_on
+from ticket_support import job_of, nothing, put, settings, taken, waited_on
 
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst.v1 import job_pb2
@@ -18,8 +19,8 @@ from nst_server.jobs.tickets import Flow, TicketSource
 
 
 @pytest.fixture
-def store_settings() -> StoreSettings:
-    return SETTINGS
+def store_settings(lease_seconds: float) -> StoreSettings:
+    return settings(lease_seconds)
 
 
 async def test_the_model_server_chooses_whose_ticket_comes_next(queue, source):
@@ -107,8 +108,7 @@ async def busy(nats_url, store_settings):
 
 async def test_a_busy_server_leaves_a_ticket_to_an_idle_one_that_asked_later(backbone, queue, source, busy):
     await put(queue, "a", "leased")
-    held = await taken(source)
-    keeping = asyncio.create_task(keep([held]))
+    await taken(source)
     waiting = asyncio.create_task(taken(busy))
     await waited_on(backbone)
     for number in range(5):
@@ -119,7 +119,6 @@ async def test_a_busy_server_leaves_a_ticket_to_an_idle_one_that_asked_later(bac
         await idle.result().ack_sync(timeout=10)
     await put(queue, "a", "last")
     assert job_of(await waiting) == "last", "nobody else asks"
-    keeping.cancel()
 
 
 async def test_a_busy_server_looks_later_at_a_tenants_first_ticket(queue, source, busy, monkeypatch):
@@ -137,7 +136,7 @@ async def test_a_server_that_has_fewer_jobs_by_now_comes_earlier(backbone, queue
     changing = TicketSource(backbone, lambda: len(jobs))
     await changing.open()
     await put(queue, "a", "leased")
-    keeping = asyncio.create_task(keep([await taken(source)]))
+    await taken(source)
     waiting = asyncio.create_task(taken(changing))
     other = asyncio.create_task(taken(busy))
     await waited_on(backbone, 2)
@@ -153,10 +152,10 @@ async def test_a_server_that_has_fewer_jobs_by_now_comes_earlier(backbone, queue
         if waiting in done:
             break
     assert waiting in done
-    for task in (other, keeping):
-        task.cancel()
+    other.cancel()
 
 
+@SHORT_LEASES
 async def test_a_ticket_whose_holder_died_comes_by_itself(queue, source, other):
     await put(queue, "a", "job")
     await taken(source)
@@ -186,7 +185,6 @@ async def test_who_does_not_wait_takes_no_ticket(queue, source, other):
     await held.ack()
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(lease_seconds=60)])
 async def test_a_ticket_that_comes_while_the_wait_ends_is_not_lost(queue, source, other):
     """Cancelled at any point, a wait leaves every ticket to others at once, not after its lease."""
     for number in range(20):
@@ -233,7 +231,6 @@ async def test_a_wait_ends_though_an_answer_comes_as_it_is_cancelled(source, mon
     assert not left
 
 
-@pytest.mark.parametrize("store_settings", [StoreSettings(lease_seconds=60)])
 async def test_what_is_sent_while_requests_are_withdrawn_goes_back(backbone, queue, other):
     flow = Flow("interactive", "a")
     await put(queue, "a", "job 0")
@@ -271,7 +268,6 @@ async def test_many_flows_that_are_leased_elsewhere_cost_an_idle_server_little(q
         looked.set()
         return flows
 
-    keeping = asyncio.create_task(keep(held))
     waiting = asyncio.create_task(source.next(rank))
     await looked.wait()
     before = source._nats.stats["out_msgs"]
@@ -280,7 +276,6 @@ async def test_many_flows_that_are_leased_elsewhere_cost_an_idle_server_little(q
     assert source._nats.stats["out_msgs"] - before < 2 * len(tenants) + 10
     await held[7].nak()
     assert job_of(await asyncio.wait_for(waiting, 0.9)) == job_of(held[7])
-    keeping.cancel()
 
 
 async def test_tickets_of_before_there_were_flows_are_served(nats_url, backbone, source):

@@ -10,10 +10,11 @@ from nst_server.jobs.queue import TicketQueue
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import ticket_consumers
 
-LEASE_SECONDS = 1.0
-SETTINGS = StoreSettings(
-    max_queued_jobs=60, max_tenant_jobs=40, max_tenant_running_jobs=30, lease_seconds=LEASE_SECONDS
-)
+
+def settings(lease_seconds: float) -> StoreSettings:
+    return StoreSettings(
+        max_queued_jobs=60, max_tenant_jobs=40, max_tenant_running_jobs=30, lease_seconds=lease_seconds
+    )
 
 
 async def opened(backbone) -> TicketSource:
@@ -49,10 +50,3 @@ async def waited_on(backbone, requests: int = 1) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("nobody waits")
-
-
-async def keep(held) -> None:
-    while True:
-        for message in held:
-            await message.in_progress()
-        await asyncio.sleep(LEASE_SECONDS / 4)
