@@ -9,7 +9,7 @@ from nst_client import Client, Job
 from nst_processes import running_server
 
 STRENGTHS = (0.2, 0.5, 0.8)
-OPTIONS = {"size": 48, "iterations": 30, "scales": 1}
+OPTIONS = {"size": 32, "iterations": 30, "scales": 1}
 
 
 def pixels(job: Job) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 
 async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Path):
-    little = chaos.Chaos(seed=63, jobs=8, faults=5, pause=1.5, freeze_seconds=5.0, largest=64, longest=30)
+    little = chaos.Chaos(seed=125, jobs=8, faults=4, pause=1.5, freeze_seconds=5.0, largest=64, longest=20)
     table = await chaos.run(little, tmp_path)
     table.show()
     assert not table.broken
@@ -21,7 +21,7 @@ async def test_a_little_chaos_loses_nothing_and_does_nothing_twice(tmp_path: Pat
 
 
 async def test_a_rolling_restart_loses_nothing_and_no_client_notices(tmp_path: Path):
-    little = drain.Drain(seed=2, jobs=6, pause=0.5, largest=64, longest=40, model_servers=1)
+    little = drain.Drain(seed=2, jobs=6, pause=0.5, largest=64, longest=20, model_servers=1)
     table = await drain.run(little, tmp_path)
     table.show()
     assert not table.broken

@@ -15,7 +15,7 @@ from nst_calls import assert_gapless, calls
 from nst_client import Client, ProgressEvent, ResultEvent
 from nst_processes import Process, Server, free_port
 
-OPTIONS = {"size": 96, "iterations": 40, "scales": 1, "preview_interval": 5}
+OPTIONS = {"size": 64, "iterations": 40, "scales": 1, "preview_interval": 5}
 
 
 @pytest.fixture(scope="module")

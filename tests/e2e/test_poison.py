@@ -11,7 +11,7 @@ from nst_processes import Server, running_server
 
 # Its iterations last long enough for it to be killed in the midst of its first.
 POISONED = {"size": 256, "iterations": 20, "scales": 1}
-INNOCENT = {"size": 64, "iterations": 40, "scales": 1}
+INNOCENT = {"size": 48, "iterations": 30, "scales": 1}
 
 
 def kill_model_server(server: Server) -> None:
@@ -56,7 +56,7 @@ def test_a_server_that_hangs_in_an_iteration_ends_and_is_started_again(
 ) -> None:
     settings = {"NST_LEASE_SECONDS": "2", "NST_STALL_SECONDS": "1", "NST_MAX_LOST_ATTEMPTS": "1"}
     with running_server(tmp_path / "data", **settings) as server, calls(server.address) as call:
-        endless = call.create(job_spec(content_path, style_path, size=1024, iterations=2, scales=1))
+        endless = call.create(job_spec(content_path, style_path, size=768, iterations=2, scales=1))
         last = list(call.watch(endless))[-1]
         assert last.error.reason == "QUARANTINED"
         (entry,) = server.logged("an iteration takes longer than stall_seconds allows, ending")

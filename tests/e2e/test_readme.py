@@ -27,9 +27,9 @@ def test_the_example_runs_as_printed(server: Server, content_path: Path, style_p
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
-    iterations = [int(iteration) for iteration in re.findall(r"^(\d+) of 50: loss \d+$", run.stdout, re.MULTILINE)]
+    iterations = [int(iteration) for iteration in re.findall(r"^(\d+) of 30: loss \d+$", run.stdout, re.MULTILINE)]
     assert iterations == sorted(set(iterations))
-    assert iterations[-1] == 50
+    assert iterations[-1] == 30
     assert Image.open(tmp_path / "stylised.png").size == (256, 171)
     assert Image.open(tmp_path / "preview.png").size == (256, 171)
 

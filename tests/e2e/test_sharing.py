@@ -10,8 +10,8 @@ from nst_calls import metric
 from nst_client import Client, JobState, ProgressEvent
 from nst_processes import running_server
 
-LONG = {"size": 48, "iterations": 4000, "scales": 1}
-SHORT = {"size": 96, "iterations": 40, "scales": 1}
+LONG = {"size": 32, "iterations": 4000, "scales": 1}
+SHORT = {"size": 64, "iterations": 40, "scales": 1}
 
 
 # Of strips, which are soon taken in.

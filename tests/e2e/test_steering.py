@@ -18,7 +18,7 @@ from nst_server.options import options_from_proto
 
 # Progress is told where it must be, and no oftener: where a change is obeyed for the first time.
 ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_PROGRESS_SECONDS": "600"}
-OPTIONS = {"size": 96, "iterations": 24, "scales": 2}
+OPTIONS = {"size": 64, "iterations": 24, "scales": 2}
 CHANGES: list[dict[str, Any]] = [
     {"strength": 0.9, "style_shares": [3.0, 1.0]},
     {"style_layers": {"relu1_1": 1.0, "relu3_1": 4.0}},

@@ -54,7 +54,7 @@ def peaks(folder: Path) -> dict[str, tuple[int, int]]:
     """The estimates and the peaks of sessions."""
     content, style = (np.load(folder / f"{name}.npy") for name in ("content", "style"))
     engine = Engine("cpu", threads=1, style_cache_bytes=0)
-    plain = StylizeOptions(model=MODEL, size=160, scales=2, iterations=2, precision="float32")
+    plain = StylizeOptions(model=MODEL, size=128, scales=2, iterations=2, precision="float32")
     for precision in ("float32", "bfloat16"):  # what stays of a first run, the network above all, is the process's own
         finish(engine, engine.start(content, [Style(style)], replace(plain, precision=precision)))
     found = {}

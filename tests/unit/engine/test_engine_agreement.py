@@ -37,12 +37,12 @@ TILED = {"defaults": (0.5, 0.01), "gram, raw": (0.2, 1e-3), "descent, average": 
 
 
 def options_of(job: str) -> StylizeOptions:
-    return quick(size=128, scales=2, iterations=ITERATIONS, **JOBS[job])
+    return quick(size=96, scales=2, iterations=ITERATIONS, **JOBS[job])
 
 
 @pytest.fixture(scope="module")
 def content(photo: Pixels) -> Pixels:
-    """Wide, so that 128 px cost little."""
+    """Wide, so that 96 px cost little."""
     return photo[20:44]
 
 

@@ -45,7 +45,7 @@ def test_constant_pictures(engine: Engine, photo: Pixels, level: int, statistic:
 
     Two at once are not quite flat, as the network sees the edge of the picture.
     """
-    options = quick(size=32, iterations=12, style_statistic=statistic)
+    options = quick(size=32, iterations=10, style_statistic=statistic)
     for content, style in ((flat(level), photo), (photo, flat(level)), (flat(level), flat(255 - level))):
         reports, session = run(engine, content, style, options)
         assert sound(reports, session)
@@ -86,10 +86,11 @@ def test_a_style_equal_to_the_content_leaves_it_nearly_alone(
     engine: Engine, photo: Pixels, statistic: str, optimizer: str
 ):
     """Optimisers whose first step has the length of their rate leave it, by that much at most, on the mean."""
-    options = quick(size=96, iterations=5, style_statistic=statistic, optimizer=optimizer, tv_weight=0.0)
-    reports, session = run(engine, photo, photo, options)
+    options = quick(size=64, iterations=5, style_statistic=statistic, optimizer=optimizer, tv_weight=0.0)
+    part = photo[:40, :64]
+    reports, session = run(engine, part, part, options)
     assert sound(reports, session)
-    change = np.abs(session.image().astype(int) - photo).mean()
+    change = np.abs(session.image().astype(int) - part).mean()
     assert change <= {"lbfgs": 1, "gradient_descent": 1, "adam": 5, "adagrad": 5}[optimizer]
 
 

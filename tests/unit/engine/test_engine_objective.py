@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import SHALLOW, Pixels, as_image, at_balance, noisy
+from engine_runs import OTHER_PRECISIONS, SHALLOW, Pixels, as_image, at_balance, noisy
 from reference import Problem, Trunk, relative_error
 from torch import Tensor
 
@@ -18,7 +18,7 @@ Backbones = Callable[[torch.dtype], Backbone]
 # A bfloat16 has 8 bits: its rounding flips ReLUs and the winners of max pooling, which the gradient
 # feels more than the losses do. Rounding nothing but the network's input already costs it 3 % of
 # its length; its direction stays.
-PRECISIONS = [(torch.float32, 1e-4, 1e-4), (torch.bfloat16, 2e-2, 5e-2)]
+PRECISIONS = [(torch.float32, 1e-4, 1e-4), *([(torch.bfloat16, 2e-2, 5e-2)] if OTHER_PRECISIONS else [])]
 GRAM_LEVEL = PLAIN.style_levels["gram"]
 NEURAL_STYLE_PT = {
     "content_layers": {"relu4_2": 5.0},

@@ -197,7 +197,7 @@ def test_the_next_scale_begins_where_the_last_one_ended(engine: Engine, photo: P
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 @pytest.mark.parametrize("name", ["fourier", "network"])
 def test_a_cut_run_ends_in_the_same_bits(engine: Engine, photo: Pixels, texture: Pixels, name: str, optimizer: str):
-    options = quick(parametrization=name, optimizer=optimizer, size=128, scales=2, iterations=6, seed=4)
+    options = quick(parametrization=name, optimizer=optimizer, size=64, scales=2, iterations=6, seed=4)
     whole = engine.start(photo[:40], [Style(texture)], options)
     ends = []
     for cut in (0, 2, 3, 4):  # the second scale begins at 3

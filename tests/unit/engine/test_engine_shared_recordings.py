@@ -13,6 +13,7 @@ from replayed import Replayed
 from nst_engine import Engine, Session, Style, recording
 from nst_engine.recording import Loan, Pool, Recording, Recordings, Shelf
 
+SMALL = {"size": 40, "iterations": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "gram": {"style_statistic": "gram"},
@@ -25,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 # What has recordings of its own, some of it in turns with what is launched.
 OTHERS: dict[str, dict[str, Any]] = {
-    "two scales": {"size": 128, "scales": 2, "iterations": 8},
+    "two scales": {"size": 64, "scales": 2, "iterations": 6},
     "diverging": {"learning_rate": 30.0, "iterations": 8},
     "adam": {"optimizer": "adam"},
     "network": {"parametrization": "network"},
@@ -83,7 +84,7 @@ def launched(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[C
 
 
 def start(engine: Engine, content: Pixels, style: Pixels, **changes: Any) -> Session:
-    return engine.start(content, [Style(style)], quick(**{"iterations": 4, **changes}))
+    return engine.start(content, [Style(style)], quick(**{**SMALL, **changes}))
 
 
 def outcome(engine: Engine, *sessions: Session) -> list[Any]:
@@ -113,14 +114,14 @@ def test_the_next_job_of_a_shape_records_nothing(recorder, launched, photo, text
 @pytest.mark.parametrize("kind", OTHERS)
 def test_any_job_is_as_launched(recorder, launched, photo, texture, kind):
     """The second of its kind, and a pair of them; a recording must refer to nothing that has gone."""
-    engine, options = recorder.engine, quick(**{"iterations": 4, **OTHERS[kind]})
+    engine, options = recorder.engine, quick(**{**SMALL, **OTHERS[kind]})
     left = np.zeros(photo.shape[:2], np.uint8)
     left[:, :40] = 255
 
     def job(content: Pixels, style: Pixels) -> Session:
         styles = [Style(style, region=left if kind == "regions" else None)]
         masks = {kind: left} if kind in ("hole", "subject") else {}
-        budget = bytes_for(options, 2000) if kind == "tiles" else None
+        budget = bytes_for(options, 900) if kind == "tiles" else None
         return engine.start(content, styles, options, **masks, memory_budget=budget)
 
     def jobs() -> list[Any]:

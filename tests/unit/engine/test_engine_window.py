@@ -1,6 +1,7 @@
 """Where only regions count, the network sees no more than these and what is around them."""
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,7 @@ def evaluate(backbone: Backbones) -> Callable[..., tuple[Objective, Evaluation]]
     return evaluate
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "statistic"), zip(PLACES, cycle(STATISTICS), strict=False))
 def test_it_finds_what_the_whole_gives(
     evaluate: Callable[..., tuple[Objective, Evaluation]],
     monkeypatch: pytest.MonkeyPatch,
