@@ -36,12 +36,13 @@ Response = TypeVar("Response")
 
 _CALL_TIMEOUT_SECONDS = 30.0
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS, _DELAY_GROWTH = 0.1, 3.0, 1.6
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):[0-9]+")
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_MAX_MESSAGE_BYTES = 64 * 2**20
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    # The server limits both, by a setting.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
     # The server answers pings that come more often than every 10 s with GOAWAY.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -97,9 +98,11 @@ class Transport:
         return self._channel
 
     def _connect(self) -> grpc.aio.Channel:
+        # A proxy of the environment (http_proxy, https_proxy) cannot reach this machine's own loopback.
+        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not _LOOPBACK.fullmatch(self.address)))]
         if self._tls is None:
-            return grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.address, self._tls, options=_CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(self.address, options=options)
+        return grpc.aio.secure_channel(self.address, self._tls, options=options)
 
     @cached_property
     def transfer(self) -> "StyleTransferServiceAsyncStub":
@@ -246,4 +249,4 @@ def _trace_headers() -> dict[str, str]:
         from opentelemetry.propagate import inject
 
         inject(headers)
-    return headers
+    return {name.lower(): value for name, value in headers.items()}  # as HTTP/2 has them, and gRPC insists on

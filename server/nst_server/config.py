@@ -5,14 +5,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nst_engine.networks import NETWORKS
+from nst_engine.options import ranges
 
 MIB = 2**20
 GIB = 2**30
+# The largest number of gRPC's options, and of a uint32 in a message.
+GRPC_INTEGERS = 2**31 - 1
+PROTO_INTEGERS = 2**32 - 1
 
 
-def setting(default: Any, help: str, *, zero: bool = False) -> Any:
+def setting(default: Any, help: str, *, zero: bool = False, least: float = 0, most: float = math.inf) -> Any:
     """A field whose help the command line shows; `zero` is whether a number may be 0, and a text empty."""
-    return field(default=default, metadata={"help": help, "zero": zero})
+    return field(default=default, metadata={"help": help, "zero": zero, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,16 @@ class Settings:
     """What all settings have in common."""
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for a number that is not finite, negative, or 0 where that means nothing."""
+        """Raises `ValueError` for a number that is not finite, out of range, or 0 where that means nothing."""
         for one in fields(self):
             value, zero = getattr(self, one.name), one.metadata["zero"]
-            if isinstance(value, int | float) and not (0 < value < math.inf or (zero and value == 0)):
+            least, most = one.metadata["least"], one.metadata["most"]
+            if not isinstance(value, int | float):
+                continue
+            if not (0 < value < math.inf or (zero and value == 0)):
                 raise ValueError(f"{one.name}: must be {'at least' if zero else 'above'} 0, not {value:g}")
+            if not least <= value <= most:
+                raise ValueError(f"{one.name}: must be from {least:.10g} to {most:.10g}, not {value:.10g}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class StoreSettings(Settings):
 class GatewaySettings(Settings):
     """What the gateway accepts."""
 
-    max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.")
+    max_message_bytes: int = setting(32 * MIB, "Largest gRPC message, either way.", most=GRPC_INTEGERS)
     max_image_bytes: int = setting(64 * MIB, "Largest uploaded picture, in bytes.")
     max_image_pixels: int = setting(50_000_000, "Largest uploaded picture, in pixels.")
     max_upload_bytes: int = setting(
@@ -66,8 +75,10 @@ class GatewaySettings(Settings):
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)
     max_styles: int = setting(8, "Style pictures of one job.")
-    preview_interval: int = setting(10, "Iterations between previews when the client does not say.", zero=True)
-    max_size: int = setting(2048, "Largest long side of a result, in pixels.")
+    preview_interval: int = setting(
+        10, "Iterations between previews when the client does not say.", zero=True, most=PROTO_INTEGERS
+    )
+    max_size: int = setting(2048, "Largest long side of a result, in pixels.", least=ranges()["size"][0])
     max_iterations: int = setting(5000, "Iterations of one job.")
     max_time_limit_seconds: int = setting(7 * 24 * 3600, "Longest time limit of a job that has one.")
     max_streams: int = setting(1000, "Open calls on one connection.")

@@ -47,7 +47,7 @@ def _options(info: ServerInfo) -> Iterator[tuple[str, str, str]]:
         allowed = f"{low_high[0]:.10g} to {low_high[1]:.10g}" if low_high else ", ".join(option_choices(name))
         yield name, _text(info.defaults.get(name)), allowed
     if info.preview_interval is not None:
-        yield "preview_interval", str(info.preview_interval), ""
+        yield "--preview-interval", str(info.preview_interval), ""
 
 
 def _text(value: OptionValue | None) -> str:

@@ -19,8 +19,8 @@ import click
 
 from nst_client.errors import ServerUnavailable
 
-# Variables of a server that others are to find: this one listens where there is room, and talks no TLS.
-_NOT_PASSED_ON = frozenset({"NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY"})
+# Variables of a server that others are to find: this one listens where there is room, talks no TLS, and has one NATS.
+_NOT_PASSED_ON = frozenset({"NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY", "NST_REPLICAS"})
 _NEEDED = ("nst_server", "nats", "torch")
 _LOG_LINES = 20
 _POLL_SECONDS = 0.05

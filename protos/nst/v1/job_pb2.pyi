@@ -620,7 +620,8 @@ class Preview(_message.Message):
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture in the form asked for. Unset when the watcher asked for none, when it was too slow
-        to be sent every one, or when the picture has been removed from the store.
+        to be sent every one, when the picture has been removed from the store, or when it is over the
+        server's message limit: a smaller `PreviewOptions.max_size` helps.
         """
 
     def __init__(

@@ -23,6 +23,7 @@ READERS = (
 )
 PNG_END = b"IEND\xae\x42\x60\x82"
 PNG_DEPTH_OFFSET = 24
+PALETTE_COLOURS = 256
 
 ORIENTATION_TAG = 0x0112
 # EXIF orientation (TIFF 6.0, tag 274) to what turns the picture upright.
@@ -64,7 +65,7 @@ def load(data: bytes, limits: PictureLimits) -> Image.Image:
     if reader is PngImageFile:
         if PNG_END not in data:
             raise _damaged(reader, "the end of the file is missing")
-        _scale_transparency(picture, depth=data[PNG_DEPTH_OFFSET])
+        _mend_transparency(picture, depth=data[PNG_DEPTH_OFFSET])
     return _upright(picture)
 
 
@@ -111,9 +112,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise _damaged(WebPImageFile, f"it begins with an unknown chunk {kind!r}")
 
 
-def _scale_transparency(picture: Image.Image, depth: int) -> None:
-    """Brings a PNG's transparent grey or colour from the file's bit depth to Pillow's 8 bits."""
+def _mend_transparency(picture: Image.Image, depth: int) -> None:
+    """Brings a PNG's transparent grey or colour from the file's bit depth to Pillow's 8 bits.
+
+    Of a palette, drops the opacities of more colours than there can be, at which Pillow fails.
+    """
     transparent = picture.info.get("transparency")
+    if isinstance(transparent, bytes):
+        picture.info["transparency"] = transparent[:PALETTE_COLOURS]
     if picture.mode == "L" and isinstance(transparent, int):
         picture.info["transparency"] = transparent * 255 // (2**depth - 1)
     elif picture.mode == "RGB" and depth == 16 and isinstance(transparent, tuple):
@@ -162,7 +168,7 @@ def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
                 target = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(colour, source, target, outputMode="RGB")
                 return converted or colour.convert("RGB")
-        except (ImageCms.PyCMSError, OSError):
+        except (ImageCms.PyCMSError, OSError, ValueError):  # the last of a name that is no text
             pass
     # Pillow copies on a conversion to the same mode.
     return colour if colour.mode == "RGB" else colour.convert("RGB")

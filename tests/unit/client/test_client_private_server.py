@@ -93,7 +93,7 @@ def test_it_serves_and_stops_in_good_order(
 def test_settings_of_a_server_for_others_are_not_its_own(
     install: Path, note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meant_for_others = ("NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY")
+    meant_for_others = ("NST_MODEL_METRICS_LISTEN", "NST_TLS_CERTIFICATE", "NST_TLS_KEY", "NST_REPLICAS")
     for name in meant_for_others:
         monkeypatch.setenv(name, "of another")
     monkeypatch.setenv("NST_THREADS", "1")

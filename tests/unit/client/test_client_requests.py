@@ -247,6 +247,26 @@ def test_what_is_no_name_of_a_tenant_is_refused(tenant: str) -> None:
         AsyncClient("127.0.0.1:1", tenant=tenant)
 
 
+async def test_a_trace_with_capital_letters_travels(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of AWS X-Ray, whose header gRPC takes in small letters alone."""
+    monkeypatch.setattr("opentelemetry.propagate.inject", lambda headers: headers.update({"X-Amzn-Trace-Id": "Root=1"}))
+    async with AsyncClient(server.address) as client:
+        await client.server_info()
+    assert server.metadata[0]["x-amzn-trace-id"] == "Root=1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_no_proxy_is_asked_for_this_machine(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with AsyncClient(f"{host}:{server.port}") as client:
+        assert (await client.server_info()).version == "scripted"
+
+
 async def test_without_a_trace_or_tenant_nothing_is_added(server: ScriptedServer) -> None:
     async with AsyncClient(server.address) as client:
         await client.server_info()

@@ -36,6 +36,12 @@ async def sequences(client: AsyncClient, after: int = 0) -> list[int]:
     return [event.sequence async for event in client.job(JOB_ID).events(after)]
 
 
+async def test_a_message_may_be_as_large_as_the_server_lets_it_be(server: ScriptedServer) -> None:
+    server.publish(result_event(b"x" * 70 * 2**20))
+    async with AsyncClient(server.address) as client:
+        assert await sequences(client) == [1]
+
+
 def end_early(context: grpc.ServicerContext) -> None:
     """The stream ends as if the history had."""
 

@@ -60,7 +60,7 @@ def evaluate(backbone: Backbones) -> Callable[..., tuple[Objective, Evaluation]]
     return evaluate
 
 
-@pytest.mark.parametrize(("place", "statistic"), zip(PLACES, cycle(STATISTICS), strict=False))
+@pytest.mark.parametrize(("place", "statistic"), list(zip(PLACES, cycle(STATISTICS), strict=False)))
 def test_it_finds_what_the_whole_gives(
     evaluate: Callable[..., tuple[Objective, Evaluation]],
     monkeypatch: pytest.MonkeyPatch,

@@ -138,6 +138,8 @@ def test_palette_with_and_without_transparency():
     assert distance(png((20, 16), 8, 3, rows, plte), palette[indices]) == 0
     transparent = png((20, 16), 8, 3, rows, plte, (b"tRNS", alphas.tobytes()))
     assert distance(transparent, over_white(palette[indices], alphas[indices])) == 0
+    longer = png((20, 16), 8, 3, rows, plte, (b"tRNS", alphas.tobytes() + b"\1" * 44))
+    assert distance(longer, over_white(palette[indices], alphas[indices])) == 0
 
 
 def test_cmyk_jpeg_with_the_adobe_marker():
@@ -208,7 +210,15 @@ def test_an_srgb_profile_changes_nothing():
     assert distance(saved(pixels, "PNG", icc_profile=profile), pixels) == 0
 
 
-@pytest.mark.parametrize("profile", [b"nonsense", icc_profile(BLUE, GREEN, RED)[:200], icc_profile(RED, GREEN, RED)])
+@pytest.mark.parametrize(
+    "profile",
+    [
+        b"nonsense",
+        icc_profile(BLUE, GREEN, RED)[:200],
+        icc_profile(RED, GREEN, RED),
+        icc_profile(RED, GREEN, BLUE, b"RG\xffB"),
+    ],
+)
 def test_a_broken_profile_is_ignored_or_harmless(profile):
     data = saved(noise(24, 30), "PNG", icc_profile=profile)
     assert check(data, LIMITS) == (30, 24)

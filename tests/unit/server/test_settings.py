@@ -11,6 +11,8 @@ KINDS = (StoreSettings, GatewaySettings, ModelServerSettings)
 NUMBERS = [
     (kind, one.name, one.metadata["zero"]) for kind in KINDS for one in fields(kind) if not isinstance(one.default, str)
 ]
+# What gRPC, a message or the engine cannot have, and the nearest that it can.
+OUT_OF_RANGE = {"max_message_bytes": (2**31, 2**31 - 1), "preview_interval": (2**32, 2**32 - 1), "max_size": (15, 16)}
 
 
 @pytest.mark.parametrize(("kind", "name", "zero"), NUMBERS, ids=[name for _, name, _ in NUMBERS])
@@ -18,9 +20,17 @@ def test_numbers_that_mean_nothing_are_refused_by_name(kind: type[Settings], nam
     for value in (-1, math.nan, math.inf, *(() if zero else (0,))):
         with pytest.raises(ValueError, match=f"^{name}: must be"):
             kind(**{name: value})
-    kind(**{name: 1})
+    kind(**{name: OUT_OF_RANGE.get(name, (0, 1))[1]})
     if zero:
         kind(**{name: 0})
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_numbers_that_would_break_every_call_are_refused_by_name(name: str):
+    wrong, right = OUT_OF_RANGE[name]
+    with pytest.raises(ValueError, match=f"^{name}: must be from [0-9]+ to [0-9inf]+, not {wrong}$"):
+        GatewaySettings(**{name: wrong})
+    GatewaySettings(**{name: right})
 
 
 def test_what_destroys_at_zero_may_not_be_zero():
