@@ -807,7 +807,9 @@ class JobUpdate(_message.Message):
     tv_weight: _builtins.float
     """A new total variation weight."""
     paused: _builtins.bool
-    """True holds the job; false lets it go on."""
+    """True holds the job; false lets it go on. To hold one more may be refused with RESOURCE_EXHAUSTED: by
+    `max_tenant_paused_jobs`, and a job that runs by `max_checkpoint_bytes`, of which it would keep a part.
+    """
     priority: Global___Priority.ValueType
     """A new place in the queue; only while the job waits."""
     iterations: _builtins.int

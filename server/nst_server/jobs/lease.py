@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from math import ceil
 
 from nats.aio.msg import Msg
 
@@ -25,6 +26,7 @@ from nst_server.jobs.suspicion import clear, is_suspected
 log = logging.getLogger(__name__)
 
 NO_ROOM_SECONDS = 5.0
+UNTOLD_SECONDS = 0.5  # of computing, at most, that the history tells nothing of yet
 
 
 class Superseded(Exception):
@@ -80,8 +82,10 @@ class Lease:
             self._latest_progress = progress_by(self.last.event)
 
     async def note_reached(self) -> None:
-        """Keeps how far the attempts that were lost have come."""
-        reached = self.reached
+        """Keeps how far the attempts that were lost have come, what they may have done untold included."""
+        last = self._latest_progress
+        untold = 0 if last is None else last.iteration + ceil(UNTOLD_SECONDS * last.iterations_per_second)
+        reached = max(self.reached, untold)
 
         def change(record: JobRecord) -> None:
             record.lease.furthest = reached

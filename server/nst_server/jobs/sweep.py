@@ -275,8 +275,9 @@ class Sweep:
         for name in checkpoints:
             owner, attempt, _ = name.split(".")
             record = live.get(owner)
-            superseded = record is not None and int(attempt) < record.lease.attempt
-            if record is None or (superseded and name != record.checkpoint.object):
+            # An attempt that has let go writes no more: of its two only the latest is of use.
+            over = record is not None and int(attempt) < record.lease.attempt + (not record.lease.held)
+            if record is None or (over and name != record.checkpoint.object):
                 await self._remover.remove_checkpoints(name)
 
     async def _collect_histories(self, histories: set[str]) -> None:

@@ -27,10 +27,13 @@ class UnheldJobs:
         self._tickets = TicketQueue(backbone, patience=patience)
         self._left = LeftOver(backbone, patience=patience)
 
-    async def write(self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent | None]) -> None:
+    async def write(
+        self, job_id: str, make_event: Callable[[JobRecord], job_pb2.JobEvent | None], *, again: bool = False
+    ) -> None:
         """Appends a change of state, unless a model server works on the job, which will write it itself.
 
-        Nothing is written to a job that has ended or is in that state already, or when there is no event to make.
+        Nothing is written to a job that has ended or, but for `again`, is in that state already, or when there is no
+        event to make.
 
         Raises:
             JobNotFound: there is no such job.
@@ -45,7 +48,7 @@ class UnheldJobs:
             if record.lease.held:
                 return
             if last is not None:  # else the store has lost the history, which begins anew
-                if last.final or last.event.job_state == event.job_state:
+                if last.final or (last.event.job_state == event.job_state and not again):
                     return
                 if (progress := progress_by(last.event)) is not None:
                     event.latest_progress.CopyFrom(progress)

@@ -93,7 +93,8 @@ class JobUpdates:
         await self._paused.forget(record)
         if record.ticket == ticket:
             queued = partial(_state_if, job_pb2.JOB_STATE_QUEUED, "resumed", paused=False)
-            await self._unheld.write(record.job_id, queued)
+            # Even if the history tells of no pause: who is still to write that then sees that it has moved.
+            await self._unheld.write(record.job_id, queued, again=True)
             await self._tickets.wake(flow)
         else:
             await self._tickets.remove(ticket)

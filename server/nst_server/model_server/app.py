@@ -36,6 +36,7 @@ from nst_server.signals import Stopped, stop_requested, unless
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
+MOST_WAITING = 8  # jobs of one size that have not begun, beyond which no other is taken
 OTHER_TICKET_SECONDS = 0.2
 OTHER_SERVER_SECONDS = 2.0
 LAST_SECONDS = 5.0  # for what is left to do when an iteration has outlasted hand_back_seconds
@@ -73,10 +74,12 @@ class ModelServerProcess:
         leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
         self.ready = True
         log.info("model server ready", extra={"server": self.name, "device": self._engine.device_name})
-        with suppress(Stopped):
-            await unless(stop, asyncio.gather(self._pull(leases), self._announce(), self._watch(stop)))
-        self.ready = False
-        await self._drain()
+        try:
+            with suppress(Stopped):
+                await unless(stop, asyncio.gather(self._pull(leases), self._announce(), self._watch(stop)))
+        finally:
+            self.ready = False
+            await self._drain()
         if self._runner.device_lost.is_set():
             raise DeviceLost
 
@@ -139,7 +142,10 @@ class ModelServerProcess:
             return []
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
-        free = [flow for flow in flows if taken[flow] < limit and not self._preparations[flow.large].full]
+        # What waits here for its turn nobody else can take, and counts as lost with this server.
+        waiting = Counter(job.flow.large for job in running if job.waits)
+        closed = [large for large, jobs in self._preparations.items() if jobs.full or waiting[large] >= MOST_WAITING]
+        free = [flow for flow in flows if taken[flow] < limit and flow.large not in closed]
         return sorted(free, key=lambda flow: (self._accounts.position(flow.account), taken[flow]))
 
     async def _work(self, leases: Leases, message: Msg, claimed: asyncio.Event) -> None:
@@ -149,9 +155,8 @@ class ModelServerProcess:
         try:
             lease = await self._claim(leases, message)
             if lease is not None:
-                charge = partial(self._accounts.charge, flow.account)
                 given = self._backbone, self._runner, self._networks, self._others, self._preparations[flow.large]
-                job = RunningJob(lease, flow, *given, self._settings, charge)
+                job = RunningJob(lease, flow, *given, self._settings, partial(self._charge, lease.job_id))
                 self._running[lease.job_id] = job
                 claimed.set()
                 await self._run_job(job)
@@ -159,6 +164,14 @@ class ModelServerProcess:
             log.exception("job left to another attempt")
         finally:
             claimed.set()
+            self._tickets.nudge()
+
+    def _charge(self, job_id: str, seconds: float) -> None:
+        """Bills a turn of a job that runs; with its first turn there is a place for another that waits."""
+        job = self._running[job_id]
+        self._accounts.charge(job.flow.account, seconds)
+        if job.waits:
+            job.waits = False
             self._tickets.nudge()
 
     async def _claim(self, leases: Leases, message: Msg) -> Lease | None:
@@ -221,9 +234,11 @@ class ModelServerProcess:
 
     async def _announce(self) -> None:
         while True:
-            announcement = self._others.announcement(Counter(job.flow.lane for job in self._running.values()))
-            with suppress(*TRANSIENT):
-                await cancellable(partial(self._backbone.servers.put, self.name, announcement.SerializeToString()))
+            try:
+                told = await self._others.announcement(Counter(job.flow.lane for job in self._running.values()))
+                await cancellable(partial(self._backbone.servers.put, self.name, told.SerializeToString()))
+            except Exception as error:  # a folder of weights that has gone away must not end the jobs
+                log.warning("not announced", extra={"error": repr(error)})
             metrics.DEVICE_MEMORY.set(memory.in_use(self._engine.device))
             await asyncio.sleep(ANNOUNCE_SECONDS)
 

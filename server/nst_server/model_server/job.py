@@ -64,6 +64,7 @@ class RunningJob:
         self._others = others
         self._preparations = preparations
         self._settings = settings
+        self.waits = True  # for its first turn
         self._pictures = JobPictures(backbone, lease)
         self._look = asyncio.Event()
         self._look.set()
@@ -314,7 +315,7 @@ class RunningJob:
             await self.lease.hand_back("the model server has lost its device")
         elif isinstance(error, WeightsError) and await self._others.leave_model(self._model):
             await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
-        elif isinstance(error, BudgetError) and await self._others.leave_job(self.lease.job_id):
+        elif isinstance(error, BudgetError) and await self._others.leave_job(self.lease.job_id, self._model):
             await self.lease.hand_back("is left to a model server with a larger memory budget")
         elif is_out_of_memory(error) and not self.lease.record.lease.alone:
             await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)

@@ -26,9 +26,10 @@ class Others:
         """Leaves jobs with this model to others for a while; False if none of them has its weights."""
         return await self._leave(model, lambda other: model in other.models)
 
-    async def leave_job(self, job_id: str) -> bool:
-        """Leaves the job to others for a while; False if none of them has a larger memory budget."""
-        return await self._leave(job_id, lambda other: other.memory_budget > self._engine.memory_budget)
+    async def leave_job(self, job_id: str, model: str) -> bool:
+        """Leaves the job to others for a while; False if none with a larger memory budget may have its model."""
+        budget = self._engine.memory_budget
+        return await self._leave(job_id, lambda other: other.memory_budget > budget and model not in other.left)
 
     async def _leave(self, name: str, can: Callable[[Announcement], bool]) -> bool:
         alive = await announcements(self._backbone, patience=None)
@@ -44,15 +45,17 @@ class Others:
         self._left = {name: end for name, end in self._left.items() if end > now}
         return self._left.keys()
 
-    def announcement(self, running: Mapping[str, int]) -> Announcement:
+    async def announcement(self, running: Mapping[str, int]) -> Announcement:
         """What others, and clients, are told. Of models, those whose weights are here, and could be read.
 
-        `running` is how many jobs it works on, by lane.
+        `running` is how many jobs it works on, by lane. Raises OSError where the folder of weights cannot be read.
         """
+        available = await asyncio.to_thread(self._engine.available_models)
         left = self.left
         return Announcement(
             server=ModelServer(name=self._server, device=self._engine.device_name, running_jobs=sum(running.values())),
-            models=[model for model in self._engine.available_models() if model not in left],
+            models=[model for model in available if model not in left],
+            left=left,
             memory_budget=self._engine.memory_budget,
             running=running,
         )

@@ -99,6 +99,25 @@ async def test_live_jobs_keep_everything_however_old_they_are(bench):
     assert await resumed.load_checkpoint() == b"state"
 
 
+async def test_a_job_that_nobody_works_on_keeps_one_checkpoint(bench):
+    await bench.create("request")
+    lease = await bench.claim()
+    for iteration in (1, 2):
+        await lease.save_checkpoint(b"state" * 100_000, Checkpoint(iteration=iteration))
+    await bench.sweep()
+    kept = await bench.stored()
+    assert await lease.load_checkpoint()
+    await bench.commands.update(lease.job_id, job_pb2.JobUpdate(paused=True))
+    await lease.pause_or_hand_back()
+    await bench.sweep()
+    assert (await bench.stored())["NST_CHECKPOINTS"][1] < 0.6 * kept["NST_CHECKPOINTS"][1]
+    await bench.commands.update(lease.job_id, job_pb2.JobUpdate(paused=False))
+    resumed = await bench.claim()
+    await resumed.save_checkpoint(b"later", Checkpoint(iteration=3))
+    await bench.sweep()
+    assert await resumed.load_checkpoint() == b"later"
+
+
 async def test_nothing_goes_before_its_time(bench):
     job_id = await bench.run("request")
     await bench.pictures.put(b"an upload")

@@ -8,6 +8,7 @@ from lease_support import SHORT_LEASES, claimed, history, no_ticket_left
 from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
+from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.pauses import PausedJobs, TooManyPaused
 from nst_server.jobs.tickets import Flow
 from nst_server.jobs.updates import NotWaiting
@@ -137,6 +138,34 @@ async def test_a_full_queue_keeps_nobody_from_taking_a_pause_back(backbone, comm
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
     assert await PausedJobs(backbone, patience=5).noted() == set()
     assert not (await lease.refresh()).control.paused
+
+
+async def test_a_resume_amid_a_pause_is_what_the_history_tells(commands, spec, monkeypatch):
+    """The pause is in the record, and about to be appended."""
+    job_id = (await commands.create("request", "tenant", spec, "")).job_id
+    events = commands._updates._unheld._events
+    append = events.append
+
+    async def append_later(event, last):
+        monkeypatch.setattr(events, "append", append)
+        await commands.update(job_id, job_pb2.JobUpdate(paused=False))
+        return await append(event, last)
+
+    monkeypatch.setattr(events, "append", append_later)
+    await commands.update(job_id, job_pb2.JobUpdate(paused=True))
+    assert (await commands.get(job_id)).state == job_pb2.JOB_STATE_QUEUED
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_checkpoint_bytes=2**20)])
+async def test_a_running_job_is_not_paused_where_its_checkpoint_may_find_no_room(commands, leases, tickets, spec):
+    running = await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    await lease.save_checkpoint(b"x" * 900_000, Checkpoint(iteration=1))
+    with pytest.raises(StoreFull, match="max_checkpoint_bytes"):
+        await commands.update(running.job_id, job_pb2.JobUpdate(paused=True))
+    assert not (await lease.refresh()).control.paused
+    waiting = await commands.create("another", "tenant", spec, "")
+    assert (await commands.update(waiting.job_id, job_pb2.JobUpdate(paused=True))).state == job_pb2.JOB_STATE_PAUSED
 
 
 async def test_a_pause_noticed_just_as_it_is_taken_back_is_resumed(commands, leases, tickets, spec, monkeypatch):

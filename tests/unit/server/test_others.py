@@ -28,7 +28,7 @@ def servers(monkeypatch):
     servers = {name: Others(Engine(budget), None, name) for name, budget in (("small", 2**28), ("large", 2**30))}
 
     async def announcements(backbone: None, patience: None) -> list[Announcement]:
-        return [server.announcement({}) for server in servers.values()]
+        return [await server.announcement({}) for server in servers.values()]
 
     monkeypatch.setattr(others_module, "announcements", announcements)
     return servers
@@ -37,19 +37,27 @@ def servers(monkeypatch):
 async def test_what_two_servers_cannot_read_they_do_not_leave_to_one_another_for_ever(servers):
     """Both have a file, and neither can read it."""
     assert await servers["small"].leave_model(MODELS[0])
-    assert servers["small"].announcement({}).models == MODELS[1:]
+    assert (await servers["small"].announcement({})).models == MODELS[1:]
     assert not await servers["large"].leave_model(MODELS[0])
-    assert MODELS[0] in servers["large"].announcement({}).models, "a job of it may come, and is told what is wrong"
+    assert MODELS[0] in (await servers["large"].announcement({})).models, (
+        "a job of it may come, and is told what is wrong"
+    )
 
 
 async def test_a_job_that_is_too_large_is_left_to_who_has_more_memory(servers):
-    assert await servers["small"].leave_job("job")
+    assert await servers["small"].leave_job("job", MODELS[0])
     assert servers["small"].left == {"job"}
-    assert not await servers["large"].leave_job("job")
+    assert not await servers["large"].leave_job("job", MODELS[0])
     assert not servers["large"].left
+
+
+async def test_what_one_cannot_read_and_the_other_cannot_hold_does_not_go_round_for_ever(servers):
+    assert await servers["large"].leave_model(MODELS[0])
+    assert not await servers["small"].leave_job("job", MODELS[0])
+    assert await servers["small"].leave_job("other job", MODELS[1])
 
 
 async def test_what_is_left_comes_back_after_a_while(servers, monkeypatch):
     monkeypatch.setattr(others_module, "LEFT_SECONDS", 0.0)
-    assert await servers["small"].leave_job("job")
+    assert await servers["small"].leave_job("job", MODELS[0])
     assert not servers["small"].left

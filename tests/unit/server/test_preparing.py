@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nst.internal.v1.job_record_pb2 import Announcement
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.tickets import Account, Flow
-from nst_server.model_server import preparing
-from nst_server.model_server.app import ModelServerProcess
+from nst_server.model_server import app, preparing
+from nst_server.model_server.app import MOST_WAITING, ModelServerProcess
 from nst_server.model_server.preparing import READ_AT_ONCE, Preparations
 from nst_server.model_server.seats import Seat
 
@@ -77,13 +78,77 @@ async def test_only_so_many_are_read_at_once(preparations):
     await asyncio.wait_for(asyncio.gather(*tasks[1:]), 10)
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_what_waits_with_much_keeps_out_its_own_size_alone(large):
+@pytest.fixture
+def process() -> ModelServerProcess:
     idle = SimpleNamespace(short_of_memory=False)
-    process = ModelServerProcess(
+    return ModelServerProcess(
         SimpleNamespace(nats=None), idle, SimpleNamespace(device=torch.device("cpu")), ModelServerSettings()
     )
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_waits_with_much_keeps_out_its_own_size_alone(process, large):
     flows = [Flow("interactive", "a", large=size) for size in (False, True)]
     assert process._rank(flows) == flows
     process._preparations[large] = SimpleNamespace(full=True)
     assert process._rank(flows) == [Flow("interactive", "a", large=not large)]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_no_more_of_a_size_are_taken_than_soon_begin(process, large):
+    """What waits at one server's door no other can take."""
+    flows = [Flow("interactive", "a", large=size) for size in (False, True)]
+    unsuspected = SimpleNamespace(suspected=False)
+    for number in range(MOST_WAITING):
+        assert process._rank(flows) == flows
+        flow = Flow("interactive", f"tenant-{number}", large)
+        process._running[str(number)] = SimpleNamespace(flow=flow, waits=True, lease=unsuspected)
+    assert process._rank(flows) == [Flow("interactive", "a", large=not large)]
+    process._tickets._stirred.clear()
+    process._charge("0", 1.0)
+    assert process._rank(flows) == flows
+    assert process._tickets._stirred.is_set()
+
+
+async def test_what_cannot_be_announced_now_is_announced_later(process, monkeypatch):
+    """A folder of weights that cannot be read for a moment, say."""
+    monkeypatch.setattr(app, "ANNOUNCE_SECONDS", 0.001)
+    monkeypatch.setattr(app.memory, "in_use", lambda device: 0)
+    put = asyncio.Event()
+    faults = iter([OSError("stale file handle"), OSError("stale file handle")])
+
+    async def announcement(running):
+        if fault := next(faults, None):
+            raise fault
+        return Announcement()
+
+    async def store(name, data):
+        put.set()
+
+    monkeypatch.setattr(process._others, "announcement", announcement)
+    process._backbone.servers = SimpleNamespace(put=store)
+    announcing = asyncio.create_task(process._announce())
+    await asyncio.wait_for(put.wait(), 10)
+    announcing.cancel()
+
+
+async def test_whatever_ends_a_model_server_its_jobs_are_handed_back(process, monkeypatch):
+    drained = []
+
+    async def nothing(*_):
+        return None
+
+    async def fail(*_):
+        raise OSError("no such queue")
+
+    async def drain():
+        drained.append(process.ready)
+
+    process._engine.device_name = "CPU"
+    monkeypatch.setattr(process._tickets, "open", nothing)
+    monkeypatch.setattr(app, "Leases", lambda *_: None)
+    for name, does in (("_pull", fail), ("_announce", nothing), ("_watch", nothing), ("_drain", drain)):
+        monkeypatch.setattr(process, name, does)
+    with pytest.raises(OSError, match="no such queue"):
+        await process.run(asyncio.Event())
+    assert drained == [False]

@@ -329,6 +329,7 @@ class Announcement(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     MEMORY_BUDGET_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     memory_budget: _builtins.int
     """Its engine's memory budget, in bytes: what does not fit into another's may fit into this one."""
     @_builtins.property
@@ -343,6 +344,10 @@ class Announcement(_message.Message):
     def running(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many jobs it works on, by the lane of the queue that they came from."""
 
+    @_builtins.property
+    def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models, and the ids of the jobs, that it leaves to others now: none of them is to be left to it."""
+
     def __init__(
         self,
         *,
@@ -350,10 +355,11 @@ class Announcement(_message.Message):
         models: _abc.Iterable[_builtins.str] | None = ...,
         memory_budget: _builtins.int = ...,
         running: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        left: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
