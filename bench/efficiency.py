@@ -6,7 +6,7 @@ from neural_style import OBJECTIVE
 from pairs import PAIRS
 from report import Facts, Report
 
-from nst_engine import Engine, Style
+from nst_engine import Engine, Style, hardware
 from nst_engine.networks import NETWORKS
 from nst_engine.options import StylizeOptions
 from nst_engine.schedule import taps_in_use
@@ -24,7 +24,7 @@ OBJECTIVES = {
 
 
 def measure(facts: Facts, *, quick: bool) -> list[Report]:
-    """Iterations and matrix products in bfloat16, by turns in this process."""
+    """Iterations and matrix products in the engine's own precision, by turns in this process."""
     report = Report("efficiency", f"The network's operations over the whole of an iteration, {SIZE} px", facts)
     engine = Engine()
     for name, options in OBJECTIVES.items():
@@ -66,6 +66,7 @@ def network_operations(options: StylizeOptions, height: int, width: int) -> int:
 
 def _product_rate(shape: tuple[int, int, int], device: torch.device) -> float:
     rows, inner, columns = shape
-    left = torch.randn(rows, inner, dtype=torch.bfloat16, device=device)
-    right = torch.randn(inner, columns, dtype=torch.bfloat16, device=device)
+    dtype = hardware.trunk_dtype("auto", device)
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(inner, columns, device=device).to(dtype)
     return 2 * rows * inner * columns / min(timed(lambda: left @ right)[1] for _ in range(3))

@@ -96,7 +96,7 @@ class StylizeOptions:
             same; "zeros", the network's mean colour. "auto" is "replicate" with a `strength`, and
             "zeros", which makes the losses those of other implementations, without.
         precision: "auto", "float32" or "bfloat16", of the feature network alone; on a CPU without AVX512-BF16
-            and AMX all are float32. On an NVIDIA GPU torch convolves float32 in TF32, unless
+            and AMX, or a GPU before Ampere, all are float32. On an NVIDIA GPU torch convolves float32 in TF32, unless
             `torch.backends.cudnn.allow_tf32` is off.
     """
 

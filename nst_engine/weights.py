@@ -3,12 +3,12 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,17 +53,15 @@ def fetch(name: str, cache_dir: Path | None = None, source: Source | None = None
     Two processes may do this at once: each works in a folder of its own, and the last rename wins.
 
     Raises:
-        WeightsError: the source cannot be reached, or what it gave has another digest.
+        WeightsError: the source cannot be reached, what it gave has another digest, or the cache cannot be written.
     """
     path = locate(name, cache_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     source = source or SOURCES[name]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as scratch:
-        try:
-            tensors = source.fetch(Path(scratch))
-        except WeightsError as error:
-            raise WeightsError(f"{error}\n{ways_to_get(name)}") from error
-        _store(tensors, NETWORKS[name], path, source.sha256)
+    try:
+        with _writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as scratch:
+            _store(source.fetch(Path(scratch)), NETWORKS[name], path, source.sha256)
+    except WeightsError as error:
+        raise WeightsError(f"{error}\n{ways_to_get(name)}") from error
     return path
 
 
@@ -71,12 +69,12 @@ def import_file(name: str, file: Path, cache_dir: Path | None = None) -> Path:
     """Copies a local weights file of the model `name` into the cache, and returns the copy.
 
     Raises:
-        WeightsError: the file does not hold the weights of that network.
+        WeightsError: the file does not hold the weights of that network, or the cache cannot be written.
     """
     path = locate(name, cache_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    _store(read_file(file, NETWORKS[name]), NETWORKS[name], path, digest)
+    tensors = read_file(file, NETWORKS[name])
+    with _writing(path):
+        _store(tensors, NETWORKS[name], path, hashlib.sha256(file.read_bytes()).hexdigest())
     return path
 
 
@@ -114,6 +112,16 @@ def ways_to_get(name: str) -> str:
 def locate(name: str, cache_dir: Path | None = None) -> Path:
     """Where the weights of the model `name` are kept, whether or not they are there yet."""
     return cache_directory(cache_dir) / f"{name}.safetensors"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Makes the folder of a file that is written in it. Raises WeightsError where either cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path.parent} cannot be written ({error}): make room or set NST_CACHE") from error
 
 
 def _store(tensors: Mapping[str, Tensor], network: Network, path: Path, source_sha256: str) -> None:

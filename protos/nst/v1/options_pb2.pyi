@@ -270,7 +270,7 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     PRECISION_FLOAT32: _Precision.ValueType  # 2
     """float32."""
     PRECISION_BFLOAT16: _Precision.ValueType  # 3
-    """bfloat16; float32 on a CPU without AVX512-BF16 and AMX."""
+    """bfloat16; float32 on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """The arithmetic of the feature network."""
@@ -282,7 +282,7 @@ PRECISION_AUTO: Precision.ValueType  # 1
 PRECISION_FLOAT32: Precision.ValueType  # 2
 """float32."""
 PRECISION_BFLOAT16: Precision.ValueType  # 3
-"""bfloat16; float32 on a CPU without AVX512-BF16 and AMX."""
+"""bfloat16; float32 on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final

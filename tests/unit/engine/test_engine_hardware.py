@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,9 +16,10 @@ GIB = 2**30
 CPU = torch.device("cpu")
 
 
-def cgroup(folder: Path, limit: str, used: int) -> Path:
+def cgroup(folder: Path, limit: str, used: int, cached: int = 0) -> Path:
     (folder / "memory.max").write_text(f"{limit}\n")
     (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nfile 9\ninactive_file {cached}\nactive_file 0\n")
     return folder
 
 
@@ -25,9 +27,20 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path):
     available = psutil.virtual_memory().available
     assert hardware.free_memory(cgroup(tmp_path, str(1000), 300)) == 700
     assert hardware.free_memory(cgroup(tmp_path, str(1000), 1001)) == 0
+    assert hardware.free_memory(cgroup(tmp_path, str(1000), 990, cached=600)) == 610, "files give way"
     for folder in (cgroup(tmp_path, "max", 300), tmp_path / "nowhere"):
         assert hardware.free_memory(folder) == pytest.approx(available, rel=0.5)
     assert hardware.free_memory(cgroup(tmp_path, str(2**60), 0)) == pytest.approx(available, rel=0.5)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(7, torch.float32), (8, torch.bfloat16), (9, torch.bfloat16)])
+def test_bfloat16_is_of_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch, capability: int, dtype: torch.dtype):
+    """Beside another, of the other kind, that is the current one."""
+    majors = {torch.device("cuda:0"): 16 - capability, torch.device("cuda:1"): capability}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=majors[device]))
+    for precision in ("auto", "bfloat16"):
+        assert hardware.trunk_dtype(precision, torch.device("cuda:1")) == dtype
+    assert hardware.trunk_dtype("float32", torch.device("cuda:1")) == torch.float32
 
 
 @pytest.mark.parametrize(

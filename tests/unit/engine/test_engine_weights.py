@@ -111,6 +111,15 @@ def test_a_source_that_is_not_there_lists_the_ways_to_get_weights(server: FileSe
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_cache_that_cannot_be_written_is_named(pth: Path, tmp_path: Path, imported: bool):
+    cache = tmp_path / "file"
+    cache.touch()
+    with pytest.raises(WeightsError, match=r"file cannot be written .*NST_CACHE"):
+        weights.import_file(NAME, pth, cache) if imported else weights.fetch(NAME, cache)
+
+
 def test_the_pinned_digests_are_those_in_the_names_of_torchvision():
     """torchvision's file names end with the first digits of the hash."""
     from nst_engine.torchvision_import import weights_url
