@@ -64,7 +64,7 @@ class RunningJob:
         self._others = others
         self._preparations = preparations
         self._settings = settings
-        self.waits = True  # for its first turn
+        self.waits = False  # for its first turn, with its weights here
         self._pictures = JobPictures(backbone, lease)
         self._look = asyncio.Event()
         self._look.set()
@@ -126,6 +126,7 @@ class RunningJob:
         """Brings all that the job needs here, beside the computing of others, and then has it admitted."""
         try:
             await self._networks.ready(options_from_proto(self.lease.record.spec.options))
+            self.waits = True
             source = SessionSource(self.lease, self._pictures.store)
             await self._preparations.prepare(seat, source)
             self._starts_again = source.state_lost

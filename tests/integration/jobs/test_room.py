@@ -11,14 +11,13 @@ from store_bench import HOUR, UNLIMITED
 
 from nst.v1 import job_pb2
 from nst_engine import StepReport
-from nst_server.config import ModelServerSettings, StoreSettings
+from nst_running import FLOW, running_job
+from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS
 from nst_server.jobs.blobs import UNKEPT_SECONDS
-from nst_server.jobs.tickets import Account, Flow
 from nst_server.jobs.topology import EVENTS, configure, picture_name
 from nst_server.model_server import job_pictures
-from nst_server.model_server.job import RunningJob
 from nst_server.model_server.seats import Seat, Step
 
 
@@ -150,11 +149,8 @@ async def test_a_result_waits_until_there_is_room(bench, monkeypatch):
 async def test_a_preview_that_finds_no_room_is_left_out(bench):
     job_id = await bench.create("request")
     lease = await bench.claim()
-    seat = Seat(Account("interactive", "tenant"), 1, 1, 0)
-    job = RunningJob(
-        lease, Flow(*seat.account), bench.backbone, *[None] * 4, ModelServerSettings(), lambda seconds: None
-    )
+    seat = Seat(FLOW.account, 1, 1, 0)
     with pytest.raises(StoreFull, match="max_file_store"):
         await bench.pictures.put(bytes(2**21))
-    await job._preview(seat, noise())
+    await running_job(lease, backbone=bench.backbone)._preview(seat, noise())
     assert not any(event.HasField("preview") for event in await history(bench.commands, job_id))

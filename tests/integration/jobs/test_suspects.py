@@ -1,7 +1,6 @@
 """Jobs that may harm the server they run on: who may run them, and when no one may any more, on a real nats-server."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 from google.rpc import code_pb2
@@ -10,15 +9,15 @@ from nats.js.errors import ServiceUnavailableError
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
-from nst_server.config import ModelServerSettings, StoreSettings
+from nst_running import running_job
+from nst_server.config import StoreSettings
 from nst_server.jobs import lease as lease_module
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.claims import Leases
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.suspicion import MustRunAlone
-from nst_server.jobs.tickets import Flow, TicketSource
+from nst_server.jobs.tickets import TicketSource
 from nst_server.jobs.topology import EVENTS
-from nst_server.model_server.job import RunningJob
 
 
 async def ended(backbone: Backbone, commands: JobCommands, tickets: TicketSource, job_id: str) -> job_pb2.JobError:
@@ -166,10 +165,7 @@ async def test_a_history_without_room_is_nothing_that_a_job_has_done(backbone, c
     running = await claimed(of_server(backbone, 0), tickets)
     with pytest.raises(ServiceUnavailableError):
         [await backbone.jetstream.publish("nst.event.others", b"x" * 10) for _ in range(1000)]
-    unused = SimpleNamespace()
-    given = Flow("interactive", "tenant"), SimpleNamespace(jetstream=None), unused, unused, unused, unused
-    job = RunningJob(running, *given, ModelServerSettings(), lambda seconds: None)
-    await job._failed(StoreFull("max_event_bytes", "no room for its progress"))
+    await running_job(running)._failed(StoreFull("max_event_bytes", "no room for its progress"))
     for number in range(3):
         with pytest.raises(StoreFull, match="max_event_bytes"):
             await claimed(of_server(backbone, number), tickets)

@@ -2,18 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server.config import ModelServerSettings
-from nst_server.jobs.tickets import Flow
-from nst_server.model_server.job import RunningJob, _Released
+from nst_running import FLOW, running_job
+from nst_server.model_server.job import _Released
 from nst_server.model_server.seats import Seat
-
-FLOW = Flow("interactive", "a")
 
 
 @dataclass
@@ -53,10 +49,7 @@ class Storing:
 
     def __init__(self, lease: Lease, runner: Runner) -> None:
         self.seat = Seat(FLOW.account, 1, 1, 0)
-        unused = SimpleNamespace(jetstream=None)
-        self.job = RunningJob(
-            lease, FLOW, unused, runner, unused, unused, unused, ModelServerSettings(), lambda seconds: None
-        )
+        self.job = running_job(lease, runner=runner)
         self.stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.waiting = asyncio.create_task(self.job._obeying(self.seat, self.stored))
 
