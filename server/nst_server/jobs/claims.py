@@ -35,13 +35,22 @@ class _TicketVoid(Exception):
 class Leases:
     """Turns tickets into leases."""
 
-    def __init__(self, backbone: Backbone, server: str, lease_seconds: float, max_lost_attempts: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        server: str,
+        lease_seconds: float,
+        max_lost_attempts: int,
+        progress_seconds: float = 0.0,
+    ) -> None:
+        """`progress_seconds` is how much computing the histories may leave untold."""
         self._backbone = backbone
         self._records = Records(backbone, patience=None)
         self._last_pictures = LastPictures(backbone, patience=None)
         self._server = server
         self._lease_seconds = lease_seconds
         self._max_lost_attempts = max_lost_attempts
+        self._progress_seconds = progress_seconds
 
     async def claim(self, message: Msg, *, alone: bool = True, without: Set[str] = frozenset()) -> Lease | None:
         """Claims the job of a ticket; None when there is nothing to work on.
@@ -66,7 +75,7 @@ class Leases:
             return None
         except Superseded:
             return None
-        lease = Lease(self._backbone, record, message, self._lease_seconds)
+        lease = Lease(self._backbone, record, message, self._lease_seconds, self._progress_seconds)
         try:
             return lease if await self._starts(lease) else None
         except Superseded:

@@ -26,7 +26,7 @@ from nst_server.jobs.suspicion import clear, is_suspected
 log = logging.getLogger(__name__)
 
 NO_ROOM_SECONDS = 5.0
-UNTOLD_SECONDS = 0.5  # of computing, at most, that the history tells nothing of yet
+UNTOLD_SECONDS = 0.5  # of computing on the way to the history, besides what it leaves untold
 
 
 class Superseded(Exception):
@@ -48,7 +48,9 @@ class _NotLost(Exception):
 class Lease:
     """One attempt at one job."""
 
-    def __init__(self, backbone: Backbone, record: JobRecord, message: Msg, lease_seconds: float) -> None:
+    def __init__(
+        self, backbone: Backbone, record: JobRecord, message: Msg, lease_seconds: float, progress_seconds: float
+    ) -> None:
         """`record` is the job's and names this attempt; `message` is the ticket, leased for so long at a time."""
         self._records = Records(backbone, patience=None)
         self._events = EventLog(backbone, patience=None)
@@ -60,6 +62,7 @@ class Lease:
         self.last: Stored | None = None
         self._message = message
         self._lease_seconds = lease_seconds
+        self._untold_seconds = progress_seconds + UNTOLD_SECONDS
         self._leaving = False
         self._checkpoints_written = 0
         self._latest_progress: job_pb2.Progress | None = None
@@ -71,9 +74,15 @@ class Lease:
 
     @property
     def reached(self) -> int:
-        """The furthest iteration that any attempt so far is known to have reached."""
-        of_this = self._latest_progress.iteration if self._latest_progress is not None else 0
-        return max(of_this, self.record.checkpoint.iteration, self.record.lease.furthest)
+        """The furthest iteration that any attempt so far may have reached, what it did untold included.
+
+        Short of the end by so much that a checkpoint can still lie beyond.
+        """
+        furthest = max(self.record.checkpoint.iteration, self.record.lease.furthest)
+        if (last := self._latest_progress) is None:
+            return furthest
+        untold = ceil(self._untold_seconds * last.iterations_per_second)
+        return max(furthest, last.iteration, min(last.iteration + untold, last.iterations - 2))
 
     async def read_history(self) -> None:
         """Takes up the history where the attempt before has left it."""
@@ -82,10 +91,8 @@ class Lease:
             self._latest_progress = progress_by(self.last.event)
 
     async def note_reached(self) -> None:
-        """Keeps how far the attempts that were lost have come, what they may have done untold included."""
-        last = self._latest_progress
-        untold = 0 if last is None else last.iteration + ceil(UNTOLD_SECONDS * last.iterations_per_second)
-        reached = max(self.reached, untold)
+        """Keeps how far the attempts that were lost have come."""
+        reached = self.reached
 
         def change(record: JobRecord) -> None:
             record.lease.furthest = reached

@@ -36,7 +36,7 @@ from nst_server.signals import Stopped, stop_requested, unless
 log = logging.getLogger(__name__)
 
 ANNOUNCE_SECONDS = 5.0
-MOST_WAITING = 8  # jobs of one size that have not begun, beyond which no other is taken
+MOST_WAITING = 16  # jobs of one lane and size that have not begun, beyond which no other is taken
 OTHER_TICKET_SECONDS = 0.2
 OTHER_SERVER_SECONDS = 2.0
 LAST_SECONDS = 5.0  # for what is left to do when an iteration has outlasted hand_back_seconds
@@ -71,14 +71,20 @@ class ModelServerProcess:
             DeviceLost: the device has become unusable; what could be handed back is.
         """
         await self._tickets.open()
-        leases = Leases(self._backbone, self.name, self._tickets.lease_seconds, self._settings.max_lost_attempts)
+        settings = self._settings
+        rules = self._tickets.lease_seconds, settings.max_lost_attempts, settings.progress_seconds
+        leases = Leases(self._backbone, self.name, *rules)
         self.ready = True
         log.info("model server ready", extra={"server": self.name, "device": self._engine.device_name})
+        working = [asyncio.ensure_future(work) for work in (self._pull(leases), self._announce(), self._watch(stop))]
         try:
             with suppress(Stopped):
-                await unless(stop, asyncio.gather(self._pull(leases), self._announce(), self._watch(stop)))
+                await unless(stop, asyncio.gather(*working))
         finally:
             self.ready = False
+            for work in working:  # where one has failed the others go on
+                work.cancel()
+            await asyncio.wait(working)
             await self._drain()
         if self._runner.device_lost.is_set():
             raise DeviceLost
@@ -143,9 +149,14 @@ class ModelServerProcess:
         taken = Counter(job.flow for job in running)
         limit = self._settings.max_running_jobs or memory.default_jobs(self._engine.device)
         # What waits here for its turn nobody else can take, and counts as lost with this server.
-        waiting = Counter(job.flow.large for job in running if job.waits)
-        closed = [large for large, jobs in self._preparations.items() if jobs.full or waiting[large] >= MOST_WAITING]
-        free = [flow for flow in flows if taken[flow] < limit and flow.large not in closed]
+        waiting = Counter((job.flow.lane, job.flow.large) for job in running if job.waits)
+        free = [
+            flow
+            for flow in flows
+            if taken[flow] < limit
+            and waiting[flow.lane, flow.large] < MOST_WAITING
+            and not self._preparations[flow.large].full
+        ]
         return sorted(free, key=lambda flow: (self._accounts.position(flow.account), taken[flow]))
 
     async def _work(self, leases: Leases, message: Msg, claimed: asyncio.Event) -> None:

@@ -53,16 +53,17 @@ async def test_only_a_checkpoint_beyond_the_last_loss_clears_a_job(backbone, com
 
 
 @SHORT_LEASES
-async def test_what_may_have_been_done_untold_clears_no_job(backbone, commands, tickets, spec):
-    """It dies where it died before, some iterations after the last that was told of."""
+@pytest.mark.parametrize(("iterations", "untold"), [(100, 10), (55, 3)])
+async def test_what_may_have_been_done_untold_clears_no_job(backbone, commands, tickets, spec, iterations, untold):
+    """It dies where it died before, some iterations after the last that was told of, and before the last."""
     await commands.create("request", "tenant", spec, "")
     lease = await claimed(of_server(backbone, 0), tickets)
-    told = job_pb2.Progress(iteration=50, iterations_per_second=20.0)
+    told = job_pb2.Progress(iteration=50, iterations=iterations, iterations_per_second=20.0)
     await lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=told))
     again = await claimed(of_server(backbone, 1), tickets)
-    await again.save_checkpoint(b"state", Checkpoint(iteration=60))
+    await again.save_checkpoint(b"state", Checkpoint(iteration=50 + untold))
     assert again.suspected
-    await again.save_checkpoint(b"state", Checkpoint(iteration=61))
+    await again.save_checkpoint(b"state", Checkpoint(iteration=51 + untold))
     assert not again.suspected
 
 
