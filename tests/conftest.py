@@ -18,10 +18,11 @@ from nst_processes import Server, running_server
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
-# A shell that runs the suite in the background makes it, and all that it starts,
-# deaf to SIGINT; the tests of Ctrl-C then wait for an end that cannot come.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that runs the suite in the background makes it, and all that it starts, deaf to SIGINT, and nohup to SIGHUP;
+# tests of these signals then wait for an end that cannot come.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_collection_finish() -> None:
