@@ -42,11 +42,13 @@ class Batches:
     Args:
         memory_budget: bytes for the maps of one batch.
         limit: how many go together at most; None is no other limit.
+        pixels: how many all pictures of a batch of several have at most; None is any number.
     """
 
-    def __init__(self, memory_budget: int, limit: int | None) -> None:
+    def __init__(self, memory_budget: int, limit: int | None, pixels: int | None) -> None:
         self._memory_budget = memory_budget
         self._limit = limit
+        self._pixels = pixels
         self._seen: dict[BatchKey, int] = {}
 
     def of(self, keys: Sequence[BatchKey | None]) -> list[list[int]]:
@@ -70,7 +72,10 @@ class Batches:
         self._seen.clear()
 
     def _size(self, key: BatchKey) -> int:
-        most = max(1, self._memory_budget // key.map_bytes)
+        most = self._memory_budget // key.map_bytes
+        if self._pixels is not None:
+            most = min(most, self._pixels // (key.height * key.width))
+        most = max(1, most)
         return min(most, self._limit or most, self._seen.get(key, most))
 
 

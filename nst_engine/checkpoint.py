@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -50,6 +52,18 @@ class SessionState:
     best_total_loss: float | None
     best_losses: dict[str, float] | None
     tensors: dict[str, Tensor]
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors on a GPU, by way of memory that it writes itself: several times as fast; others as they are."""
+    copies = {
+        name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+        if tensor.is_cuda
+    }
+    if copies:
+        torch.cuda.current_stream(tensors[next(iter(copies))].device).synchronize()
+    return {name: copies.get(name, tensor) for name, tensor in tensors.items()}
 
 
 class CheckpointError(ValueError):

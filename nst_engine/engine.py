@@ -19,6 +19,7 @@ from nst_engine.inputs import Style, to_material
 from nst_engine.networks import NETWORKS
 from nst_engine.options import StylizeOptions
 from nst_engine.pictures import Picture
+from nst_engine.recording import RECORDED_PIXELS
 from nst_engine.report import StepReport
 from nst_engine.session import Session
 from nst_engine.style_cache import StyleCache
@@ -93,7 +94,9 @@ class Engine:
         self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
         self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
-        self._batches = batching.Batches(self.memory_budget, batch_limit)
+        # What is not recorded is as fast alone.
+        worthwhile = RECORDED_PIXELS if self.device.type == "cuda" else None
+        self._batches = batching.Batches(self.memory_budget, batch_limit, worthwhile)
 
     @property
     def device_name(self) -> str:

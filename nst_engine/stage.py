@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nst_engine.backbone import Backbone
 from nst_engine.batching import Request
-from nst_engine.checkpoint import SessionState
+from nst_engine.checkpoint import SessionState, on_cpu
 from nst_engine.divergence import Guard, Point
 from nst_engine.evaluation import Evaluation
 from nst_engine.inpainting import Hole
@@ -174,7 +174,7 @@ class Stage:
             dict(self._evaluation.losses) if self._evaluation else None,
             best.evaluation.total if best else None,
             dict(best.evaluation.losses) if best else None,
-            {name: tensor.to("cpu") for name, tensor in tensors.items()},
+            on_cpu(tensors),
         )
 
     @property

@@ -58,10 +58,10 @@ class Stackable(Protocol):
     """A statistic whose distances of several maps are one operation each, whatever their number."""
 
     def stack(self, targets: Sequence[Any]) -> Any:
-        """Targets for `distances`."""
+        """Targets of N maps of one tap, for `distances`."""
 
-    def distances(self, features: Tensor, targets: Any) -> Tensor:
-        """The distance of each map of (N, C, H, W) to the target of its own, (N,).
+    def distances(self, maps: Sequence[Tensor], targets: Sequence[Any]) -> Tensor:
+        """By taps the distance of each map of (N, C, H, W) to the target of its own, (taps, N).
 
         Raises:
             torch.linalg.LinAlgError: features have overflowed in one of them or more, on a CPU.
@@ -99,10 +99,11 @@ class Gram:
         """See `Stackable`."""
         return GramMatrix(torch.stack([target.matrix for target in targets]))
 
-    def distances(self, features: Tensor, targets: GramMatrix) -> Tensor:
+    def distances(self, maps: Sequence[Tensor], targets: Sequence[GramMatrix]) -> Tensor:
         """See `Stackable`."""
-        found: Tensor = torch.vmap(losses.mean_squared_error)(losses.gram_matrices(features), targets.matrix)
-        return found
+        error = torch.vmap(losses.mean_squared_error)
+        pairs = zip(maps, targets, strict=True)
+        return torch.stack([error(losses.gram_matrices(features), target.matrix) for features, target in pairs])
 
 
 def make_statistic(options: StylizeOptions) -> Statistic[Any, Any]:

@@ -134,15 +134,13 @@ class StackedStyleLoss:
         self._targets = {
             tap: first.statistic.stack([loss._aims[0].targets[tap] for loss in losses]) for tap in first.taps_in_use
         }
-        device = next(iter(self._targets.values()))[0].device
-        self._weights = {
-            tap: torch.tensor([loss._weights[tap] for loss in losses], device=device) for tap in first.taps_in_use
-        }
+        weights = [[loss._weights[tap] for loss in losses] for tap in self._targets]
+        self._weights = torch.tensor(weights, device=next(iter(self._targets.values()))[0].device)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that the losses depend on besides the maps."""
-        return [*self._weights.values(), *(tensor for target in self._targets.values() for tensor in target)]
+        return [self._weights, *(tensor for target in self._targets.values() for tensor in target)]
 
     @property
     def kind(self) -> Hashable:
@@ -151,9 +149,5 @@ class StackedStyleLoss:
 
     def __call__(self, maps: Mapping[str, Tensor]) -> Tensor:
         """The losses (N,) of images with maps (N, C, h, w) by tap."""
-        total: Tensor | None = None
-        for tap, targets in self._targets.items():
-            distance = self._weights[tap] * self._statistic.distances(maps[tap], targets)
-            total = distance if total is None else total + distance
-        assert total is not None
-        return total
+        distances = self._statistic.distances([maps[tap] for tap in self._targets], [*self._targets.values()])
+        return (self._weights * distances).sum(0)

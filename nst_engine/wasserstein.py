@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nst_engine import losses
-from nst_engine.matrix_root import trace_of_root
+from nst_engine import losses, products
+from nst_engine.matrix_root import traces_of_roots
 
 # As a share of the largest variance of the target in any direction. White noise of this variance is
 # thought added to both sides, without which the gradient would have no bound in directions where the
@@ -97,7 +97,7 @@ class MeanCovariance:
 
     def distance(self, measured: Moments, target: GaussianTarget) -> Tensor:
         try:
-            return _distance(measured, target)
+            return _distances([measured], [target])[0]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             # The features have overflowed: a proposal to be dropped.
             return (measured.mean.sum() + measured.second.sum()) * math.inf
@@ -120,25 +120,37 @@ class MeanCovariance:
         means, powers = (torch.stack([getattr(target, name) for target in targets]) for name in ("mean", "power"))
         return GaussianTarget(means, directions, variances, noises, powers)
 
-    def distances(self, features: Tensor, targets: GaussianTarget) -> Tensor:
+    def distances(self, maps: Sequence[Tensor], targets: Sequence[GaussianTarget]) -> Tensor:
         """See `statistics.Stackable`."""
-        measured = Moments(*_Moments.apply(losses.rows_of_each(features), None))  # type: ignore[no-untyped-call]
-        return _distance(measured, targets)
+        rows = [losses.rows_of_each(features) for features in maps]
+        measured = [Moments(*_Moments.apply(one, None)) for one in rows]  # type: ignore[no-untyped-call]
+        return torch.stack(_distances(measured, targets))
 
 
-def _distance(measured: Moments, target: GaussianTarget) -> Tensor:
-    """That of one, or of each along the first dimension of all that is given.
+def _distances(measured: Sequence[Moments], targets: Sequence[GaussianTarget]) -> list[Tensor]:
+    """Each of one, or of several along the first dimension of all that is given.
 
     Added up in float64, as its terms cancel: what they differ by may be a hundredth of them.
     """
-    covariance = measured.second - measured.mean[..., :, None] * measured.mean[..., None, :]
+    covariances = [one.second - one.mean[..., :, None] * one.mean[..., None, :] for one in measured]
+    blocks = [_in_directions(*pair) for pair in zip(covariances, targets, strict=True)]
+    roots = traces_of_roots(blocks, [target.noise**2 for target in targets])
+    return [_distance(*parts) for parts in zip(measured, covariances, roots, targets, strict=True)]
+
+
+def _in_directions(covariance: Tensor, target: GaussianTarget) -> Tensor:
+    """S^1/2 C S^1/2 in the eigenvectors of S in which it varies, with the noise of both."""
     deviations = target.variances.sqrt()
     noise = torch.diag_embed(target.noise[..., None].expand_as(deviations))
     block = target.directions.mT @ covariance @ target.directions + noise
-    roots = trace_of_root(deviations[..., :, None] * block * deviations[..., None, :], target.noise**2)
-    own = covariance.diagonal(dim1=-2, dim2=-1).double().sum(-1) + target.noise.double() * deviations.shape[-1]
+    return deviations[..., :, None] * block * deviations[..., None, :]
+
+
+def _distance(measured: Moments, covariance: Tensor, root: Tensor, target: GaussianTarget) -> Tensor:
+    own = covariance.diagonal(dim1=-2, dim2=-1).double().sum(-1)
+    noises = target.noise.double() * target.variances.shape[-1]
     between_means = (measured.mean - target.mean).square().sum(-1)
-    distance: Tensor = between_means + own + target.variances.double().sum(-1) - 2 * roots
+    distance: Tensor = between_means + own + noises + target.variances.double().sum(-1) - 2 * root
     return (distance / target.power).float()
 
 
@@ -151,17 +163,16 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, rows: Tensor, roots: Tensor | None) -> tuple[Tensor, Tensor]:
         context.save_for_backward(rows, roots)
-        total = losses.sum_of_rows(rows) if roots is None else losses.sum_of_rows(rows * roots[:, None])
-        return total / rows.shape[-2], losses.sum_of_outer_products(rows) / rows.shape[-2]
+        total = products.sum_of_rows(rows) if roots is None else products.sum_of_rows(rows * roots[:, None])
+        return total / rows.shape[-2], products.sum_of_outer_products(rows) / rows.shape[-2]
 
     @staticmethod
     def backward(context: Any, mean: Tensor, second: Tensor) -> tuple[Tensor, None]:
         rows, roots = context.saved_tensors
         pull, shift = (second + second.mT) / rows.shape[-2], mean / rows.shape[-2]
-        if rows.dim() == 3:
-            return torch.baddbmm(shift.to(rows.dtype)[:, None], rows, pull.to(rows.dtype)), None
-        if roots is not None:
-            shift = torch.outer(roots, shift)
+        if roots is None:
+            return products.mapped(rows, pull, shift), None
+        shift = torch.outer(roots, shift)
         return torch.addmm(shift.to(rows.dtype), rows, pull.to(rows.dtype)), None
 
 

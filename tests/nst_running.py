@@ -10,8 +10,8 @@ from nst_server.model_server.job import RunningJob
 FLOW = Flow("interactive", "tenant")
 
 
-def running_job(lease: Any, *, backbone: Any = None, runner: Any = None) -> RunningJob:
-    """One that has nothing but what is given."""
+def running_job(lease: Any, *, backbone: Any = None, runner: Any = None, **settings: Any) -> RunningJob:
+    """One that has nothing but what is given, and `settings` of its server."""
     unused = SimpleNamespace(jetstream=None)
     return RunningJob(
         lease,
@@ -21,6 +21,6 @@ def running_job(lease: Any, *, backbone: Any = None, runner: Any = None) -> Runn
         networks=unused,
         others=unused,
         preparations=unused,
-        settings=ModelServerSettings(),
+        settings=ModelServerSettings(**settings),
         charge=lambda seconds: None,
     )

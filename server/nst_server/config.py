@@ -144,7 +144,8 @@ class ModelServerSettings(Settings):
     weights_seconds: float = setting(600.0, "How long a job waits for a network's weights to be fetched and read.")
     checkpoint_seconds: float = setting(
         0.0,
-        "Time between checkpoints of a job, up to twice that where they are slow; 0 is 4 s on a CPU and 0.5 on a GPU.",
+        "A job's own time on the device between its checkpoints, up to twice that where they are slow; 0 is 4 s on a "
+        "CPU and 0.5 on a GPU.",
         zero=True,
     )
     progress_seconds: float = setting(0.1, "Shortest time between progress events of a job.", zero=True)

@@ -76,7 +76,7 @@ class RunningJob:
         self._run_seconds = lease.record.checkpoint.run_seconds
         self._starts_again = False
         self._progress_at = 0.0
-        self._checkpoint_at = time.monotonic()
+        self._unsaved_seconds = 0.0  # of the device, since the state was last taken for a checkpoint
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -186,6 +186,7 @@ class RunningJob:
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""
         self._charge(step.device_seconds)
+        self._unsaved_seconds += step.device_seconds
         if self._starts_again:
             self._starts_again, self._run_seconds = False, 0.0
             await self.lease.append_state(job_pb2.JOB_STATE_RUNNING, "its checkpoint is lost: starts again")
@@ -209,16 +210,19 @@ class RunningJob:
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
             await self._keep(seat, step, step.state, progress)
-        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration, now):
-            self._checkpoint_at = now
+        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration):
+            self._unsaved_seconds = 0.0
             self._runner.snapshot(seat)
         return False
 
-    def _checkpoint_due(self, iteration: int, now: float) -> bool:
-        """Whether it is time for a checkpoint; at once when one clears the job of suspicion."""
+    def _checkpoint_due(self, iteration: int) -> bool:
+        """Whether it is time for a checkpoint; at once when one clears the job of suspicion.
+
+        What counts is the job's own share of the device: so a store is written to as much by many jobs as by one.
+        """
         clears = not self._cleared and iteration >= self.lease.record.lease.furthest
         self._cleared |= clears
-        return clears or now - self._checkpoint_at >= self._checkpoint_pause
+        return clears or self._unsaved_seconds >= self._checkpoint_pause
 
     async def _keep(self, seat: Seat, step: Step, state: SessionState, progress: job_pb2.Progress) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""

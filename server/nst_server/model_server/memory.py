@@ -44,7 +44,7 @@ def default_batch(device: torch.device) -> int:
 
 
 def default_checkpoint_seconds(device: torch.device) -> float:
-    """Time between checkpoints of a job: about what a crash costs."""
+    """Time on the device between checkpoints of a job: about what a crash costs it."""
     return CHECKPOINT_SECONDS_ON_CPU if device.type == "cpu" else CHECKPOINT_SECONDS_ON_GPU
 
 

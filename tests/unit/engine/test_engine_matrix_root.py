@@ -24,7 +24,7 @@ def test_traces_and_slopes_are_those_of_the_eigenvalues(side: int, smallest: flo
     pairs = [matrix(scale * eigenvalues, seed) for seed, scale in enumerate(scales)]
     matrices = torch.stack([given.float() for given, _ in pairs]).requires_grad_(True)
     floor = smallest * torch.tensor(scales)
-    traces = by_products(matrices, floor)
+    (traces,) = by_products([matrices], [floor])
     (slopes,) = torch.autograd.grad(traces.sum(), matrices)
     for scale, trace, slope, (_, wanted) in zip(scales, traces, slopes, pairs, strict=True):
         assert trace.item() == pytest.approx((scale * eigenvalues).sqrt().sum().item(), rel=1e-5)
@@ -36,22 +36,46 @@ def test_what_is_beyond_float32_is_finite():
     eigenvalues = torch.tensor([1.0, 1e-3, 1e-12, -1e-8, -3e-7], dtype=torch.float64)
     given, _ = matrix(eigenvalues)
     matrices = given.float()[None].requires_grad_(True)
-    trace = by_products(matrices, torch.tensor([1e-12]))
+    (trace,) = by_products([matrices], [torch.tensor([1e-12])])
     (slope,) = torch.autograd.grad(trace.sum(), matrices)
     assert trace.item() == pytest.approx(1 + 1e-3**0.5, rel=5e-3)
     assert slope.isfinite().all()
 
 
 def test_no_direction_and_no_variance_have_no_root():
-    assert by_products(torch.zeros(2, 0, 0), torch.zeros(2)).tolist() == [0.0, 0.0]
-    assert by_products(torch.zeros(1, 3, 3), torch.zeros(1)).item() < 1e-18
+    assert by_products([torch.zeros(2, 0, 0)], [torch.zeros(2)])[0].tolist() == [0.0, 0.0]
+    assert by_products([torch.zeros(1, 3, 3)], [torch.zeros(1)])[0].item() < 1e-18
 
 
 def test_both_ways_agree():
     given, _ = matrix(torch.logspace(0, -3, 30, dtype=torch.float64))
     one, floor = given.float(), torch.tensor(1e-3)
-    assert by_products(one, floor).item() == pytest.approx(trace_of_root(one, floor).item(), rel=1e-5)
+    (trace,) = by_products([one], [floor])
+    assert trace.item() == pytest.approx(trace_of_root(one, floor).item(), rel=1e-5)
 
 
 def test_what_is_not_finite_has_no_finite_trace():
-    assert not by_products(torch.full((1, 2, 2), torch.inf), torch.ones(1)).isfinite().any()
+    assert not by_products([torch.full((1, 2, 2), torch.inf)], [torch.ones(1)])[0].isfinite().any()
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_those_of_several_sides_are_what_each_alone_is(count: int):
+    """One that is not finite spoils none of the others. 40 times 256 x 256 numbers are not filled up to."""
+    sides, smallest = (0, 16, 60, 256), 1e-3
+    blocks = []
+    for side in sides:
+        eigenvalues = 1e3 * torch.linspace(1, smallest, side, dtype=torch.float64)
+        blocks.append(torch.stack([matrix(eigenvalues, seed)[0].float() for seed in range(count)]))
+    blocks[1][0] *= torch.inf
+    floors = [torch.full((count,), 1e3 * smallest) for _ in sides]
+    leaves = [block.requires_grad_(True) for block in blocks]
+    together = by_products(leaves, floors)
+    slopes = torch.autograd.grad([traces.sum() for traces in together], leaves)
+    assert not together[1][0].isfinite()
+    for leaf, floor, traces, slope in zip(leaves, floors, together, slopes, strict=True):
+        (alone,) = by_products([leaf], [floor])
+        assert slope.shape == leaf.shape
+        sound = slice(1, None) if leaf is leaves[1] else slice(None)
+        assert torch.allclose(traces[sound], alone[sound], rtol=1e-6)
+        wanted = torch.autograd.grad(alone.sum(), leaf)[0]
+        assert torch.allclose(slope[sound], wanted[sound], rtol=1e-3, atol=1e-6)

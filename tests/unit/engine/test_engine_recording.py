@@ -158,11 +158,12 @@ def start(engine: Engine, photo: Pixels, texture: Pixels, *, hole: bool = False,
 def test_a_recorded_run_is_the_launched_one(
     gpu: Engine, photo: Pixels, texture: Pixels, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ):
-    recorded = start(gpu, photo, texture, **OPTIONS[kind])
+    options = {"precision": "auto", **OPTIONS[kind]}  # in float32 cuDNN adds up some gradients in any order
+    recorded = start(gpu, photo, texture, **options)
     reports = finish(gpu, recorded)
     assert not caplog.records
     monkeypatch.setattr(Recording, "_record", lambda *_: None)
-    launched = start(gpu, photo, texture, **OPTIONS[kind])
+    launched = start(gpu, photo, texture, **options)
     assert finish(gpu, launched) == reports
     assert np.array_equal(recorded.image(), launched.image())
 

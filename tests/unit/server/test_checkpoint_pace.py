@@ -1,0 +1,52 @@
+"""How often the state of a job is stored."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import job_pb2
+from nst_engine import StepReport
+from nst_engine.schedule import Scale
+from nst_running import FLOW, running_job
+from nst_server.model_server.pace import Pace
+from nst_server.model_server.seats import Seat, Step
+
+SCALE = Scale(number=1, height=8, width=8, long_side=8, first=0, last=100_000)
+
+
+@dataclass
+class Lease:
+    """One that tells nobody."""
+
+    record: JobRecord = field(default_factory=JobRecord)
+    suspected: bool = False
+
+    async def append(self, event: job_pb2.JobEvent) -> None:
+        pass
+
+
+@dataclass
+class Runner:
+    """Counts the states that are asked for."""
+
+    asked: int = 0
+
+    def snapshot(self, seat: Seat) -> None:
+        self.asked += 1
+
+
+def step(iteration: int, seconds: float, device_seconds: float) -> Step:
+    report = StepReport(iteration, SCALE.last, 1, 1, 8, 8, 1.0, {"content": 1.0}, 0, (SCALE,), None)
+    return Step(report, seconds, device_seconds, None, None, 0)
+
+
+@pytest.mark.parametrize(("sharing", "checkpoints"), [(1, 50), (16, 3)])
+async def test_a_checkpoint_is_due_by_the_jobs_own_share_of_the_device(sharing: int, checkpoints: int):
+    """Sixteen jobs in one batch write about as much to the store, together, as one alone."""
+    runner = Runner()
+    job = running_job(Lease(), runner=runner, checkpoint_seconds=0.5)
+    seat, pace = Seat(FLOW.account, 64, 0, 0), Pace()
+    for iteration in range(1, 1601):
+        await job._handle(seat, step(iteration, 1 / 64, 1 / 64 / sharing), pace)
+    assert runner.asked == checkpoints
