@@ -78,8 +78,9 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
             if before is None and loss <= getattr(ending, goal):
                 reached[goal] = seconds
     opponent = (opponent + _seconds_per_iteration(yardstick)) / 2
-    whole, part = (count * opponent + yardstick.history_seconds(count) for count in (OPPONENT_ITERATIONS, ending.at))
-    return Race(pair, ending, whole, part, **reached)
+    counts = {OPPONENT_ITERATIONS, ending.at}
+    seconds_of = {count: count * opponent + yardstick.history_seconds(count) for count in counts}
+    return Race(pair, ending, seconds_of[OPPONENT_ITERATIONS], seconds_of[ending.at], **reached)
 
 
 def _options(size: int) -> StylizeOptions:

@@ -193,6 +193,7 @@ class JobCommands:
             NotWaiting: its priority cannot change any more.
             QueueFull, TenantQueueFull: there is no place in the queue to resume it, or to move it by way of.
             TooManyPaused: the tenant may have no more jobs paused.
+            StoreFull: the job runs, and a pause could find no room for its checkpoint.
         """
         record = await self._updates.apply(job_id, update)
         await nudge(self._backbone, job_id)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Set
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine
+from nst_engine.networks import NETWORKS
 from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import Backbone
 
@@ -55,7 +56,7 @@ class Others:
         return Announcement(
             server=ModelServer(name=self._server, device=self._engine.device_name, running_jobs=sum(running.values())),
             models=[model for model in available if model not in left],
-            left=left,
+            left=left & NETWORKS.keys(),
             memory_budget=self._engine.memory_budget,
             running=running,
         )

@@ -47,6 +47,7 @@ async def test_what_two_servers_cannot_read_they_do_not_leave_to_one_another_for
 async def test_a_job_that_is_too_large_is_left_to_who_has_more_memory(servers):
     assert await servers["small"].leave_job("job", MODELS[0])
     assert servers["small"].left == {"job"}
+    assert not (await servers["small"].announcement({})).left, "which concerns nobody else"
     assert not await servers["large"].leave_job("job", MODELS[0])
     assert not servers["large"].left
 

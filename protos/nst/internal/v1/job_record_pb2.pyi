@@ -346,7 +346,7 @@ class Announcement(_message.Message):
 
     @_builtins.property
     def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models, and the ids of the jobs, that it leaves to others now: no job of such a model is to be left to it."""
+        """The models that it leaves to others now: no job with one of them is to be left to it."""
 
     def __init__(
         self,
