@@ -1,8 +1,9 @@
 """Iterations of several sessions side by side, their pictures evaluated together."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from nst_engine.backbone import Backbone
 from nst_engine.evaluation import Evaluation, evaluated
 from nst_engine.objective import Objective
 from nst_engine.report import StepReport
+
+Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,15 @@ class Batches:
         self._pixels = pixels
         self._seen: dict[BatchKey, int] = {}
 
-    def of(self, keys: Sequence[BatchKey | None]) -> list[list[int]]:
-        """The places of equal keys, in batches of one at least; None goes alone."""
-        groups: dict[BatchKey | int, list[int]] = {}
-        for index, key in enumerate(keys):
-            groups.setdefault(index if key is None else key, []).append(index)
+    def of(self, keyed: Iterable[tuple[Member, BatchKey | None]]) -> list[list[Member]]:
+        """Those of equal keys, in batches of one at least; None goes alone."""
+        groups: dict[BatchKey | None, list[Member]] = {}
+        for member, key in keyed:
+            groups.setdefault(key, []).append(member)
         found = []
-        for shared, places in groups.items():
-            size = 1 if isinstance(shared, int) else self._size(shared)
-            found += [places[first : first + size] for first in range(0, len(places), size)]
+        for shared, members in groups.items():
+            size = 1 if shared is None else self._size(shared)
+            found += [members[first : first + size] for first in range(0, len(members), size)]
         return found
 
     def was_too_large(self, key: BatchKey | None, size: int) -> None:

@@ -55,7 +55,7 @@ class Engine:
             or dies in the middle, the others' call raises torch's error at the timeout of the group at the
             latest, which must be longer than an iteration. None is this process alone.
         batch_limit: how many sessions `step` evaluates together, at most; their maps fit into the memory
-            budget in any case. None is no other limit.
+            budget in any case, and on a GPU they have `RECORDED_PIXELS` together. None is no other limit.
         style_cache_bytes: for what was measured of style pictures, kept for the next session with the same
             one; the least recently used makes room. 0 keeps nothing.
 
@@ -94,7 +94,7 @@ class Engine:
         self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
         self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
-        # What is not recorded is as fast alone.
+        # What is not recorded takes longer than its sessions one by one.
         worthwhile = RECORDED_PIXELS if self.device.type == "cuda" else None
         self._batches = batching.Batches(self.memory_budget, batch_limit, worthwhile)
 
@@ -212,16 +212,20 @@ class Engine:
             raise ValueError("sessions: one of them is given twice, and can only be stepped once at a time")
         if self._processes.size > 1:
             return [session.advance() for session in sessions]
-        outcomes: dict[int, StepReport | Exception] = {}
-        keys = [session.batch_key for session in sessions]
-        for batch in self._batches.of(keys):
-            too_large = partial(self._batches.was_too_large, keys[batch[0]], len(batch))
-            found = batching.advance([sessions[index].iterate() for index in batch], too_large=too_large)
+        outcomes: dict[Session, StepReport | Exception] = {}
+        # In the order of their making, whoever is given first: other companions would be another recording.
+        in_order = sorted(sessions, key=lambda session: session.number)
+        for batch in self._batches.of([(session, session.batch_key) for session in in_order]):
+            too_large = partial(self._batches.was_too_large, batch[0].batch_key, len(batch))
+            found = batching.advance([session.iterate() for session in batch], too_large=too_large)
             outcomes |= zip(batch, found, strict=True)
-        return [outcomes[index] for index in range(len(sessions))]
+        return [outcomes[session] for session in sessions]
 
     def release_memory(self) -> None:
-        """Returns the memory of sessions that are gone to the system, and on a GPU to others who use it."""
+        """Returns the memory of sessions that are gone to the system, and on a GPU to others who use it.
+
+        What states have been copied from there by way of goes too.
+        """
         hardware.release_freed_memory()
         self._batches.forget()
         for backbone in self._backbones.values():
@@ -229,6 +233,7 @@ class Engine:
             backbone.optimizer_shelf.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.accelerator.empty_host_cache()
 
     def _session(
         self,

@@ -13,12 +13,6 @@ ITERATIONS = 11
 LAUNCHED = 2**20
 
 
-def trace_of_root(matrices: Tensor, floor: Tensor) -> Tensor:
-    """`traces_of_roots` of one."""
-    (traces,) = traces_of_roots([matrices], [floor])
-    return traces
-
-
 def traces_of_roots(matrices: Sequence[Tensor], floors: Sequence[Tensor]) -> list[Tensor]:
     """tr A^1/2 of symmetric matrices A, (..., k, k) float32, as float64 (...), differentiable in them.
 

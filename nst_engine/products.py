@@ -32,7 +32,7 @@ def sum_of_outer_products(rows: Tensor) -> Tensor:
 
 
 def mapped(rows: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
-    """x M + s of every vector x, in its dtype.
+    """x M + s of every vector x, in its dtype; not differentiable.
 
     Args:
         matrix: M, (..., C, C), float32, one for each map, as is `shift`.
@@ -45,12 +45,15 @@ def mapped(rows: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     if rows.dim() == 2:
         return torch.addmm(shift, rows, matrix)
     if _one_by_one(rows):
-        return torch.stack([torch.addmm(*one) for one in zip(shift, rows, matrix, strict=True)])
+        found = rows.new_empty(rows.shape)
+        for place in range(len(rows)):
+            torch.addmm(shift[place], rows[place], matrix[place], out=found[place])
+        return found
     return torch.baddbmm(shift[:, None], rows, matrix)
 
 
 def _adds_in_float32(rows: Tensor) -> bool:
-    return rows.is_cuda and rows.dtype != torch.float32
+    return rows.is_cuda and rows.dtype == torch.bfloat16 and torch.version.hip is None
 
 
 def _one_by_one(rows: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """One stylisation in progress: how it is steered, and where it is in the schedule."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ from nst_engine.stopping import StopReason
 from nst_engine.style_cache import StyleCache
 from nst_engine.tiled import TiledObjective
 
+_numbers = itertools.count()
+
 
 class Session:
     """One stylisation in progress. Made by `Engine.start` or `Engine.resume`.
@@ -42,6 +45,9 @@ class Session:
         state: where to continue; its options and shares are those given.
         memory_budget: bytes for the maps of one evaluation, and again for the history of L-BFGS.
         cache: where measured styles are kept for other sessions; None keeps nothing.
+
+    Attributes:
+        number: higher than those of sessions made before.
 
     Raises:
         OptionError: the styles or their shares are unusable, the content is too thin for `size`, the
@@ -61,6 +67,7 @@ class Session:
         memory_budget: int = sys.maxsize,
         cache: StyleCache | None = None,
     ) -> None:
+        self.number = next(_numbers)
         self._resources = Resources(backbone, material, memory_budget, cache or StyleCache(0))
         if not material.styles:
             raise OptionError("styles", "at least one style is needed, or a hole to fill")

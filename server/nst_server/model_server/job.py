@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 2.0
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
+CHECKPOINT_WAITS = 10.0  # by the clock, as many times as long as by the job's own time on the device
 
 
 class _Released(Exception):
@@ -76,7 +77,8 @@ class RunningJob:
         self._run_seconds = lease.record.checkpoint.run_seconds
         self._starts_again = False
         self._progress_at = 0.0
-        self._unsaved_seconds = 0.0  # of the device, since the state was last taken for a checkpoint
+        # Since its state was last asked for.
+        self._unsaved_at, self._unsaved_seconds = time.monotonic(), 0.0
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -210,19 +212,21 @@ class RunningJob:
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
             await self._keep(seat, step, step.state, progress)
-        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration):
-            self._unsaved_seconds = 0.0
+        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration, now):
+            self._unsaved_at, self._unsaved_seconds = now, 0.0
             self._runner.snapshot(seat)
         return False
 
-    def _checkpoint_due(self, iteration: int) -> bool:
+    def _checkpoint_due(self, iteration: int, now: float) -> bool:
         """Whether it is time for a checkpoint; at once when one clears the job of suspicion.
 
-        What counts is the job's own share of the device: so a store is written to as much by many jobs as by one.
+        What counts is the job's own share of the device: so many jobs write to the store as much as one. But it is
+        not longer ago by the clock than ten times that.
         """
         clears = not self._cleared and iteration >= self.lease.record.lease.furthest
         self._cleared |= clears
-        return clears or self._unsaved_seconds >= self._checkpoint_pause
+        seconds = max(self._unsaved_seconds, (now - self._unsaved_at) / CHECKPOINT_WAITS)
+        return clears or seconds >= self._checkpoint_pause
 
     async def _keep(self, seat: Seat, step: Step, state: SessionState, progress: job_pb2.Progress) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""

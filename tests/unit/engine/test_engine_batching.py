@@ -1,6 +1,6 @@
 """Sessions of one shape advance as one batch, and each as if it were alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,10 +13,10 @@ from engine_runs import OTHER_PRECISIONS, Pixels, bytes_for, finish, noisy, quic
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import Engine, OptionError, Session, StepReport, Style, checkpoint
+from nst_engine import Engine, OptionError, Session, StepReport, Style, batching, checkpoint
 from nst_engine.backbone import Backbone
-from nst_engine.batching import Request
-from nst_engine.evaluation import Stack, stackable
+from nst_engine.batching import Batches, Request
+from nst_engine.evaluation import Evaluation, Stack, evaluated, stackable
 from nst_engine.objective import Objective
 
 ROWS, COLUMNS = 40, 64
@@ -245,6 +245,41 @@ def test_a_batch_is_as_large_as_memory_and_the_limit_let_it_be(
         assert [shape[0] for shape in shapes] == [*[largest] * (5 // largest), *[5 % largest] * (5 % largest > 0)]
     with pytest.raises(ValueError, match="batch_limit"):
         Engine("cpu", batch_limit=0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sizes"), [(3 * ROWS * COLUMNS, [3, 2]), (3 * ROWS * COLUMNS - 1, [2, 2, 1]), (1, [1] * 5)]
+)
+def test_a_batch_has_so_many_pixels_at_most(
+    engine: Engine, photo: Pixels, texture: Pixels, pixels: int, sizes: list[int]
+):
+    """As on a GPU."""
+    key = start(engine, photo, texture, "moments").batch_key
+    batches = Batches(memory_budget=2**40, limit=None, pixels=pixels).of([(number, key) for number in range(5)])
+    assert [len(batch) for batch in batches] == sizes
+
+
+def test_the_same_sessions_go_together_in_whatever_order(
+    engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
+):
+    """On a GPU other companions would be another recording."""
+    pairs = Engine("cpu", threads=1, batch_limit=2)
+    pairs._backbones = engine._backbones
+    sessions = [start(pairs, photo, texture, "moments") for _ in range(4)]
+    together: list[list[int]] = []
+
+    def noted(objectives: Sequence[Objective], images: Sequence[Tensor]) -> list[Evaluation]:
+        together.append([objective.revision for objective in objectives])
+        return evaluated(objectives, images)
+
+    monkeypatch.setattr(batching, "evaluated", noted)
+    stepped(pairs, sessions)
+    companions = {frozenset(revisions) for revisions in together}
+    assert len(companions) == 2
+    for order in ((2, 0, 3, 1), (3, 2, 1, 0)):
+        reports = stepped(pairs, [sessions[place] for place in order])
+        assert [report.iteration for report in reports] == [sessions[place].iteration for place in order]
+    assert {frozenset(revisions) for revisions in together} == companions
 
 
 def test_what_goes_together_has_one_key(engine: Engine, photo: Pixels, texture: Pixels):

@@ -19,6 +19,19 @@ def state(engine: Engine, photo: Pixels, texture: Pixels) -> SessionState:
     return session.state_dict()
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_what_is_on_a_device_is_copied_as_it_is(device: str):
+    tensors = {"one": torch.arange(6.0, device=device).view(2, 3).T, "number": torch.tensor(7, device=device)}
+    copies = checkpoint.on_cpu(tensors)
+    assert {name: (copy.device.type, copy.dtype, copy.tolist()) for name, copy in copies.items()} == {
+        "one": ("cpu", torch.float32, [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]),
+        "number": ("cpu", torch.int64, 7),
+    }
+
+
 @pytest.fixture(scope="module")
 def data(state: SessionState) -> bytes:
     return checkpoint.dumps(state)

@@ -1,6 +1,8 @@
 """How often the state of a job is stored."""
 
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from nst.v1 import job_pb2
 from nst_engine import StepReport
 from nst_engine.schedule import Scale
 from nst_running import FLOW, running_job
+from nst_server.model_server import job as job_module
 from nst_server.model_server.pace import Pace
 from nst_server.model_server.seats import Seat, Step
 
@@ -50,3 +53,18 @@ async def test_a_checkpoint_is_due_by_the_jobs_own_share_of_the_device(sharing: 
     for iteration in range(1, 1601):
         await job._handle(seat, step(iteration, 1 / 64, 1 / 64 / sharing), pace)
     assert runner.asked == checkpoints
+
+
+async def test_a_checkpoint_is_due_after_ten_times_as_long_by_the_clock(monkeypatch: pytest.MonkeyPatch):
+    """A job that waits for others most of the time has something to lose too."""
+    clock = SimpleNamespace(monotonic=lambda: now, time=time.time)
+    monkeypatch.setattr(job_module, "time", clock)
+    now, runner = 100.0, Runner()
+    job = running_job(Lease(), runner=runner, checkpoint_seconds=0.5)
+    seat, pace = Seat(FLOW.account, 64, 0, 0), Pace()
+    asked = []
+    for iteration in range(1, 12):
+        now = 100.0 + iteration
+        await job._handle(seat, step(iteration, 0.001, 0.001), pace)
+        asked.append(runner.asked)
+    assert asked == [0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
