@@ -10,7 +10,7 @@ COPY server server
 COPY client client
 COPY protos protos
 RUN python -m venv /opt/nst \
-    && /opt/nst/bin/pip install --no-cache-dir -c constraints.txt '.[server,faces]'
+    && /opt/nst/bin/pip install --no-cache-dir -c constraints.txt '.[server,faces,tracing]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin nst \

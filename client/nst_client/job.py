@@ -15,7 +15,7 @@ from nst_client.errors import JobCancelled, JobFailed, NotFound, NstError
 from nst_client.events import AnyEvent, ErrorEvent, JobStatus, Partial, ResultEvent, StateEvent, ends_history
 from nst_client.formats import Codec, EncodedFormat, Format, TensorFormat, format_message
 from nst_client.images import Decoded, Picture, Pixels
-from nst_client.options import set_scalar
+from nst_client.options import naming, set_scalar
 from nst_client.spec import Priority, priority_number
 from nst_client.transfer import download
 from nst_client.transport import Transport
@@ -149,12 +149,13 @@ class AsyncJob:
         Raises:
             TypeError, ValueError: an argument cannot be sent.
         """
-        update = job_pb2.JobUpdate(
-            style_shares=style_shares,
-            content_layers=content_layers,
-            style_layers=style_layers,
-            priority=priority_number(priority),
-        )
+        update = job_pb2.JobUpdate(priority=priority_number(priority))
+        with naming("style_shares"):
+            update.style_shares.extend(style_shares)
+        with naming("content_layers"):
+            update.content_layers.update(content_layers or {})
+        with naming("style_layers"):
+            update.style_layers.update(style_layers or {})
         numbers = {
             "strength": strength,
             "content_weight": content_weight,

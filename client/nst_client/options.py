@@ -1,6 +1,7 @@
 """Options by name: from Python values or text into `StylizeOptions`, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -95,6 +96,15 @@ def set_scalar(message: Message, field: str, value: object, name: str) -> None:
         raise TypeError(f"{name}: must be {kind}, not {value!r}") from None
     except ValueError:
         raise ValueError(f"{name}: {value!r} is out of range") from None
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """A TypeError or ValueError of the block, with a text that starts with `name`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _field(name: str) -> FieldDescriptor:

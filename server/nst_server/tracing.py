@@ -30,7 +30,7 @@ def configure(service: str) -> None:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        log.warning("spans are not exported: pip install 'nst-serve[tracing]'")
+        log.warning("spans are not exported: pip install '.[tracing]' in the source folder")
         return
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -87,7 +87,14 @@ def test_without_a_server_the_command_says_how_to_get_one(base_install, content_
     refused = base_install.run("nst", "stylize", content_path, style_path, "--output", tmp_path / "result.png")
     assert refused.returncode == 2
     assert "--server HOST:PORT" in refused.stderr
-    assert "pip install 'nst-serve[server]'" in refused.stderr
+    assert "pip install '.[server]' in the source folder" in refused.stderr
+
+
+def test_a_server_says_what_it_lacks(base_install):
+    refused = base_install.run("nst-server", "--help")
+    assert refused.returncode == 1
+    assert "pip install '.[server]'" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_its_sdk_brings_the_stored_picture(base_install, server, content_path, style_path, tmp_path):

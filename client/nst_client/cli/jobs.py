@@ -94,9 +94,10 @@ def watch(server: Server, job_id: str, after: int, as_json: bool) -> None:
     "--style-layer", "style_layers", multiple=True, type=Text(), metavar="TAP=WEIGHT", help=f"For style. {_LAYERS}"
 )
 @click.option("--iterations", type=click.IntRange(1, UINT32_MAX), metavar="N", help="Over all scales: more, or fewer.")
+@click.option("--priority", type=click.Choice(["interactive", "batch"]), help="While it waits.")
 @_json_option
 def steer(server: Server, /, job_id: str, as_json: bool, **changes: Any) -> None:
-    """Change weights or iterations of a job that waits or runs. What is not given stays as it is."""
+    """Change weights, iterations or priority of a job that waits or runs. What is not given stays as it is."""
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     if not given:
         raise click.UsageError("give something to change")

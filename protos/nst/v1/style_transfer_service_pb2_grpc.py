@@ -29,7 +29,8 @@ class StyleTransferServiceStub:
     """Turns pictures into jobs, and jobs into pictures.
 
     The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
-    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND. The server
+    believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
     programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
@@ -74,7 +75,8 @@ class StyleTransferServiceServicer:
     """Turns pictures into jobs, and jobs into pictures.
 
     The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
-    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND. The server
+    believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
     programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
@@ -165,7 +167,8 @@ class StyleTransferService:
     """Turns pictures into jobs, and jobs into pictures.
 
     The metadata `x-nst-tenant` says whose jobs and pictures a call is about, 1 to 64 letters, digits, `-`, `_` or
-    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND.
+    `.`; without it they are of "anonymous". A tenant sees its own only: those of others are NOT_FOUND. The server
+    believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
     programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo

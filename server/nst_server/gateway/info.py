@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from google.rpc import code_pb2
@@ -57,8 +58,10 @@ class ServerInfo:
             preview_defaults=job_pb2.PreviewOptions(interval=self._settings.preview_interval),
         )
 
-    async def check_model(self, model: str) -> None:
+    async def check_model(self, model: str, known: Callable[[], Awaitable[bool]]) -> None:
         """Refuses a model that no model server has; while none is alive, jobs may wait for one.
+
+        `known` tells whether the job is there already: then its request is answered as it was.
 
         Raises:
             Refusal: the model's weights are missing.
@@ -68,6 +71,8 @@ class ServerInfo:
             return
         alive = await announcements(self._backbone, patience=PATIENCE_SECONDS)
         if alive and not any(model in announcement.models for announcement in alive):
+            if await known():
+                return
             text = f"no model server has the weights of {model}: run `nst weights pull {model}` where they run"
             raise Refusal(
                 code_pb2.FAILED_PRECONDITION,

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 from google.rpc import code_pb2
 
@@ -63,7 +64,8 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         check_request_id(request.request_id)
         await self._commands.check_room(request.request_id, tenant(context))
-        await self._info.check_model(self._specs.check(request.spec).options.model)
+        known = partial(self._commands.knows, request.request_id, tenant(context))
+        await self._info.check_model(self._specs.check(request.spec).options.model, known)
         spec = await self._specs.complete(tenant(context), request.spec, {})
         asked = reduce_to_references(request.spec, spec)
         job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent(), asked)

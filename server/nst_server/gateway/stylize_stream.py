@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from uuid import uuid4
 
 from nst.v1 import job_pb2
@@ -82,7 +83,8 @@ class StylizeStreams:
         request_id = start.request_id or str(uuid4())
         check_request_id(request_id)
         # Before the client sends the bytes of its pictures for nothing.
-        await self._info.check_model(self._specs.check(start.spec).options.model)
+        known = partial(self._commands.knows, request_id, tenant)
+        await self._info.check_model(self._specs.check(start.spec).options.model, known)
         await self._commands.check_room(request_id, tenant)
         assemblies = self._assemblies(start.spec)
         size = sum(assembly.size for assembly in assemblies.values())

@@ -127,11 +127,17 @@ class JobCommands:
         """Refuses at little cost what `create` would refuse for want of room; see there."""
         try:
             await self._tickets.check_room(tenant)
-        except (QueueFull, TenantQueueFull) as full:
-            try:
-                await self.records.get(derive_job_id(tenant, request_id))
-            except JobNotFound:
-                raise full from None
+        except (QueueFull, TenantQueueFull):
+            if not await self.knows(request_id, tenant):
+                raise
+
+    async def knows(self, request_id: str, tenant: str) -> bool:
+        """Whether there is a job of this request."""
+        try:
+            await self.records.get(derive_job_id(tenant, request_id))
+        except JobNotFound:
+            return False
+        return True
 
     async def _existing(self, job_id: str, digest: str) -> job_pb2.Job | None:
         try:

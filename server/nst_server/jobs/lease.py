@@ -174,13 +174,19 @@ class Lease:
         return await self._checkpoints.get(self.record.checkpoint.object)
 
     async def save_checkpoint(self, data: bytes, checkpoint: Checkpoint) -> None:
-        """Stores a checkpoint, then points the record at it.
+        """Stores a checkpoint, then points the record at it. That the job has come this far shows in any case.
 
         Raises:
             Superseded: a later attempt has the job.
+            StoreFull: there is no room for it.
         """
         checkpoint.object = checkpoint_name(incarnation(self.record), self.attempt, self._checkpoints_written)
-        await self._checkpoints.put(checkpoint.object, data)
+        try:
+            await self._checkpoints.put(checkpoint.object, data)
+        except StoreFull:
+            if is_suspected(self.record):
+                await self._update(lambda record: clear(record, checkpoint.iteration))
+            raise
 
         before = Checkpoint()
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 LOOK_SECONDS = 2.0
 CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
-CHECKPOINT_WAITS = 10.0  # by the clock, as many times as long as by the job's own time on the device
+CHECKPOINT_WAITS = 20.0  # by the clock, as many times as long as by the job's own time on the device
 
 
 class _Released(Exception):
@@ -77,8 +77,9 @@ class RunningJob:
         self._run_seconds = lease.record.checkpoint.run_seconds
         self._starts_again = False
         self._progress_at = 0.0
-        # Since its state was last asked for.
-        self._unsaved_at, self._unsaved_seconds = time.monotonic(), 0.0
+        # Since its state was last asked for, or its first step came.
+        self._unsaved_at: float | None = None
+        self._unsaved_seconds = 0.0
         self._checkpoint_pause = settings.checkpoint_seconds
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -220,9 +221,11 @@ class RunningJob:
     def _checkpoint_due(self, iteration: int, now: float) -> bool:
         """Whether it is time for a checkpoint; at once when one clears the job of suspicion.
 
-        What counts is the job's own share of the device: so many jobs write to the store as much as one. But it is
-        not longer ago by the clock than ten times that.
+        What counts is the job's own share of the device: so up to twenty jobs write to the store as much as one. By
+        the clock it is no longer than that many times as long.
         """
+        if self._unsaved_at is None:
+            self._unsaved_at = now
         clears = not self._cleared and iteration >= self.lease.record.lease.furthest
         self._cleared |= clears
         seconds = max(self._unsaved_seconds, (now - self._unsaved_at) / CHECKPOINT_WAITS)

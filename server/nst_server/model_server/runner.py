@@ -23,6 +23,7 @@ from nst_server.model_server.seats import Failure, Seat, Seats, Step, Unchanged
 log = logging.getLogger(__name__)
 
 BLOCKED_POLL_SECONDS = 0.02
+REVIEW_SECONDS = 1.0
 # Memory that jobs have freed is kept for the next one so long: to have it anew from the system takes
 # 130,000 page faults in a job of 512 px, and 4 per cent of its time.
 IDLE_SECONDS = 60.0
@@ -56,6 +57,7 @@ class Runner:
         self._turn: _Turn | None = None
         self._stopped = False
         self._lost = False
+        self._reviewed = 0.0
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self.device_lost = asyncio.Event()
 
@@ -140,12 +142,19 @@ class Runner:
         self._started.set_result(self._engine)
         while not self._stopped:
             try:
+                self._review()
                 self._obey(wait=not self._seats.ready())
                 if not self._stopped and (ready := self._seats.ready()):
                     self._take_turn(ready)
             except Exception:
                 log.critical("the compute thread has failed", exc_info=True)
                 self._give_up()
+
+    def _review(self) -> None:
+        """Looks again, now and then, whether memory is still short: what had it may be gone, with no job gone."""
+        if self._seats.short and time.monotonic() - self._reviewed >= REVIEW_SECONDS:
+            self._reviewed = time.monotonic()
+            self._seats.review()
 
     def _set_up(self) -> None:
         self._engine = engine = self._make_engine()

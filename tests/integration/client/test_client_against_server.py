@@ -59,7 +59,7 @@ def test_a_job_from_picture_to_picture(client: Client) -> None:
     assert hashlib.sha256(last.picture.data).hexdigest() == last.reference.sha256
     assert next(event.iteration for event in events if isinstance(event, PreviewEvent)) == 1
     status = job.status()
-    assert (status.state, status.options["size"], [weight for _, weight in status.styles]) == (
+    assert (status.state, status.options["size"], [style.weight for style in status.styles]) == (
         JobState.SUCCEEDED,
         32,
         [2.0, 1.0],

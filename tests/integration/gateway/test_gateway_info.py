@@ -84,6 +84,22 @@ def test_a_model_whose_weights_no_model_server_has(tmp_path):
     assert f"nst weights pull {TORCHVISION}" in refused.message
 
 
+def test_a_job_that_was_made_is_told_of_again_though_its_model_is_gone(tmp_path):
+    """As where the answer was lost, and the only server with its weights is being restarted."""
+    with (
+        running_nats(tmp_path) as nats_url,
+        running_gateway(tmp_path, nats_url) as gateway,
+        calls(gateway.address) as call,
+    ):
+        spec = tiny_spec(model=TORCHVISION)
+        made = call.create(spec, "request")
+        (tmp_path / "other").mkdir()
+        with running_gateway(tmp_path / "other", nats_url) as other, calls(other.address) as again:
+            asyncio.run(announce(nats_url, Announcement(server={"name": "one"}, models=[CAFFE])))
+            assert again.create(spec, "request") == made
+            assert refusal_of(lambda: again.create(spec, "another")).reason == "MODEL_UNAVAILABLE"
+
+
 def fill(call: Calls) -> Iterator[None]:
     """Jobs with pictures of their own, until the store refuses one."""
     for seed in range(1000):

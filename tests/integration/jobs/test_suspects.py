@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from google.rpc import code_pb2
-from lease_support import SHORT_LEASES, claimed, of_server, progress
+from lease_support import LEASE_SECONDS, SHORT_LEASES, claimed, of_server, progress
 from nats.js.errors import ServiceUnavailableError
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
@@ -50,6 +50,18 @@ async def test_only_a_checkpoint_beyond_the_last_loss_clears_a_job(backbone, com
     assert second.suspected
     await ended(backbone, commands, tickets, job.job_id)
     assert (await commands.get(job.job_id)).error.reason == "QUARANTINED"
+
+
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_checkpoint_bytes=2**20, lease_seconds=LEASE_SECONDS)])
+async def test_a_checkpoint_beyond_the_last_loss_that_finds_no_room_clears_a_job_too(backbone, commands, tickets, spec):
+    await commands.create("request", "tenant", spec, "")
+    await (await claimed(of_server(backbone, 0), tickets)).append(progress(50))
+    heir = await claimed(of_server(backbone, 1), tickets)
+    for iteration, suspected in ((50, True), (200, False)):
+        with pytest.raises(StoreFull, match="max_checkpoint_bytes"):
+            await heir.save_checkpoint(b"x" * 2**21, Checkpoint(iteration=iteration))
+        assert heir.suspected == suspected
+    assert not heir.record.checkpoint.object
 
 
 @SHORT_LEASES

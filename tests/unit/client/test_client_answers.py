@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from scripted_server import ScriptedServer, progress_event
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
-from nst_client import AsyncClient, ImageRef, JobState
+from nst_client import AsyncClient, ImageRef, JobState, Style
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
 
@@ -33,6 +33,8 @@ async def test_a_status_holds_what_the_job_does(server: ScriptedServer) -> None:
         priority=job_pb2.PRIORITY_BATCH,
     )
     spec.styles.add(image=image_pb2.Image(reference=image_pb2.ImageReference(sha256=B.sha256)), weight=0.5)
+    mask = image_pb2.Image(reference=image_pb2.ImageReference(sha256=A.sha256))
+    spec.styles.add(image=mask, region=mask, source_region=mask, scale=0.25)
     server.jobs = [
         job_pb2.Job(
             job_id="j",
@@ -51,7 +53,7 @@ async def test_a_status_holds_what_the_job_does(server: ScriptedServer) -> None:
         (status,) = [job async for job in client.jobs()]
     assert (status.job_id, status.request_id, status.tenant) == ("j", "r", "t")
     assert (status.state, status.attempt, status.last_sequence) == (JobState.FAILED, 2, 9)
-    assert (status.content, status.styles, status.priority) == (A, ((B, 0.5),), "batch")
+    assert (status.content, status.styles, status.priority) == (A, (Style(B, 0.5), Style(A, 1.0, A, A, 0.25)), "batch")
     assert status.options == {"size": 64, "optimizer": "lbfgs"}
     assert status.create_time == datetime.fromtimestamp(1_700_000_000, UTC)
     assert status.progress is not None

@@ -125,6 +125,7 @@ def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
     server.publish(state_event(job_pb2.JOB_STATE_RUNNING))
     layers = ["--style-layer", "relu1_1=2", "--style-layer", "relu2_1=0.5", "--content-layer", "relu4_2=1"]
     steered = nst("jobs", "steer", JOB_ID, *layers, "--iterations", 70, "--json", "--server", server.address)
+    assert nst("jobs", "steer", JOB_ID, "--priority", "batch", "--server", server.address).code == 0
     assert [job["control_version"] for job in steered.lines] == [1]
     weights = ["--strength", 0, "--tv-weight", 3, "--style-share", 1, "--style-share", 0]
     assert nst("jobs", "steer", JOB_ID, *weights, "--server", server.address).code == 0
@@ -132,6 +133,7 @@ def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
         assert nst("jobs", command, JOB_ID, "--server", server.address).code == 0
     assert [request.update for request in server.received["UpdateJob"]] == [
         job_pb2.JobUpdate(style_layers={"relu1_1": 2, "relu2_1": 0.5}, content_layers={"relu4_2": 1}, iterations=70),
+        job_pb2.JobUpdate(priority=job_pb2.PRIORITY_BATCH),
         job_pb2.JobUpdate(strength=0, tv_weight=3, style_shares=[1, 0]),
         job_pb2.JobUpdate(paused=True),
         job_pb2.JobUpdate(paused=False),

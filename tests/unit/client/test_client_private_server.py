@@ -172,7 +172,7 @@ def test_it_ends_with_a_command_that_is_killed(install: Path, note: Path, tmp_pa
 def test_without_the_servers_packages_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else object())
     with (
-        pytest.raises(click.UsageError, match=r"torch not installed.*pip install 'nst-serve\[server\]'"),
+        pytest.raises(click.UsageError, match=r"torch not installed.*pip install '\.\[server\]' in the source"),
         private_server(),
     ):
         pass

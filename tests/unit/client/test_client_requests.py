@@ -215,6 +215,19 @@ async def test_steering_names_what_cannot_be_sent(server: ScriptedServer, name: 
     assert not server.received
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("style_shares", "ab"), ("style_shares", 0.5), ("style_layers", {"relu1_1": "x"}), ("content_layers", "x")],
+)
+async def test_steering_names_the_shares_and_layers_that_cannot_be_sent(
+    server: ScriptedServer, name: str, value: object
+) -> None:
+    async with AsyncClient(server.address) as client:
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+            await client.job(JOB_ID).steer(**{name: value})  # type: ignore[arg-type]
+    assert not server.received
+
+
 async def test_a_time_limit_is_sent_as_it_was_given(server: ScriptedServer) -> None:
     assert not (await created(server, A, B)).HasField("time_limit")
     for limit in (2.5, np.float16(2.5), np.float32(2.5)):

