@@ -74,6 +74,11 @@ class GatewaySettings(Settings):
         "much for requests that bring their pictures along, and chunks that wait.",
     )
     max_result_bytes: int = setting(512 * MIB, "Memory for all results being sent; those of one tenant get half.")
+    max_watch_bytes: int = setting(
+        512 * MIB,
+        "Memory for events that watchers have not taken yet; those of one tenant get half. Beyond it they come without "
+        "their pictures.",
+    )
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)
     max_styles: int = setting(8, "Style pictures of one job.")

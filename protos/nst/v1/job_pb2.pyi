@@ -620,8 +620,9 @@ class Preview(_message.Message):
     @_builtins.property
     def image(self) -> _image_pb2.Image:
         """The picture in the form asked for. Unset when the watcher asked for none, when it was too slow
-        to be sent every one, when the picture has been removed from the store, or when it is over the
-        server's message limit: a smaller `PreviewOptions.max_size` helps.
+        to be sent every one, when watchers leave the gateway no memory for it, when the picture has been
+        removed from the store, or when it is over the server's message limit: a smaller
+        `PreviewOptions.max_size` helps.
         """
 
     def __init__(
@@ -671,8 +672,8 @@ class Result(_message.Message):
 
     @_builtins.property
     def image(self) -> _image_pb2.Image:
-        """The picture in the form asked for. Unset when the watcher asked for none, or when it is over
-        the server's message limit: `GetResult` streams it.
+        """The picture in the form asked for. Unset when the watcher asked for none, when watchers leave the
+        gateway no memory for it, or when it is over the server's message limit: `GetResult` streams it.
         """
 
     @_builtins.property

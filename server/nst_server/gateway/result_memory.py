@@ -1,7 +1,6 @@
 """The memory that results hold while they are sent."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +8,7 @@ from google.rpc import code_pb2
 
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
+from nst_server.gateway.held_bytes import HeldBytes
 
 RETRY_SECONDS = 2
 
@@ -17,9 +17,8 @@ class ResultMemory:
     """Bounds what all results being sent hold together, those of one tenant half of it, and for how long one does."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._limit = settings.max_result_bytes
+        self._held = HeldBytes(settings.max_result_bytes)
         self._timeout = settings.result_timeout_seconds
-        self._held: Counter[str] = Counter()
 
     @property
     def too_slow(self) -> Refusal:
@@ -38,18 +37,14 @@ class ResultMemory:
             Refusal: others hold so much that these do not fit. One that is alone always fits. Or the time is up
                 before there is anything that the client could take.
         """
-        others, own = self._held.total(), self._held[tenant]
-        if (others and others + size > self._limit) or (own and own + size > self._limit // 2):
+        if not self._held.fits(tenant, size):
             text = "too many results are being sent, of which a tenant's may take half: try again later"
-            raise exhausted("max_result_bytes", self._limit, text, RETRY_SECONDS)
-        self._held[tenant] += size
+            raise exhausted("max_result_bytes", self._held.limit, text, RETRY_SECONDS)
         try:
-            async with asyncio.timeout(self._timeout) as timeout:
-                yield timeout
+            with self._held.holding(tenant, size):
+                async with asyncio.timeout(self._timeout) as timeout:
+                    yield timeout
         except TimeoutError as error:
             if not timeout.expired():
                 raise
             raise self.too_slow from error
-        finally:
-            self._held[tenant] -= size
-            self._held += Counter()  # only those that hold something stay

@@ -13,6 +13,7 @@ from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
 from nst_server.gateway.feeds import Draining, Feeds
 from nst_server.gateway.gallery import Gallery
+from nst_server.gateway.held_bytes import HeldBytes
 
 RETRY_SECONDS = 5
 HEARTBEAT = pb.WatchJobResponse(heartbeat=making_pb2.Heartbeat()).SerializeToString()
@@ -24,6 +25,7 @@ class Watching:
     def __init__(self, feeds: Feeds, gallery: Gallery, settings: GatewaySettings) -> None:
         self._feeds = feeds
         self._gallery = gallery
+        self._shown = HeldBytes(settings.max_watch_bytes)
         self._limit = settings.max_open_watches
         self._open = 0
 
@@ -48,7 +50,8 @@ class Watching:
         """The job's events as its watchers see them, with heartbeats where they are due.
 
         Each is a WatchJobResponse, serialised once for all watchers. A StylizeResponse has the same
-        fields, and thus the same bytes.
+        fields, and thus the same bytes. gRPC has a copy of each until its client takes it: where these hold too much,
+        an event comes without its picture.
 
         Raises:
             Refusal: the gateway is shutting down.
@@ -60,7 +63,11 @@ class Watching:
                         yield HEARTBEAT
                         continue
                     entry, stale = item
-                    yield entry.response if omit_pictures else await self._gallery.shown(entry, job, stale=stale)
+                    response = entry.response if omit_pictures else await self._gallery.shown(entry, job, stale=stale)
+                    if not self._shown.fits(job.tenant, len(response)):
+                        response = entry.response
+                    with self._shown.holding(job.tenant, len(response)):
+                        yield response
             except Draining as error:
                 raise Refusal(
                     code_pb2.UNAVAILABLE,

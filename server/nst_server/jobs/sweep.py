@@ -187,9 +187,14 @@ class Sweep:
             self._add(await self._records.get(job_id))
 
     def _removable(self) -> deque[JobRecord]:
-        """Jobs that have ended and that nobody reads, least recently used first."""
+        """Jobs that have ended and that nobody reads: each time of the tenant with most, the least recently used."""
         ended = [record for record in self._jobs.values() if record.HasField("ending")]
-        return deque(sorted((record for record in ended if not in_use(record, self._now)), key=last_used))
+        by_tenant: dict[str, list[JobRecord]] = {}
+        for record in sorted((record for record in ended if not in_use(record, self._now)), key=last_used):
+            by_tenant.setdefault(record.tenant, []).append(record)
+        # Those that the tenant has with it, and after it: so no tenant makes room for another that has more.
+        left = [(len(own) - place, record) for own in by_tenant.values() for place, record in enumerate(own)]
+        return deque(record for _, record in sorted(left, key=lambda one: (-one[0], last_used(one[1]))))
 
     async def _remove_old(self, removable: deque[JobRecord]) -> None:
         oldest = self._now - self._settings.retention_hours * 3600.0

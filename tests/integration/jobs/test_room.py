@@ -53,6 +53,24 @@ async def test_pictures_that_are_about_to_go_count_as_gone(bench):
         assert len(await bench.jobs()) == 4
 
 
+@pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_event_bytes=10000)])
+async def test_a_tenant_with_few_jobs_makes_no_room_for_one_with_many(bench):
+    few = {
+        (await bench.commands.create(str(number), "few", await bench.spec(b"c", b"s"), "")).job_id
+        for number in range(2)
+    }
+    for job_id in few:
+        await bench.commands.cancel(job_id)
+    many = []
+    for number in range(40):
+        many.append(await bench.create(str(number)))
+        await bench.commands.cancel(many[-1])
+        await bench.sweep()
+    left = await bench.jobs()
+    assert few < left
+    assert many[0] not in left
+
+
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_queued_jobs=50, max_event_bytes=6000)])
 async def test_histories_make_room_before_new_jobs_are_refused(bench):
     for number in range(60):
