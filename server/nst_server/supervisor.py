@@ -137,7 +137,7 @@ class Child:
 
 
 async def supervise(plan: Plan) -> None:
-    """Runs everything until SIGTERM or SIGINT.
+    """Runs everything until it is asked to stop.
 
     Raises:
         StartError: an address or the data folder is taken, or a child refuses its settings.

@@ -146,7 +146,7 @@ async def serve(
     settings: GatewaySettings,
     store: StoreSettings,
 ) -> None:
-    """Runs a gateway until SIGTERM or SIGINT."""
+    """Runs a gateway until it is asked to stop."""
     heap.use_one_arena()  # before any other thread is there
     stop = stop_requested()
     async with AsyncExitStack() as stack:

@@ -1,8 +1,8 @@
 """Which jobs may harm the model server that works on them, by what their records say.
 
 A lease that ends without a word counts against the job, until its model server turns out to be alive. It
-is suspected until a checkpoint is stored beyond the furthest iteration that it may have reached: so one that
-fails at the same place each time never clears itself.
+is suspected until a checkpoint is made beyond the furthest iteration that it may have reached, whether or not the store
+has room for it: so one that fails at the same place each time never clears itself.
 """
 
 import time

@@ -260,7 +260,7 @@ async def _put_back(message: Msg, delay: float | None = None) -> None:
 
 
 async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: ModelServerSettings) -> None:
-    """Runs a model server until SIGTERM or SIGINT."""
+    """Runs a model server until it is asked to stop."""
     hardware.keep_freed_memory()  # a thread that allocates before this goes on returning what it frees
     stop = stop_requested()
     process: ModelServerProcess | None = None

@@ -57,9 +57,14 @@ class Meter:
         self._limit = limit
         self._before = in_use(engine.device)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the limit is reached as things are: nothing is given back for this."""
+        return self._taken() >= self._limit
+
     def __call__(self) -> int:
         """Bytes."""
-        if self._taken() >= self._limit:
+        if self.is_short:
             self._engine.release_memory()
         return self._taken()
 

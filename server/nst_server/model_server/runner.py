@@ -49,6 +49,7 @@ class Runner:
         self._make_engine = make_engine
         self._settings = settings
         self._engine: Engine
+        self._meter: memory.Meter
         self._seats: Seats
         self._scheduler: Scheduler[Seat]
         self._loop = asyncio.get_running_loop()
@@ -154,14 +155,16 @@ class Runner:
         """Looks again, now and then, whether memory is still short: what had it may be gone, with no job gone."""
         if self._seats.short and time.monotonic() - self._reviewed >= REVIEW_SECONDS:
             self._reviewed = time.monotonic()
-            self._seats.review()
+            if not self._meter.is_short:
+                self._seats.review()
 
     def _set_up(self) -> None:
         self._engine = engine = self._make_engine()
         settings = self._settings
         limit = settings.memory_limit_bytes or memory.default_limit(engine.device)
         batch = settings.max_batch or memory.default_batch(engine.device)
-        self._seats = Seats(limit, memory.Meter(engine, limit), batch, memory.most_evaluating(engine))
+        self._meter = memory.Meter(engine, limit)
+        self._seats = Seats(limit, self._meter, batch, memory.most_evaluating(engine))
         self._scheduler = Scheduler(parse_weights(settings.tenant_weights), batch)
 
     def _obey(self, *, wait: bool) -> None:

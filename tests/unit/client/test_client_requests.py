@@ -217,7 +217,13 @@ async def test_steering_names_what_cannot_be_sent(server: ScriptedServer, name: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("style_shares", "ab"), ("style_shares", 0.5), ("style_layers", {"relu1_1": "x"}), ("content_layers", "x")],
+    [
+        ("style_shares", "ab"),
+        ("style_shares", 0.5),
+        ("style_layers", {"relu1_1": "x"}),
+        ("style_layers", {"\udc80": 1.0}),
+        ("content_layers", "x"),
+    ],
 )
 async def test_steering_names_the_shares_and_layers_that_cannot_be_sent(
     server: ScriptedServer, name: str, value: object

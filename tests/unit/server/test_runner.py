@@ -3,11 +3,11 @@
 import asyncio
 import dataclasses
 import gc
+import queue
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from nst_engine import StepReport
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.tickets import Account
+from nst_server.model_server import memory
 from nst_server.model_server import runner as runner_module
 from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
 from nst_server.model_server.runner import Runner
@@ -66,6 +67,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.steps: list[list[Session]] = []
+        self.released = 0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -75,7 +77,7 @@ class Engine:
         return [session.advance() for session in sessions]
 
     def release_memory(self) -> None:
-        return
+        self.released += 1
 
 
 class Place:
@@ -325,15 +327,28 @@ async def test_the_later_of_two_changes_counts(place):
 
 
 async def test_memory_that_was_short_is_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch):
-    """What had it may be gone though no job is."""
-    runner, reviews = Runner(Engine, SETTINGS), list[float]()  # type: ignore[arg-type]
-    now = 100.0
-    monkeypatch.setattr(runner_module, "time", SimpleNamespace(monotonic=lambda: now))
-    runner._seats = SimpleNamespace(short=True, review=lambda: reviews.append(now))  # type: ignore[assignment]
-    for now in (100.0, 100.5, 101.0, 101.2, 102.5):  # noqa: B007 (the clock)
-        runner._review()
-    assert reviews == [100.0, 101.0, 102.5]
-    runner._seats.short = False
-    now = 200.0
-    runner._review()
-    assert len(reviews) == 3
+    """What had it may be gone though no job is; and what is kept for the jobs that are there is not given back for a
+    look."""
+    engine, looks, used = Engine(), queue.SimpleQueue[int](), 0
+
+    def in_use(device: torch.device) -> int:
+        looks.put(used)
+        return used
+
+    monkeypatch.setattr(runner_module, "REVIEW_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "in_use", in_use)
+    runner = Runner(lambda: engine, ModelServerSettings(max_batch=1, memory_limit_bytes=10**10))  # type: ignore[arg-type]
+    await runner.start()
+    place = Place(engine, runner)
+    try:
+        used = 12 * 10**9
+        await steps(place.admit(Session()), 1)
+        newcomer = place.admit(Session())
+        released, known = engine.released, looks.qsize()
+        for _ in range(known + 5):
+            await asyncio.to_thread(looks.get, timeout=30)
+        assert (engine.released, newcomer.session) == (released, None)
+        used = 10**9
+        await steps(newcomer, 1)
+    finally:
+        await runner.stop()
