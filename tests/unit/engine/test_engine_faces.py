@@ -76,7 +76,7 @@ def test_without_opencv_the_error_says_what_to_install(
     engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(OptionError, match=r"pip install 'nst-serve\[faces\]'") as caught:
+    with pytest.raises(OptionError, match=r"pip install '\.\[faces\]'") as caught:
         engine.start(photo, [Style(texture)], quick(faces=True))
     assert caught.value.field == "faces"
     assert engine.start(photo, [Style(texture)], quick()) is not None
