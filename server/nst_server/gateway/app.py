@@ -13,9 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from nst.v1 import job_service_pb2, job_service_pb2_grpc, style_transfer_service_pb2, style_transfer_service_pb2_grpc
-from nst_server import metrics, pictures
+from nst_server import pictures
 from nst_server.config import GatewaySettings, StoreSettings
-from nst_server.gateway import heap
+from nst_server.gateway import heap, metrics
 from nst_server.gateway.calls import CallInterceptor
 from nst_server.gateway.feeds import Feeds
 from nst_server.gateway.gallery import Gallery
@@ -34,7 +34,9 @@ from nst_server.jobs.blobs import PictureStore, PreviewStore
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.keeper import Keeper
 from nst_server.jobs.queue import TicketQueue
+from nst_server.metrics import count_tasks
 from nst_server.signals import Stopped, stop_requested, unless
+from nst_server.status_port import StatusPort
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Gateway:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
-        commands = JobCommands(backbone, patience=PATIENCE_SECONDS)
+        commands = JobCommands(backbone, patience=PATIENCE_SECONDS, max_job_changes=store.max_job_changes)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
         rates, memory = RequestRates(settings), RequestMemory(settings)
         self._server = grpc.aio.server(
@@ -157,11 +159,9 @@ async def serve(
         gateway = Gateway(backbone, settings, store)
         port = await gateway.start(listen, tls)
         # Opened last: who finds it ready may call at once.
-        status = metrics.StatusPort(
-            metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set()
-        )
+        status = StatusPort(metrics_host, metrics_port, lambda: backbone.nats.is_connected and not stop.is_set())
         stack.callback(status.close)
-        metrics.count_tasks(asyncio.get_running_loop())
+        count_tasks(asyncio.get_running_loop())
         heap.set_aside_what_is_loaded()
         log.info("gateway ready", extra={"port": port, "metrics_port": status.port})
         with contextlib.suppress(Stopped):

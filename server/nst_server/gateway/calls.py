@@ -12,7 +12,8 @@ import grpc
 from google.protobuf import message
 from google.rpc import code_pb2
 
-from nst_server import metrics, tracing
+from nst_server import tracing
+from nst_server.gateway import metrics
 from nst_server.gateway.errors import Refusal, abort, as_refusal, invalid
 from nst_server.gateway.quotas import OpenCalls, RequestRates
 from nst_server.gateway.upload_memory import RequestMemory

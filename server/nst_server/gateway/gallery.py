@@ -6,8 +6,9 @@ from functools import partial
 
 from nst.v1 import image_pb2, job_pb2
 from nst.v1 import job_service_pb2 as pb
-from nst_server import metrics, pictures
+from nst_server import pictures
 from nst_server.config import GatewaySettings
+from nst_server.gateway import metrics
 from nst_server.gateway.feeds import Entry
 from nst_server.gateway.shared_cache import SharedCache
 from nst_server.jobs.belongings import incarnation

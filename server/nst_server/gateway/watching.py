@@ -8,8 +8,8 @@ from google.rpc import code_pb2
 from nst.v1 import job_pb2
 from nst.v1 import job_service_pb2 as pb
 from nst.v1 import style_transfer_service_pb2 as making_pb2
-from nst_server import metrics
 from nst_server.config import GatewaySettings
+from nst_server.gateway import metrics
 from nst_server.gateway.errors import Refusal, exhausted
 from nst_server.gateway.feeds import Draining, Feeds
 from nst_server.gateway.gallery import Gallery

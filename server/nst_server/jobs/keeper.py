@@ -18,8 +18,8 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFound
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
-from nst_server import metrics
 from nst_server.config import StoreSettings
+from nst_server.jobs import store_metrics
 from nst_server.jobs.backbone import Backbone, cancellable, persistently
 from nst_server.jobs.deadlines import Deadline, Deadlines, LastPictures, deadline_of, is_overdue
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog
@@ -119,7 +119,7 @@ class Keeper:
         try:
             for stream in STREAMS:
                 info = await self._backbone.jetstream.stream_info(stream)
-                metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
+                store_metrics.STORE_BYTES.labels(stream).set(info.state.bytes)
         except NotFoundError:
             log.critical("the job store has lost a stream, with all that was in it, and gets a new one")
             # Other gateways may do so at once.

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 from nst.internal.v1.job_record_pb2 import JobRecord
-from nst_server import metrics
+from nst_server.jobs import store_metrics
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import ending_of, incarnation, pictures_of
 from nst_server.jobs.blobs import CheckpointStore, PreviewStore
@@ -57,7 +57,7 @@ class Remover:
             return last
 
         record, last = await self._records.remove(job_id, ending)
-        metrics.REMOVED.labels("job").inc()
+        store_metrics.REMOVED.labels("job").inc()
         if last is not None:
             record.ending.CopyFrom(ending_of(last.event))
             await self.remove_history(job_id, last)
@@ -71,12 +71,12 @@ class Remover:
     async def remove_history(self, job_id: str, last: Stored) -> None:
         """Removes a job's history up to its end."""
         await self._events.delete(job_id, last)
-        metrics.REMOVED.labels("history").inc()
+        store_metrics.REMOVED.labels("history").inc()
 
     async def remove_checkpoints(self, owner: str) -> None:
         """Removes every checkpoint of the job with this `incarnation`."""
-        metrics.REMOVED.labels("checkpoint").inc(await self._checkpoints.remove_all(owner))
+        store_metrics.REMOVED.labels("checkpoint").inc(await self._checkpoints.remove_all(owner))
 
     async def remove_previews(self, owner: str) -> None:
         """Removes every preview of the job with this `incarnation`."""
-        metrics.REMOVED.labels("preview").inc(await self._previews.remove_all(owner))
+        store_metrics.REMOVED.labels("preview").inc(await self._previews.remove_all(owner))

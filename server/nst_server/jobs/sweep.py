@@ -9,8 +9,8 @@ from collections.abc import Iterable, Set
 
 from nst.internal.v1.job_record_pb2 import JobRecord, Ticket
 from nst.v1 import job_pb2
-from nst_server import metrics
 from nst_server.config import StoreSettings
+from nst_server.jobs import store_metrics
 from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import Backbone, StoreFull, persistently
 from nst_server.jobs.belongings import in_use, incarnation, last_used, pictures_of, same_incarnation
@@ -226,7 +226,7 @@ class Sweep:
             for head, name in await self._unused(pictures):
                 old = head.time < self._now - UNKEPT_SECONDS
                 if old and staying > LOW_WATER * limit and await self._pictures.remove(name, head):
-                    metrics.REMOVED.labels("picture").inc()
+                    store_metrics.REMOVED.labels("picture").inc()
                 staying -= head.size
             while removable and staying > LOW_WATER * limit:
                 staying -= await self._size(await self._remove(removable.popleft()))
@@ -267,7 +267,7 @@ class Sweep:
                 removed = head.time < time and await self._pictures.remove(name, head)
             if removed:
                 await self._released.drop(name)
-                metrics.REMOVED.labels("picture").inc()
+                store_metrics.REMOVED.labels("picture").inc()
 
     async def _collect_previews(self, previews: set[str]) -> None:
         owners = {incarnation(record) for record in self._jobs.values()}

@@ -15,15 +15,16 @@ from nats.aio.msg import Msg
 
 from nst.internal.v1.job_record_pb2 import Ticket
 from nst_engine import Engine, hardware
-from nst_server import metrics, tracing
+from nst_server import tracing
 from nst_server.config import ModelServerSettings, parse_models, parse_weights
 from nst_server.jobs.backbone import TRANSIENT, Backbone, cancellable, connect
 from nst_server.jobs.claims import Leases, LeftToOthers
-from nst_server.jobs.lease import Lease
+from nst_server.jobs.lease import Lease, extension_seconds
 from nst_server.jobs.suspicion import MustRunAlone
 from nst_server.jobs.tickets import Flow, TicketSource
 from nst_server.jobs.topology import LAST_PRIORITY
-from nst_server.model_server import memory
+from nst_server.metrics import count_tasks
+from nst_server.model_server import memory, metrics
 from nst_server.model_server.failures import DeviceLost
 from nst_server.model_server.job import RunningJob
 from nst_server.model_server.networks import Networks
@@ -32,6 +33,7 @@ from nst_server.model_server.preparing import Preparations
 from nst_server.model_server.runner import Runner
 from nst_server.model_server.scheduler import Accounts
 from nst_server.signals import Stopped, stop_requested, unless
+from nst_server.status_port import StatusPort
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +74,8 @@ class ModelServerProcess:
         """
         await self._tickets.open()
         settings = self._settings
-        rules = self._tickets.lease_seconds, settings.max_lost_attempts, settings.progress_seconds
-        leases = Leases(self._backbone, self.name, *rules)
+        rules = settings.max_lost_attempts, settings.progress_seconds
+        leases = Leases(self._backbone, self.name, lambda: self._tickets.lease_seconds, *rules)
         self.ready = True
         log.info("model server ready", extra={"server": self.name, "device": self._engine.device_name})
         working = [asyncio.ensure_future(work) for work in (self._pull(leases), self._announce(), self._watch(stop))]
@@ -214,7 +216,7 @@ class ModelServerProcess:
         while True:
             with suppress(*TRANSIENT):
                 await message.in_progress()
-            await asyncio.sleep(self._tickets.lease_seconds / 4)
+            await asyncio.sleep(extension_seconds(self._tickets.lease_seconds))
 
     async def _run_job(self, job: RunningJob) -> None:
         lease = job.lease
@@ -265,9 +267,9 @@ async def serve(nats_url: str, metrics_host: str, metrics_port: int, settings: M
     stop = stop_requested()
     process: ModelServerProcess | None = None
     async with AsyncExitStack() as stack:
-        port = metrics.StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
+        port = StatusPort(metrics_host, metrics_port, lambda: process is not None and process.ready)
         stack.callback(port.close)
-        metrics.count_tasks(asyncio.get_running_loop())
+        count_tasks(asyncio.get_running_loop())
         with suppress(Stopped):
             runner = Runner(partial(warm_engine, settings), settings)
             engine = await unless(stop, runner.start())

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
 from nst_engine import BudgetError, SessionState, WeightsError, checkpoint
-from nst_server import metrics
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.control import on_nudge
 from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.tickets import Flow
+from nst_server.model_server import metrics
 from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
 from nst_server.model_server.job_pictures import JobPictures
 from nst_server.model_server.networks import Networks

@@ -13,9 +13,8 @@ from types import FrameType
 from typing import Any
 
 from nst_engine import Engine, StepReport
-from nst_server import metrics
 from nst_server.config import ModelServerSettings, parse_weights
-from nst_server.model_server import memory
+from nst_server.model_server import memory, metrics
 from nst_server.model_server.failures import DeviceLost, is_device_failure, is_out_of_memory
 from nst_server.model_server.scheduler import Scheduler
 from nst_server.model_server.seats import Failure, Seat, Seats, Step, Unchanged

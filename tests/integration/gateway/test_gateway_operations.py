@@ -87,6 +87,9 @@ def test_metrics_of_both_processes_after_a_job(server, call):
     for name in ("nst_job_queue_seconds", "nst_job_run_seconds", "nst_iteration_seconds", "nst_batch_size"):
         assert model_server[f"{name}_count"][0].value >= 1
     assert model_server["nst_device_memory_bytes"][0].value > 0
+    # Neither shows the other's as zeros, which would end up in sums and averages.
+    ours = {name for name in gateway.keys() & model_server.keys() if name.startswith(("nst_", "grpc_"))}
+    assert ours <= {"nst_jobs_total", "nst_jobs_created", "nst_event_loop_tasks"}
 
 
 def test_memory_is_tidied_while_it_serves(server):

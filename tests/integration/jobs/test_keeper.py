@@ -9,10 +9,9 @@ from store_bench import FAILED, HOUR, Bench, digest
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import image_pb2, job_pb2
-from nst_server import metrics
 from nst_server.config import StoreSettings
 from nst_server.jobs import blobs as blobs_module
-from nst_server.jobs import records, topology
+from nst_server.jobs import records, store_metrics, topology
 from nst_server.jobs.belongings import pictures_of
 from nst_server.jobs.blobs import UNKEPT_SECONDS, BlobStore
 from nst_server.jobs.keeper import Lock
@@ -73,7 +72,7 @@ async def test_the_store_returns_to_its_starting_size(bench, monkeypatch):
 def removed() -> dict[str, float]:
     """How many parts have been removed, by kind."""
     kinds = ("job", "history", "preview", "checkpoint", "picture")
-    return {kind: metrics.REMOVED.labels(kind)._value.get() for kind in kinds}
+    return {kind: store_metrics.REMOVED.labels(kind)._value.get() for kind in kinds}
 
 
 async def test_live_jobs_keep_everything_however_old_they_are(bench):

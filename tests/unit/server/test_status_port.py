@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from nst_server.metrics import StatusPort
+from nst_server.status_port import StatusPort
 
 
 @pytest.mark.parametrize(
