@@ -41,7 +41,7 @@ async def _write_events(nats_url: str, jobs: int, parent: Connection) -> None:
 async def _claim(backbone: Backbone, jobs: int) -> list[Lease]:
     tickets = TicketSource(backbone)
     await tickets.open()
-    leases = Leases(backbone, "writer", tickets.lease_seconds, max_lost_attempts=5)
+    leases = Leases(backbone, "writer", lambda: tickets.lease_seconds, max_lost_attempts=5)
     claimed: list[Lease] = []
     while len(claimed) < jobs:
         if (lease := await leases.claim(await tickets.next(lambda flows: flows))) is not None:

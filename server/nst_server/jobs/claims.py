@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from nats.aio.msg import Msg
 
@@ -39,11 +39,11 @@ class Leases:
         self,
         backbone: Backbone,
         server: str,
-        lease_seconds: float,
+        lease_seconds: Callable[[], float],
         max_lost_attempts: int,
         progress_seconds: float = 0.0,
     ) -> None:
-        """`progress_seconds` is how much computing the histories may leave untold."""
+        """`lease_seconds` is for how long a ticket is leased by now, `progress_seconds` how much goes untold."""
         self._backbone = backbone
         self._records = Records(backbone, patience=None)
         self._last_pictures = LastPictures(backbone, patience=None)

@@ -26,7 +26,14 @@ from nst_server.jobs.suspicion import clear, is_suspected
 log = logging.getLogger(__name__)
 
 NO_ROOM_SECONDS = 5.0
+# However long a lease is: gateways with other settings may make it shorter while it is held.
+EXTENDED_EVERY_SECONDS = 1.0
 UNTOLD_SECONDS = 0.5  # of computing on the way to the history, besides what it leaves untold
+
+
+def extension_seconds(lease_seconds: float) -> float:
+    """How long after one extension of a lease the next is due."""
+    return min(lease_seconds / 4, EXTENDED_EVERY_SECONDS)
 
 
 class Superseded(Exception):
@@ -49,9 +56,14 @@ class Lease:
     """One attempt at one job."""
 
     def __init__(
-        self, backbone: Backbone, record: JobRecord, message: Msg, lease_seconds: float, progress_seconds: float
+        self,
+        backbone: Backbone,
+        record: JobRecord,
+        message: Msg,
+        lease_seconds: Callable[[], float],
+        progress_seconds: float,
     ) -> None:
-        """`record` is the job's and names this attempt; `message` is the ticket, leased for so long at a time."""
+        """`record` is the job's and names this attempt; `message` is the ticket, leased for so long by now."""
         self._records = Records(backbone, patience=None)
         self._events = EventLog(backbone, patience=None)
         self._checkpoints = CheckpointStore(backbone, patience=None)
@@ -117,7 +129,7 @@ class Lease:
                 await self._message.in_progress()
             except Exception:
                 log.warning("lease not extended", extra={"job_id": self.job_id}, exc_info=True)
-            await asyncio.sleep(self._lease_seconds / 4)
+            await asyncio.sleep(extension_seconds(self._lease_seconds()))
 
     async def refresh(self) -> JobRecord:
         """Reads the record again, for what the client wants now.

@@ -125,7 +125,10 @@ class TicketSource:
         self._reconnects = 0
 
     async def open(self) -> None:
-        """Listens for new tickets, and learns for how long the queue waits for a silent holder."""
+        """Listens for new tickets, and learns for how long the queue waits for a silent holder.
+
+        That stays known while `next` waits, whatever gateways come to say.
+        """
         self.lease_seconds = (await persistently(self._rules, seconds=START_SECONDS)).lease_seconds
         await self._nats.subscribe(WAKE_SUBJECT, cb=self._on_wake)
 
@@ -166,6 +169,7 @@ class TicketSource:
         if pulls.ready or self._reconnected() or pulls.priority != self._priority():
             return True
         info = await self._info()
+        self.lease_seconds = QueueRules.of(info.config).lease_seconds
         counts = {Flow.of(subject): count for subject, count in (info.state.subjects or {}).items()}
         self._dry = {flow: dry for flow, dry in self._dry.items() if dry.lasts(counts.get(flow, -1))}
         wanted = {flow.consumer: flow for flow in rank(list(counts))}

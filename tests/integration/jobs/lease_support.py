@@ -45,4 +45,4 @@ def succeeded(iterations: int) -> job_pb2.JobEvent:
 
 
 def of_server(backbone: Backbone, number: int, lease_seconds: float = LEASE_SECONDS) -> Leases:
-    return Leases(backbone, f"server-{number}", lease_seconds, max_lost_attempts=2)
+    return Leases(backbone, f"server-{number}", lambda: lease_seconds, max_lost_attempts=2)

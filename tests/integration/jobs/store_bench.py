@@ -41,7 +41,7 @@ class Bench:
         self.commands = JobCommands(backbone, patience=5)
         self.pictures = PictureStore(backbone, "tenant", patience=5)
         self.previews = PreviewStore(backbone, patience=5)
-        self.leases = Leases(backbone, "server", settings.lease_seconds, max_lost_attempts=2)
+        self.leases = Leases(backbone, "server", lambda: settings.lease_seconds, max_lost_attempts=2)
         self.tickets = TicketSource(backbone)
         self.keeper = Keeper(backbone, settings, lambda: time.time() + self.ahead)
 

@@ -1,6 +1,7 @@
 """Leases and fencing, on a real nats-server."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from lease_support import LEASE_SECONDS, SHORT_LEASES, claimed, history, no_ticket_left, progress, succeeded
@@ -9,7 +10,7 @@ from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs import claims
-from nst_server.jobs.backbone import StoreFull
+from nst_server.jobs.backbone import StoreFull, connect
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.lease import Superseded
 from nst_server.jobs.queue import TicketQueue
@@ -67,6 +68,20 @@ async def test_a_kept_lease_is_not_given_away(commands, leases, tickets, spec):
     keeping = asyncio.create_task(lease.keep_alive())
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(tickets.next(list), 2.5 * LEASE_SECONDS)
+    keeping.cancel()
+
+
+async def test_a_kept_lease_outlives_a_gateway_that_makes_leases_shorter(
+    nats_url, store_settings, commands, leases, tickets, spec
+):
+    await commands.create("request", "tenant", spec, "")
+    lease = await claimed(leases, tickets)
+    keeping = asyncio.create_task(lease.keep_alive())
+    async with connect(nats_url, "gateway", dataclasses.replace(store_settings, lease_seconds=2.0)):
+        pass
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tickets.next(list), 4.0)
+    assert tickets.lease_seconds == 2.0
     keeping.cancel()
 
 
