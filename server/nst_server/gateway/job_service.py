@@ -13,7 +13,7 @@ from nst_server.gateway.errors import invalid
 from nst_server.gateway.specs import SpecReader
 from nst_server.gateway.watching import Watching
 from nst_server.jobs.commands import JobCommands
-from nst_server.jobs.records import Position, position
+from nst_server.jobs.records import JobNotFound, Position
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
@@ -37,19 +37,26 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                 raise invalid("states", f"{state} is no state that a job can be in")
         size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         before = _decoded(request.page_token) if request.page_token else None
-        records = await self._commands.records.newest(tenant(context), LARGEST_PAGE, before)
+        places = await self._commands.listing.newest(tenant(context), LARGEST_PAGE, before)
         page: list[job_pb2.Job] = []
-        for start in range(0, len(records), DESCRIBED_AT_ONCE):
-            some = records[start : start + DESCRIBED_AT_ONCE]
-            jobs = await asyncio.gather(*(self._commands.describe(record) for record in some))
-            for record, job in zip(some, jobs, strict=True):
-                if not request.states or job.state in request.states:
+        for start in range(0, len(places), DESCRIBED_AT_ONCE):
+            some = places[start : start + DESCRIBED_AT_ONCE]
+            jobs = await asyncio.gather(*(self._job(job_id) for _, job_id in some))
+            for place, job in zip(some, jobs, strict=True):
+                if job is not None and (not request.states or job.state in request.states):
                     page.append(job)
-                if len(page) == size and record is not records[-1]:
-                    return pb.ListJobsResponse(jobs=page, next_page_token=_encoded(position(record)))
+                if len(page) == size and place is not places[-1]:
+                    return pb.ListJobsResponse(jobs=page, next_page_token=_encoded(place))
         # With as many as were asked for there may be more.
-        token = _encoded(position(records[-1])) if len(records) == LARGEST_PAGE else ""
+        token = _encoded(places[-1]) if len(places) == LARGEST_PAGE else ""
         return pb.ListJobsResponse(jobs=page, next_page_token=token)
+
+    async def _job(self, job_id: str) -> job_pb2.Job | None:
+        """None if it has been removed since it was listed."""
+        try:
+            return await self._commands.describe(await self._commands.records.get(job_id))
+        except JobNotFound:
+            return None
 
     async def WatchJob(  # type: ignore[override]  # serialised already
         self, request: pb.WatchJobRequest, context: Context

@@ -110,42 +110,28 @@ class Records:
 
     async def all(self) -> dict[str, JobRecord | None]:
         """Every record by job, in no order; None for one that was removed not long ago."""
-        return {job_id: record async for job_id, record in self._versions(">")}
+        return {job_id: record async for _, job_id, record in self._versions(">")}
 
-    async def newest(self, tenant: str, count: int, before: Position | None = None) -> list[JobRecord]:
-        """The tenant's records made last, at most so many, the newest first.
-
-        Args:
-            tenant: whose.
-            count: how many; hardly more are held at once, however many there are.
-            before: only those that were made before this `position`.
-        """
-        newest: dict[str, JobRecord] = {}
-        async for job_id, record in self._versions(f"{tenant_digits(tenant)}.*"):
-            newest.pop(job_id, None)
-            if record is None or record.tenant != tenant or (before is not None and position(record) >= before):
-                continue
-            newest[job_id] = record
-            if len(newest) == 2 * count:
-                newest = {kept.job_id: kept for kept in _newest_first(newest)[:count]}
-        return _newest_first(newest)[:count]
+    def changes(self, tenant: str, after: int) -> AsyncGenerator[tuple[int, str, JobRecord | None]]:
+        """As `_versions`, of the tenant's records, and of others' whose jobs' ids begin alike."""
+        return self._versions(f"{tenant_digits(tenant)}.*", after)
 
     async def job_ids(self) -> set[str]:
         """The ids of all jobs, as the stream's leader knows them, and of those that were removed not long ago."""
         return {key.rpartition(".")[2] for key in await bucket_keys(self._backbone, RECORDS, seconds=self._patience)}
 
-    async def _versions(self, keys: str) -> AsyncGenerator[tuple[str, JobRecord | None]]:
-        """The records whose keys fit, by job; None for one that was removed.
+    async def _versions(self, keys: str, after: int = 0) -> AsyncGenerator[tuple[int, str, JobRecord | None]]:
+        """What lies after a place in the stream: place, job and record, None for one that was removed, by their keys.
 
-        One that is changed while the others are read moves to the stream's end, and is met again there.
+        A record that is changed while the others are read moves to the stream's end, and is met again there.
         """
-        sequence = 0
-        while messages := await self._next_messages(keys, sequence):
+        while messages := await self._next_messages(keys, after):
             for message in messages:
                 headers = message.headers or {}
                 job_id = headers["Nats-Subject"].rpartition(".")[2]
-                yield job_id, None if "KV-Operation" in headers else JobRecord.FromString(message.data)
-            sequence = sequence_of(messages[-1])
+                record = None if "KV-Operation" in headers else JobRecord.FromString(message.data)
+                yield sequence_of(message), job_id, record
+            after = sequence_of(messages[-1])
 
     async def _next_messages(self, keys: str, after: int) -> list[Msg]:
         read = partial(next_messages, self._backbone.nats, f"KV_{RECORDS}", f"$KV.{RECORDS}.{keys}", after)
@@ -215,7 +201,3 @@ def _key(job_id: str) -> str:
 
 def _subject(job_id: str) -> str:
     return f"$KV.{RECORDS}.{_key(job_id)}"
-
-
-def _newest_first(records: dict[str, JobRecord]) -> list[JobRecord]:
-    return sorted(records.values(), key=position, reverse=True)
