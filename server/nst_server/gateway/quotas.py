@@ -99,6 +99,7 @@ class PictureQuota:
         self._store_of = stored
         self._limit = settings.max_tenant_bytes
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        self._counting: dict[str, asyncio.Task[_Stored]] = {}
 
     async def check(self, tenant: str, size: int) -> None:
         """Refuses pictures of `size` bytes for which the tenant has no room.
@@ -106,16 +107,7 @@ class PictureQuota:
         Raises:
             Refusal: they would be too many bytes.
         """
-        known = self._stored.get(tenant)
-        if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
-            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
-            self._stored[tenant] = known
-            self._stored.move_to_end(tenant)
-            if len(self._stored) > REMEMBERED_TENANTS:
-                self._stored.popitem(last=False)
-        if known.size + whole_chunks(size) > self._limit:
-            text = f"this tenant has {known.size} bytes of pictures stored, which go as they get old: try again later"
-            raise exhausted("max_tenant_bytes", self._limit, text, STORAGE_RETRY_SECONDS)
+        await self._with_room(tenant, size)
 
     async def take(self, tenant: str, size: int) -> None:
         """As `check`, of a picture that is stored next.
@@ -123,10 +115,31 @@ class PictureQuota:
         Raises:
             StoreFull: what room is left is for results.
         """
-        await self.check(tenant, size)
         await self._store_of(tenant).check_room()
-        if (known := self._stored.get(tenant)) is not None:
-            known.size += whole_chunks(size)
+        # Nothing comes between the two: of several pictures that come at once each counts for the next.
+        (await self._with_room(tenant, size)).size += whole_chunks(size)
+
+    async def _with_room(self, tenant: str, size: int) -> _Stored:
+        known = self._stored.get(tenant)
+        if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
+            if tenant not in self._counting:
+                self._counting[tenant] = asyncio.create_task(self._count(tenant))
+            known = await asyncio.shield(self._counting[tenant])
+        if known.size + whole_chunks(size) > self._limit:
+            text = f"this tenant has {known.size} bytes of pictures stored, which go as they get old: try again later"
+            raise exhausted("max_tenant_bytes", self._limit, text, STORAGE_RETRY_SECONDS)
+        return known
+
+    async def _count(self, tenant: str) -> _Stored:
+        try:
+            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
+        finally:
+            del self._counting[tenant]
+        self._stored[tenant] = known
+        self._stored.move_to_end(tenant)
+        if len(self._stored) > REMEMBERED_TENANTS:
+            self._stored.popitem(last=False)
+        return known
 
 
 def whole_chunks(size: int) -> int:

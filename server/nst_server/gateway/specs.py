@@ -1,6 +1,7 @@
 """From what a client asks for to what is stored: every picture a reference, every option filled in."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from nst_engine.options import (
 from nst_server import pictures
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import PicturePath, Refusal, invalid
+from nst_server.gateway.fair_places import FairPlaces
 from nst_server.gateway.fields import check_digest, check_form
 from nst_server.gateway.quotas import PictureQuota
 from nst_server.jobs.backbone import BackboneUnavailable
@@ -32,6 +34,7 @@ from nst_server.options import options_from_proto, options_to_proto, steering_fr
 STYLE_MASKS: tuple[Literal["region", "source_region"], ...] = ("region", "source_region")
 COMPLETE_SECONDS = KEPT_SECONDS / 2  # the rest is for making the job: until then nothing else holds its pictures
 CHECKS_AT_ONCE = 2  # a picture being checked is held decoded
+KNOWN_MASKS = 10_000
 
 
 class Supply(NamedTuple):
@@ -56,7 +59,8 @@ class SpecReader:
         self._quota = quota
         self._settings = settings
         self._limits = limits
-        self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._checking = FairPlaces(CHECKS_AT_ONCE)
+        self._masks: OrderedDict[str, None] = OrderedDict()  # digests of pictures that were found to be masks
 
     def check(self, spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
         """The spec as it is stored, but without its pictures, which cost more to check.
@@ -182,12 +186,17 @@ class SpecReader:
     async def _mask(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
         """As `_reference`, of a picture that marks something."""
         mask = await self._reference(path, image, supply)
-        async with self._checking:
-            stored = await self._stored(supply.tenant).get(mask.reference.sha256)
-            try:
-                await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
-            except pictures.PictureError as error:
-                raise invalid(path, error.message, error.reason) from error
+        digest = mask.reference.sha256
+        if digest not in self._masks:
+            async with self._checking.place(supply.tenant):
+                stored = await self._stored(supply.tenant).get(digest)
+                try:
+                    await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
+                except pictures.PictureError as error:
+                    raise invalid(path, error.message, error.reason) from error
+            self._masks[digest] = None
+            if len(self._masks) > KNOWN_MASKS:
+                self._masks.popitem(last=False)
         return mask
 
     async def _reference(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
@@ -222,13 +231,13 @@ class SpecReader:
         Raises:
             Refusal: it is not one, or over a limit.
         """
-        async with self._checking:
+        async with self._checking.place(tenant):
             try:
                 width, height = await asyncio.to_thread(pictures.check, stored, self._limits)
             except pictures.PictureError as error:
                 raise place.refusal(error) from error
-            digest = await self._stored(tenant).put(stored, admit=partial(self._quota.take, tenant))
-            return digest, width, height
+        digest = await self._stored(tenant).put(stored, admit=partial(self._quota.take, tenant))
+        return digest, width, height
 
 
 def images_of(spec: job_pb2.JobSpec) -> dict[str, image_pb2.Image]:
