@@ -12,6 +12,14 @@ GIB = 2**30
 # The largest number of gRPC's options, and of a uint32 in a message.
 GRPC_INTEGERS = 2**31 - 1
 PROTO_INTEGERS = 2**32 - 1
+# The limits of the store that clients are told.
+LIMITS_OF_JOBS = (
+    "max_queued_jobs",
+    "max_tenant_jobs",
+    "max_tenant_running_jobs",
+    "max_tenant_paused_jobs",
+    "max_job_changes",
+)
 
 
 def setting(default: Any, help: str, *, zero: bool = False, least: float = 0, most: float = math.inf) -> Any:
@@ -50,14 +58,15 @@ class StoreSettings(Settings):
         "1024 px besides; more wait, none is refused.",
     )
     max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.", zero=True)
+    max_job_changes: int = setting(
+        5000, "Changes to one job while it waits or runs, each of which its history tells; then it may only be resumed."
+    )
     max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
     max_preview_bytes: int = setting(4 * GIB, "Size of all previews; the oldest make room for new ones.")
     max_checkpoint_bytes: int = setting(16 * GIB, "Size of all checkpoints.")
-    lease_seconds: float = setting(
-        10.0, "A model server silent for this long loses its jobs; they learn it when they start."
-    )
+    lease_seconds: float = setting(10.0, "A model server silent for this long loses its jobs.")
     replicas: int = setting(1, "Copies of everything that NATS keeps; 3 in a cluster of three.")
 
 
@@ -205,5 +214,4 @@ def parse_models(text: str) -> list[str]:
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:
     """The limits that clients are told, by name."""
     named = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name.startswith("max_")}
-    shared = ("max_queued_jobs", "max_tenant_jobs", "max_tenant_running_jobs", "max_tenant_paused_jobs")
-    return {**named, **{name: getattr(store, name) for name in shared}}
+    return {**named, **{name: getattr(store, name) for name in LIMITS_OF_JOBS}}

@@ -745,7 +745,9 @@ Global___JobError: _TypeAlias = JobError  # noqa: Y015
 
 @_typing.final
 class JobUpdate(_message.Message):
-    """A change to a job that waits or runs. Unset fields stay as they are."""
+    """A change to a job that waits or runs. Unset fields stay as they are. After `max_job_changes` of them more
+    are refused with RESOURCE_EXHAUSTED, but for one that only resumes it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

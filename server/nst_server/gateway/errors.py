@@ -16,7 +16,7 @@ from nst_server.jobs.pauses import TooManyPaused
 from nst_server.jobs.queue import QueueFull, TenantQueueFull
 from nst_server.jobs.records import JobNotFound
 from nst_server.jobs.removal import JobNotEnded
-from nst_server.jobs.updates import JobEnded, NotWaiting
+from nst_server.jobs.updates import JobEnded, NotWaiting, TooManyChanges
 from nst_server.pictures import PictureError
 
 DOMAIN = "nst.v1"
@@ -132,6 +132,15 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
         TooManyPaused,
         lambda error: _no_room(
             "TENANT_PAUSED_FULL", f"{error}: resume or cancel one, and try again", "max_tenant_paused_jobs"
+        ),
+    ),
+    (
+        TooManyChanges,
+        lambda error: Refusal(
+            code_pb2.RESOURCE_EXHAUSTED,
+            "JOB_CHANGED_TOO_OFTEN",
+            f"{error}: let it end, or cancel it",
+            metadata={"limit": "max_job_changes"},
         ),
     ),
     (

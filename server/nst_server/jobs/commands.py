@@ -9,11 +9,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
+from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
 from nst_server.jobs.deadlines import Deadlines
 from nst_server.jobs.events import ABANDONED_SECONDS, EventLog, HistoryMoved, Stored, progress_by, state_event
+from nst_server.jobs.listing import Listing
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
@@ -33,16 +35,19 @@ class RequestReused(Exception):
 class JobCommands:
     """Every change that a client can make, durable when the call returns."""
 
-    def __init__(self, backbone: Backbone, *, patience: float) -> None:
+    def __init__(
+        self, backbone: Backbone, *, patience: float, max_job_changes: int = StoreSettings.max_job_changes
+    ) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds."""
         self._backbone = backbone
         self._patience = patience
         self.records = Records(backbone, patience=patience)
         self.events = EventLog(backbone, patience=patience)
+        self.listing = Listing(backbone, self.records, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
         self._deadlines = Deadlines(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
-        self._updates = JobUpdates(backbone, patience=patience)
+        self._updates = JobUpdates(backbone, patience=patience, max_changes=max_job_changes)
         self._remover = Remover(backbone, patience=patience)
         self._creating: set[asyncio.Task[job_pb2.Job]] = set()
 
@@ -199,6 +204,7 @@ class JobCommands:
             NotWaiting: its priority cannot change any more.
             QueueFull, TenantQueueFull: there is no place in the queue to resume it, or to move it by way of.
             TooManyPaused: the tenant may have no more jobs paused.
+            TooManyChanges: it may not be changed any more, but for being resumed.
             StoreFull: the job runs, and a pause could find no room for its checkpoint.
         """
         record = await self._updates.apply(job_id, update)

@@ -20,6 +20,7 @@ REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] 
     "content_layers",
     "style_layers",
 )
+RESUMED = job_pb2.JobUpdate(paused=False)
 
 
 class JobEnded(Exception):
@@ -30,6 +31,13 @@ class NotWaiting(Exception):
     """The change is only possible while the job waits."""
 
 
+class TooManyChanges(Exception):
+    """The job has been changed as often as one may be."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the job has been changed max_job_changes = {limit} times")
+
+
 class _LetGo(Exception):
     """No model server has the job."""
 
@@ -37,8 +45,9 @@ class _LetGo(Exception):
 class JobUpdates:
     """Writes changes into the records, and moves the tickets of jobs that wait."""
 
-    def __init__(self, backbone: Backbone, *, patience: float) -> None:
+    def __init__(self, backbone: Backbone, *, patience: float, max_changes: int) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds."""
+        self._max_changes = max_changes
         self._records = Records(backbone, patience=patience)
         self._events = EventLog(backbone, patience=patience)
         self._tickets = TicketQueue(backbone, patience=patience)
@@ -52,6 +61,8 @@ class JobUpdates:
             The record as changed.
         """
         record = await self._live_record(job_id)
+        if record.control.version >= self._max_changes and update != RESUMED:
+            raise TooManyChanges(self._max_changes)
         if update.paused and not record.control.paused:
             await self._paused.note(record)
         if update.priority and update.priority != record.spec.priority:

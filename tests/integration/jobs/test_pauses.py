@@ -9,9 +9,10 @@ from nst.internal.v1.job_record_pb2 import Checkpoint, Ticket
 from nst.v1 import job_pb2
 from nst_server.config import StoreSettings
 from nst_server.jobs.backbone import StoreFull
+from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.pauses import PausedJobs, TooManyPaused
 from nst_server.jobs.tickets import Flow
-from nst_server.jobs.updates import NotWaiting
+from nst_server.jobs.updates import NotWaiting, TooManyChanges
 
 
 async def test_a_pause_that_was_taken_back_loses_nothing(commands, leases, tickets, spec):
@@ -181,6 +182,25 @@ async def test_a_pause_noticed_just_as_it_is_taken_back_is_resumed(commands, lea
     monkeypatch.setattr(commands._updates, "_take_pause_back", late)
     await commands.update(job.job_id, job_pb2.JobUpdate(paused=False))
     assert (await claimed(leases, tickets)).job_id == job.job_id
+
+
+async def test_a_job_is_not_paused_and_changed_for_ever(backbone, spec):
+    commands = JobCommands(backbone, patience=5, max_job_changes=3)
+    spec.options.strength = 0.5
+    job_id = (await commands.create("request", "tenant", spec, "")).job_id
+    for update in ({"strength": 0.1}, {"paused": True}, {"paused": False, "strength": 0.2}):
+        await commands.update(job_id, job_pb2.JobUpdate(**update))
+    for update in ({"strength": 0.3}, {"paused": True}, {"paused": False, "strength": 0.3}):
+        with pytest.raises(TooManyChanges, match="max_job_changes = 3"):
+            await commands.update(job_id, job_pb2.JobUpdate(**update))
+
+
+async def test_a_paused_job_can_be_resumed_however_often_it_was_changed(backbone, spec, leases, tickets):
+    commands = JobCommands(backbone, patience=5, max_job_changes=1)
+    job_id = (await commands.create("request", "tenant", spec, "")).job_id
+    await commands.update(job_id, job_pb2.JobUpdate(paused=True))
+    await commands.update(job_id, job_pb2.JobUpdate(paused=False))
+    assert (await claimed(leases, tickets)).job_id == job_id
 
 
 @pytest.mark.parametrize("store_settings", [StoreSettings(max_tenant_paused_jobs=2)])
