@@ -54,15 +54,15 @@ class Batches:
         self._pixels = pixels
         self._seen: dict[BatchKey, int] = {}
 
-    def of(self, keyed: Iterable[tuple[Member, BatchKey | None]]) -> list[list[Member]]:
-        """Those of equal keys, in batches of one at least; None goes alone."""
+    def of(self, keyed: Iterable[tuple[Member, BatchKey | None]]) -> list[tuple[BatchKey | None, list[Member]]]:
+        """Those of equal keys, in batches of one at least, each with its key; None goes alone."""
         groups: dict[BatchKey | None, list[Member]] = {}
         for member, key in keyed:
             groups.setdefault(key, []).append(member)
         found = []
         for shared, members in groups.items():
             size = 1 if shared is None else self._size(shared)
-            found += [members[first : first + size] for first in range(0, len(members), size)]
+            found += [(shared, members[first : first + size]) for first in range(0, len(members), size)]
         return found
 
     def was_too_large(self, key: BatchKey | None, size: int) -> None:
@@ -75,10 +75,10 @@ class Batches:
         self._seen.clear()
 
     def _size(self, key: BatchKey) -> int:
-        most = self._memory_budget // key.map_bytes
+        bounds = [self._memory_budget // key.map_bytes]
         if self._pixels is not None:
-            most = min(most, self._pixels // (key.height * key.width))
-        most = max(1, most)
+            bounds.append(self._pixels // (key.height * key.width))
+        most = max(1, min(bounds))
         return min(most, self._limit or most, self._seen.get(key, most))
 
 

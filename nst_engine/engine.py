@@ -215,8 +215,8 @@ class Engine:
         outcomes: dict[Session, StepReport | Exception] = {}
         # In the order of their making, whoever is given first: other companions would be another recording.
         in_order = sorted(sessions, key=lambda session: session.number)
-        for batch in self._batches.of([(session, session.batch_key) for session in in_order]):
-            too_large = partial(self._batches.was_too_large, batch[0].batch_key, len(batch))
+        for key, batch in self._batches.of([(session, session.batch_key) for session in in_order]):
+            too_large = partial(self._batches.was_too_large, key, len(batch))
             found = batching.advance([session.iterate() for session in batch], too_large=too_large)
             outcomes |= zip(batch, found, strict=True)
         return [outcomes[session] for session in sessions]

@@ -81,8 +81,9 @@ class Sweep:
         await self._settle()
         await self._remove_unknown(histories)
         await self._queue_again()
-        removable = await asyncio.to_thread(self._removable)
-        await self._remove_old(removable)
+        old, removable = await asyncio.to_thread(self._removable)
+        for record in old:
+            await self._remove(record)
         await self._make_room(removable, pictures)
         await self._collect_pictures(pictures)
         for name in released - pictures:
@@ -186,21 +187,20 @@ class Sweep:
         with contextlib.suppress(JobNotFound):
             self._add(await self._records.get(job_id))
 
-    def _removable(self) -> deque[JobRecord]:
-        """Jobs that have ended and that nobody reads: each time of the tenant with most, the least recently used."""
-        ended = [record for record in self._jobs.values() if record.HasField("ending")]
-        by_tenant: dict[str, list[JobRecord]] = {}
-        for record in sorted((record for record in ended if not in_use(record, self._now)), key=last_used):
-            by_tenant.setdefault(record.tenant, []).append(record)
-        # Those that the tenant has with it, and after it: so no tenant makes room for another that has more.
-        left = [(len(own) - place, record) for own in by_tenant.values() for place, record in enumerate(own)]
-        return deque(record for _, record in sorted(left, key=lambda one: (-one[0], last_used(one[1]))))
+    def _removable(self) -> tuple[list[JobRecord], deque[JobRecord]]:
+        """Jobs that have ended and that nobody reads: those kept long enough, and the rest in the order of removal.
 
-    async def _remove_old(self, removable: deque[JobRecord]) -> None:
+        Each time it is the least recently used of the tenant with most.
+        """
+        free = [one for one in self._jobs.values() if one.HasField("ending") and not in_use(one, self._now)]
         oldest = self._now - self._settings.retention_hours * 3600.0
-        for record in [record for record in removable if record.ending.time.ToNanoseconds() / 1e9 < oldest]:
-            removable.remove(record)
-            await self._remove(record)
+        old = {one.job_id: one for one in free if one.ending.time.ToNanoseconds() / 1e9 < oldest}
+        by_tenant: dict[str, list[tuple[float, str]]] = {}
+        for used, job_id in sorted((last_used(one), one.job_id) for one in free if one.job_id not in old):
+            by_tenant.setdefault(self._jobs[job_id].tenant, []).append((used, job_id))
+        # Those that the tenant has with it, and after it: so no tenant makes room for another that has more.
+        left = [(place - len(own), *one) for own in by_tenant.values() for place, one in enumerate(own)]
+        return list(old.values()), deque(self._jobs[job_id] for _, _, job_id in sorted(left))
 
     async def _remove(self, record: JobRecord) -> list[str]:
         """Removes the job, if it is as it was read; its pictures that no other job has."""

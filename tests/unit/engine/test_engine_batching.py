@@ -256,7 +256,7 @@ def test_a_batch_has_so_many_pixels_at_most(
     """As on a GPU."""
     key = start(engine, photo, texture, "moments").batch_key
     batches = Batches(memory_budget=2**40, limit=None, pixels=pixels).of([(number, key) for number in range(5)])
-    assert [len(batch) for batch in batches] == sizes
+    assert [len(batch) for _, batch in batches] == sizes
 
 
 def test_the_same_sessions_go_together_in_whatever_order(
