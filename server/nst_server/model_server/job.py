@@ -17,6 +17,7 @@ from nst_server.jobs.deadlines import deadline_error, deadline_of, is_overdue
 from nst_server.jobs.lease import Lease, Superseded
 from nst_server.jobs.tickets import Flow
 from nst_server.model_server import metrics
+from nst_server.model_server.checkpoint_pace import CheckpointPace
 from nst_server.model_server.failures import DeviceLost, describe_failure, is_device_failure, is_out_of_memory
 from nst_server.model_server.job_pictures import JobPictures
 from nst_server.model_server.networks import Networks
@@ -33,8 +34,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_SECONDS = 2.0
-CHECKPOINT_COST_RATIO = 50.0  # a checkpoint may cost a fiftieth of the time between two
-CHECKPOINT_WAITS = 20.0  # by the clock, as many times as long as by the job's own time on the device
 
 
 class _Released(Exception):
@@ -70,17 +69,14 @@ class RunningJob:
         self._look = asyncio.Event()
         self._look.set()
         self._leaves_for: str | None = None
-        self._cleared = not lease.suspected
         self._looked_at = 0.0
         self._applied_version = lease.record.checkpoint.control_version
         self._told_version = 0
         self._run_seconds = lease.record.checkpoint.run_seconds
         self._starts_again = False
         self._progress_at = 0.0
-        # Since its state was last asked for, or its first step came.
-        self._unsaved_at: float | None = None
-        self._unsaved_seconds = 0.0
-        self._checkpoint_pause = settings.checkpoint_seconds
+        clears_at = lease.record.lease.furthest if lease.suspected else None
+        self._checkpoint_pace = CheckpointPace(settings.checkpoint_seconds, clears_at)
         self._checkpointing: asyncio.Task[None] | None = None
 
     def drain(self, reason: str) -> None:
@@ -189,7 +185,8 @@ class RunningJob:
     async def _handle(self, seat: Seat, step: Step, pace: Pace) -> bool:
         """Writes what a step has to tell; True when it was the last."""
         self._charge(step.device_seconds)
-        self._unsaved_seconds += step.device_seconds
+        now = time.monotonic()
+        self._checkpoint_pace.advance(step.device_seconds, now)
         if self._starts_again:
             self._starts_again, self._run_seconds = False, 0.0
             await self.lease.append_state(job_pb2.JOB_STATE_RUNNING, "its checkpoint is lost: starts again")
@@ -205,7 +202,6 @@ class RunningJob:
             return True
         if step.picture is not None and self.lease.record.spec.preview.interval:
             await self._preview(seat, step)
-        now = time.monotonic()
         milestone = pace.scale_ended or step.state is not None or step.control_version != self._told_version
         self._told_version = step.control_version
         if milestone or now - self._progress_at >= self._settings.progress_seconds:
@@ -213,23 +209,10 @@ class RunningJob:
             await self.lease.append(job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, progress=progress))
         if step.state is not None:
             await self._keep(seat, step, step.state, progress)
-        elif self._checkpointing is None and self._checkpoint_due(step.report.iteration, now):
-            self._unsaved_at, self._unsaved_seconds = now, 0.0
+        elif self._checkpointing is None and self._checkpoint_pace.is_due(step.report.iteration, now):
+            self._checkpoint_pace.asked(step.report.iteration, now)
             self._runner.snapshot(seat)
         return False
-
-    def _checkpoint_due(self, iteration: int, now: float) -> bool:
-        """Whether it is time for a checkpoint; at once when one clears the job of suspicion.
-
-        What counts is the job's own share of the device: so up to twenty jobs write to the store as much as one. By
-        the clock it is no longer than that many times as long.
-        """
-        if self._unsaved_at is None:
-            self._unsaved_at = now
-        clears = not self._cleared and iteration >= self.lease.record.lease.furthest
-        self._cleared |= clears
-        seconds = max(self._unsaved_seconds, (now - self._unsaved_at) / CHECKPOINT_WAITS)
-        return clears or seconds >= self._checkpoint_pause
 
     async def _keep(self, seat: Seat, step: Step, state: SessionState, progress: job_pb2.Progress) -> None:
         """Stores a checkpoint beside the computing, or before letting the job go."""
@@ -273,8 +256,7 @@ class RunningJob:
         await self.lease.save_checkpoint(data, about)
         cost = time.monotonic() - started
         metrics.CHECKPOINT_SECONDS.observe(cost)
-        base = self._settings.checkpoint_seconds
-        self._checkpoint_pause = min(max(base, CHECKPOINT_COST_RATIO * cost), 2 * base)
+        self._checkpoint_pace.stored(cost)
 
     def _checkpoint_done(self, task: asyncio.Task[None]) -> None:
         self._checkpointing = None

@@ -52,21 +52,16 @@ class Meter:
     """Measures the bytes that an engine has taken since this was made."""
 
     def __init__(self, engine: Engine, limit: int) -> None:
-        """Above `limit` bytes, what the engine keeps of ended sessions is given back before it is counted."""
-        self._engine = engine
+        """`limit` is how many it may take."""
+        self._device = engine.device
         self._limit = limit
         self._before = in_use(engine.device)
 
     @property
     def is_short(self) -> bool:
-        """Whether the limit is reached as things are: nothing is given back for this."""
-        return self._taken() >= self._limit
+        """Whether the limit is reached."""
+        return self() >= self._limit
 
     def __call__(self) -> int:
         """Bytes."""
-        if self.is_short:
-            self._engine.release_memory()
-        return self._taken()
-
-    def _taken(self) -> int:
-        return in_use(self._engine.device) - self._before
+        return in_use(self._device) - self._before

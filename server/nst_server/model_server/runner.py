@@ -154,8 +154,7 @@ class Runner:
         """Looks again, now and then, whether memory is still short: what had it may be gone, with no job gone."""
         if self._seats.short and time.monotonic() - self._reviewed >= REVIEW_SECONDS:
             self._reviewed = time.monotonic()
-            if not self._meter.is_short:
-                self._seats.review()
+            self._seats.review()
 
     def _set_up(self) -> None:
         self._engine = engine = self._make_engine()
@@ -212,7 +211,7 @@ class Runner:
             seat.take(make(self._engine))
         except Exception as error:
             return Failure(error)
-        self._seats.review()
+        self._settle()
         return None
 
     def _iterate(self, seats: Sequence[Seat]) -> list[Step | Failure]:
@@ -273,6 +272,13 @@ class Runner:
     def _remove(self, seat: Seat) -> None:
         self._seats.remove(seat)
         self._scheduler.forget(seat)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Lets in who fits by now; where memory is short, gives back first what the engine keeps of ended sessions."""
+        if self._meter.is_short:
+            self._engine.release_memory()
+        self._seats.review()
 
 
 def release_frames(error: BaseException | None) -> None:

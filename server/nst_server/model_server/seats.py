@@ -175,7 +175,6 @@ class Seats:
         seat.leave()
         if seat in self._seats:
             self._seats.remove(seat)
-        self.review()
 
     def clear(self) -> list[Seat]:
         """Drops all; who was there."""
@@ -185,7 +184,7 @@ class Seats:
         return gone
 
     def review(self) -> None:
-        """Lets in who fits by now; to be called when a session has been made."""
+        """Lets in who fits by now; to be called when a session has been made, or has gone."""
         for place, seat in enumerate(self._seats):
             if seat.session is not None and not seat.admitted:
                 seat.admitted = self._fit([*self._inside(), seat]) and all(

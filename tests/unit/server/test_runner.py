@@ -345,6 +345,7 @@ async def test_memory_that_was_short_is_looked_at_again_now_and_then(monkeypatch
         await steps(place.admit(Session()), 1)
         newcomer = place.admit(Session())
         released, known = engine.released, looks.qsize()
+        assert released == 1  # when the first had been made
         for _ in range(known + 5):
             await asyncio.to_thread(looks.get, timeout=30)
         assert (engine.released, newcomer.session) == (released, None)
