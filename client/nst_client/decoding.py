@@ -21,6 +21,7 @@ from nst_client.events import (
     ResultEvent,
     StateEvent,
 )
+from nst_client.formats import decode_format
 from nst_client.images import ImageRef, Picture
 from nst_client.options import options_dict, short_names
 from nst_client.spec import Style
@@ -63,11 +64,15 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         result=_reference(job.result.reference, job.result) if job.HasField("result") else None,
         error=Failure(**_failure(job.error)) if job.HasField("error") else None,
         tenant=job.tenant,
-        initial=_reference(job.spec.initial.reference) if job.spec.HasField("initial") else None,
-        subject=_reference(job.spec.subject.reference) if job.spec.HasField("subject") else None,
-        hole=_reference(job.spec.hole.reference) if job.spec.HasField("hole") else None,
+        initial=_optional(job.spec, "initial"),
+        subject=_optional(job.spec, "subject"),
+        hole=_optional(job.spec, "hole"),
         control_version=job.control_version,
         time_limit=job.spec.time_limit.ToNanoseconds() / 1e9 if job.spec.HasField("time_limit") else None,
+        result_format=decode_format(job.spec.result_format),
+        preview_format=decode_format(job.spec.preview.format),
+        preview_interval=job.spec.preview.interval,
+        preview_max_size=job.spec.preview.max_size if job.spec.preview.HasField("max_size") else None,
     )
 
 
@@ -141,10 +146,15 @@ def _style(message: job_pb2.Style) -> Style:
     return Style(
         _reference(message.image.reference),
         weight=message.weight if message.HasField("weight") else 1.0,
-        region=_reference(message.region.reference) if message.HasField("region") else None,
-        source_region=_reference(message.source_region.reference) if message.HasField("source_region") else None,
+        region=_optional(message, "region"),
+        source_region=_optional(message, "source_region"),
         scale=message.scale if message.HasField("scale") else None,
     )
+
+
+def _optional(message: job_pb2.JobSpec | job_pb2.Style, field: str) -> ImageRef | None:
+    """The picture of a field that may be unset."""
+    return _reference(getattr(message, field).reference) if message.HasField(field) else None  # type: ignore[arg-type]
 
 
 def _reference(reference: image_pb2.ImageReference, size: job_pb2.Preview | job_pb2.Result | None = None) -> ImageRef:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import grpc
 
+from nst_client.formats import EncodedFormat, TensorFormat
 from nst_client.images import Decoded, ImageRef, Picture
 from nst_client.options import OptionValue
 from nst_client.spec import Style
@@ -206,6 +207,9 @@ class JobStatus:
         control_version: the number of the latest change that was asked of it, 0 before the first; what
             `steer`, `pause`, `resume` and `cancel` return has that of their own.
         time_limit: how long after its creation it may take, in seconds; None for ever.
+        result_format, preview_format: the forms of its pictures.
+        preview_interval: iterations between previews; 0 for none.
+        preview_max_size: long side of previews in pixels; None for the working size.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
         attempt: how often a model server has started on it.
         last_sequence: of its latest event.
@@ -235,6 +239,10 @@ class JobStatus:
     hole: ImageRef | None
     control_version: int
     time_limit: float | None
+    result_format: EncodedFormat | TensorFormat
+    preview_format: EncodedFormat | TensorFormat
+    preview_interval: int
+    preview_max_size: int | None
 
 
 def ends_history(event: AnyEvent) -> bool:

@@ -91,6 +91,20 @@ def format_message(form: Format | None, field: str) -> image_pb2.ImageFormat | N
         raise alike(error, f"{field}.{error}") from None
 
 
+def decode_format(message: image_pb2.ImageFormat) -> EncodedFormat | TensorFormat:
+    """The format in a message; of what this version of the library does not know, the default."""
+    if message.HasField("tensor"):
+        return TensorFormat(
+            _named(DTYPES, message.tensor.dtype, "uint8"), _named(LAYOUTS, message.tensor.layout, "HWC")
+        )
+    quality = message.encoded.quality if message.encoded.HasField("quality") else None
+    return EncodedFormat(_named(CODECS, message.encoded.codec, "png"), quality)
+
+
+def _named(choices: Mapping[K, int], number: int, default: K) -> K:
+    return next((name for name, known in choices.items() if known == number), default)
+
+
 def alike(error: TypeError | ValueError, text: str) -> TypeError | ValueError:
     """An error of the kind of this one, with another text; some kinds of ValueError take more than a text."""
     return TypeError(text) if isinstance(error, TypeError) else ValueError(text)

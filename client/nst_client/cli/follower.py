@@ -25,9 +25,17 @@ class Follower:
         self._display = display
         self._last = 0
         self._ended = False
+        self._unsaved = 0
 
     async def follow(self, job: AsyncJob) -> None:
         """Follow the job to its end. Raises JobFailed or JobCancelled when that is not a picture."""
+        try:
+            await self._follow(job)
+        finally:
+            if self._unsaved:
+                click.echo(f"Previews not saved, as their pictures did not come in time: {self._unsaved}", err=True)
+
+    async def _follow(self, job: AsyncJob) -> None:
         wants_pictures = isinstance(self._display, JsonLines) or self._previews is not None
         async for event in job.events(omit_pictures=not wants_pictures):
             self._ended = ends_history(event)
@@ -64,5 +72,9 @@ class Follower:
         self._display.show(event)
 
     def _save_preview(self, event: PreviewEvent) -> None:
-        if self._previews is not None and event.picture is not None:
+        if self._previews is None:
+            return
+        if event.picture is None:
+            self._unsaved += 1
+        else:
             (self._previews / f"{event.iteration:04d}.png").write_bytes(event.picture.data)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from nst_client.cli.kinds import UINT32_MAX, UINT64_MAX, Text
 from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json, print_table
-from nst_client.cli.output_file import OutputFile, output_option, save_result
+from nst_client.cli.output_file import OutputFile, output_options, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.events import JobState, JobStatus
@@ -146,10 +146,10 @@ def delete(server: Server, job_id: str) -> None:
 @jobs.command()
 @server_options
 @_job_argument
-@output_option
+@output_options
 def result(server: Server, job_id: str, output: OutputFile) -> None:
     """Save the final picture of a job, once it has ended; of one that was out of time, the best so far."""
-    server.ask(lambda client: save_result(client.job(job_id), output, output.codec))
+    server.ask(lambda client: save_result(client.job(job_id), output, output.form))
 
 
 def _row(job: JobStatus) -> tuple[str, ...]:

@@ -1,31 +1,34 @@
 """The file that a result is saved to."""
 
 import errno
+import functools
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from nst_client.errors import JobFailed
-from nst_client.formats import Codec
+from nst_client.formats import Codec, EncodedFormat, Format
 from nst_client.images import Picture
 from nst_client.job import AsyncJob
+
+T = TypeVar("T")
 
 _CODECS: dict[str, Codec] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A path, and the codec that its suffix asks for."""
+    """A path, and the form that its suffix and the command line ask for."""
 
     path: Path
-    codec: Codec
+    form: EncodedFormat
 
     def save(self, data: bytes) -> None:
         """Write the file, whole or not at all."""
@@ -53,7 +56,7 @@ class OutputFile:
             part.unlink(missing_ok=True)
 
 
-async def save_result(job: AsyncJob, output: OutputFile, form: Codec | None = None) -> Picture:
+async def save_result(job: AsyncJob, output: OutputFile, form: Format | None = None) -> Picture:
     """Save the final picture of a job, once it has ended, and return it.
 
     Raises:
@@ -81,7 +84,7 @@ class OutputFileType(click.ParamType[OutputFile]):
         codec = _CODECS.get(path.suffix.lower())
         if codec is None:
             self.fail(f"{value}: the suffix must be one of {', '.join(_CODECS)}", param, ctx)
-        output = OutputFile(path, codec)
+        output = OutputFile(path, EncodedFormat(codec))
         try:
             if not path.parent.is_dir():
                 self.fail(f"{value}: the folder {path.parent} does not exist", param, ctx)
@@ -91,4 +94,21 @@ class OutputFileType(click.ParamType[OutputFile]):
         return output
 
 
-output_option = click.option("-o", "--output", required=True, type=OutputFileType(), help="A .png, .jpg or .webp file.")
+def output_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Gives a command the options that say where and how a picture is saved, as `output`."""
+
+    @click.option("-o", "--output", required=True, type=OutputFileType(), help="A .png, .jpg or .webp file.")
+    @click.option(
+        "--quality",
+        type=click.IntRange(1, 100),
+        metavar="Q",
+        help="Of a .jpg or .webp file, 1 to 100. Unset: the server's default.",
+    )
+    @functools.wraps(command)
+    def with_output(*args: Any, output: OutputFile, quality: int | None, **kwargs: Any) -> T:
+        if quality is not None and output.form.codec == "png":
+            raise click.BadParameter("a .png file loses nothing and has none", param_hint="--quality")
+        form = replace(output.form, quality=quality)
+        return command(*args, output=replace(output, form=form), **kwargs)
+
+    return with_output

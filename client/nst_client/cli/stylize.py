@@ -11,7 +11,7 @@ import click
 from nst_client.cli.follower import Follower
 from nst_client.cli.kinds import UINT32_MAX, AboveZero, Text
 from nst_client.cli.output import JsonLines, ProgressBar
-from nst_client.cli.output_file import OutputFile, output_option
+from nst_client.cli.output_file import OutputFile, output_options
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.images import ImageRef
@@ -56,7 +56,7 @@ class Work:
 @click.command()
 @click.argument("content", type=_PICTURE)
 @click.argument("styles", type=_PICTURE, nargs=-1, metavar="[STYLE]...")
-@output_option
+@output_options
 @server_options
 @click.option("--size", metavar="N", help=f"Long side of the result in pixels. {_UNSET}")
 @click.option("--iterations", metavar="N", help=f"Iterations over all scales. {_UNSET}")
@@ -253,7 +253,7 @@ async def _stylize(server: Server, work: Work) -> None:
                 subject=subject,
                 hole=hole,
                 preview_interval=work.preview_interval,
-                result_format=work.output.codec,
+                result_format=work.output.form,
                 priority=work.priority,
                 time_limit=work.time_limit,
                 **work.options,

@@ -1,5 +1,6 @@
 """Runs the `nst` command in the test's own process."""
 
+import io
 import json
 import signal
 import sys
@@ -7,7 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nst_client import cli
 
@@ -47,3 +50,11 @@ def nst(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def png(seed: int) -> bytes:
+    """A small picture file."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

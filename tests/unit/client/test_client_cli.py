@@ -1,14 +1,11 @@
 """The `nst` command: what it sends, prints, saves and exits with."""
 
 import hashlib
-import io
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-from nst_command import Nst
-from PIL import Image
+from nst_command import Nst, png
 from scripted_server import (
     JOB_ID,
     ScriptedServer,
@@ -23,23 +20,7 @@ from scripted_server import (
 
 from nst.v1 import job_pb2, options_pb2
 
-
-def png(seed: int) -> bytes:
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 PREVIEW, RESULT = png(1), png(2)
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> tuple[Path, Path]:
-    content, style = tmp_path / "content.png", tmp_path / "style.png"
-    content.write_bytes(png(3))
-    style.write_bytes(png(4))
-    return content, style
 
 
 def publish_history(server: ScriptedServer) -> None:
@@ -102,6 +83,17 @@ def test_the_suffix_chooses_the_codec(
     nst("stylize", *pictures, "-o", tmp_path / f"out{suffix}", "--json", "--server", server.address)
     assert server.received["CreateJob"][0].spec.result_format.encoded.codec == codec
     assert (tmp_path / f"out{suffix}").read_bytes() == RESULT
+
+
+def test_the_quality_is_that_of_a_file_that_has_one(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    publish_history(server)
+    arguments = ("stylize", *pictures, "--quality", "95", "--server", server.address, "-o")
+    refused = nst(*arguments, tmp_path / "out.png")
+    assert (refused.code, "--quality" in refused.err, server.received) == (2, True, {})
+    nst(*arguments, tmp_path / "out.webp")
+    assert server.received["CreateJob"][0].spec.result_format.encoded.quality == 95
 
 
 def test_stylize_starts_from_a_picture(
@@ -227,28 +219,6 @@ def test_a_result_too_big_for_its_event_is_told_by_its_bytes(
     (event,) = ended.lines
     assert (event["bytes"], event["sha256"]) == (len(RESULT), hashlib.sha256(RESULT).hexdigest())
     assert (tmp_path / "o.png").read_bytes() == RESULT
-
-
-def test_previews_are_saved_by_iteration(
-    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
-) -> None:
-    publish_history(server)
-    folder = tmp_path / "a" / "previews"
-    nst("stylize", *pictures, "-o", tmp_path / "o.png", "--previews", folder, "--server", server.address)
-    assert [path.name for path in folder.iterdir()] == ["0005.png"]
-    assert (folder / "0005.png").read_bytes() == PREVIEW
-    assert not server.received["WatchJob"][0].omit_pictures
-
-
-@pytest.mark.parametrize("folder", ["/proc", "/proc/previews", "n" * 256])
-def test_where_no_previews_can_be_saved_is_known_before_any_work(
-    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path, folder: str
-) -> None:
-    publish_history(server)
-    ended = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--previews", folder, "--server", server.address)
-    assert ended.code == 2
-    assert "--previews" in ended.err
-    assert not server.received
 
 
 def test_a_failed_job_exits_with_1(

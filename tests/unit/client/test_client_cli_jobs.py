@@ -1,5 +1,6 @@
 """`nst jobs` and `nst info`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from scripted_server import (
     state_event,
 )
 
-from nst.v1 import job_pb2, options_pb2
+from nst.v1 import image_pb2, job_pb2, options_pb2
 
 
 def publish_history(server: ScriptedServer) -> None:
@@ -182,7 +183,9 @@ def test_jobs_result_asks_for_the_suffixs_codec(nst: Nst, server: ScriptedServer
     ended = nst("jobs", "result", JOB_ID, "-o", tmp_path / "r.jpg", "--server", server.address)
     assert ended.code == 0
     assert (tmp_path / "r.jpg").read_bytes() == b"a JPEG"
-    assert server.received["GetResult"][0].format.encoded.codec == 2
+    assert server.received["GetResult"][0].format.encoded == image_pb2.EncodedFormat(codec=image_pb2.CODEC_JPEG)
+    nst("jobs", "result", JOB_ID, "-o", tmp_path / "r.jpg", "--quality", "70", "--server", server.address)
+    assert server.received["GetResult"][1].format.encoded.quality == 70
 
 
 def test_info_tells_what_the_server_says(nst: Nst, server: ScriptedServer) -> None:
@@ -213,7 +216,7 @@ def test_tables_that_are_not_for_a_terminal_have_a_line_for_each_row(
     info, job = (nst(*command, "--server", server.address).out for command in (["info"], ["jobs", "get", JOB_ID]))
     (model,) = [line for line in info.splitlines() if "vgg-test" in line]
     assert model.endswith(credit)
-    assert f" job_id           {JOB_ID}\n" in job
+    assert re.search(rf"^ job_id +{JOB_ID}$", job, re.MULTILINE)
 
 
 def test_help_repeats_no_default(nst: Nst) -> None:
