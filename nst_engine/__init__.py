@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nst_engine.engine import stylize as stylize
     from nst_engine.inputs import Style as Style
     from nst_engine.options import BudgetError as BudgetError
+    from nst_engine.options import DetectorError as DetectorError
     from nst_engine.options import OptionError as OptionError
     from nst_engine.options import StylizeOptions as StylizeOptions
     from nst_engine.report import StepReport as StepReport
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BudgetError": "options",
     "CheckpointError": "checkpoint",
+    "DetectorError": "options",
     "Engine": "engine",
     "OptionError": "options",
     "Session": "session",

@@ -1,12 +1,13 @@
 """Faces in a picture, and a mask of them. OpenCV, from the extra `faces`, is imported when first needed."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_engine.options import OptionError
+from nst_engine.options import DetectorError
 
 # Detection works at this long side in pixels at most: a face worth protecting is not smaller than
 # `SMALLEST` of it.
@@ -30,6 +31,11 @@ class Face(NamedTuple):
     side: float
 
 
+def can_find_faces() -> bool:
+    """Whether OpenCV is installed."""
+    return find_spec("cv2") is not None
+
+
 def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     """Upright faces seen from the front, in an (H, W, 3) RGB picture.
 
@@ -37,7 +43,7 @@ def find_faces(picture: NDArray[np.uint8]) -> list[Face]:
     cascade of simple features", CVPR 2001) that OpenCV ships.
 
     Raises:
-        OptionError: OpenCV is not installed.
+        DetectorError: OpenCV is not installed.
     """
     cv2 = _opencv()
     shrinkage = _shrinkage(picture)
@@ -87,7 +93,7 @@ def _opencv() -> Any:
     try:
         return import_module("cv2")
     except ImportError as error:
-        raise OptionError(
+        raise DetectorError(
             "faces",
             "finding faces needs OpenCV: pip install '.[faces]' in the source folder, or give a mask as `subject`",
         ) from error

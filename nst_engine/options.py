@@ -26,6 +26,10 @@ class BudgetError(OptionError):
     """What is asked for does not fit into the engine's memory budget: a larger one may hold it."""
 
 
+class DetectorError(OptionError):
+    """Finding faces needs a package that is not installed here: where it is, they may be found."""
+
+
 def _number(default: Any, low: float, high: float) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 

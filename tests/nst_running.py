@@ -10,7 +10,9 @@ from nst_server.model_server.job import RunningJob
 FLOW = Flow("interactive", "tenant")
 
 
-def running_job(lease: Any, *, backbone: Any = None, runner: Any = None, **settings: Any) -> RunningJob:
+def running_job(
+    lease: Any, *, backbone: Any = None, runner: Any = None, others: Any = None, **settings: Any
+) -> RunningJob:
     """One that has nothing but what is given, and `settings` of its server."""
     unused = SimpleNamespace(jetstream=None)
     return RunningJob(
@@ -19,7 +21,7 @@ def running_job(lease: Any, *, backbone: Any = None, runner: Any = None, **setti
         backbone or unused,
         runner or unused,
         networks=unused,
-        others=unused,
+        others=others or unused,
         preparations=unused,
         settings=ModelServerSettings(**settings),
         charge=lambda seconds: None,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from nst.internal.v1.job_record_pb2 import Checkpoint
 from nst.v1 import job_pb2
-from nst_engine import BudgetError, SessionState, WeightsError, checkpoint
+from nst_engine import BudgetError, DetectorError, SessionState, WeightsError, checkpoint
 from nst_server.config import ModelServerSettings
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.control import on_nudge
@@ -307,20 +307,26 @@ class RunningJob:
             await self.lease.abandon()
         elif isinstance(error, DeviceLost):
             await self.lease.hand_back("the model server has lost its device")
-        elif isinstance(error, WeightsError) and await self._others.leave_model(self._model):
-            await self.lease.hand_back(f"is left to a model server that has the weights of {self._model}")
-        elif isinstance(error, BudgetError) and await self._others.leave_job(self.lease.job_id, self._model):
-            await self.lease.hand_back("is left to a model server with a larger memory budget")
         elif is_out_of_memory(error) and not self.lease.record.lease.alone:
             await self.lease.hand_back("ran out of memory; is tried again alone and in smaller tiles", alone=True)
+        elif left_to := await self._left_to(error):
+            await self.lease.hand_back(f"is left to a model server {left_to}")
         else:
             failure = describe_failure(error)
             told = job_pb2.JobError(code=failure.code, reason=failure.reason, message=failure.message)
             await self.lease.fail(told)
 
-    @property
-    def _model(self) -> str:
-        return self.lease.record.spec.options.model
+    async def _left_to(self, error: Exception) -> str:
+        """Leaves the job to others if some can do what this one cannot: what sets those apart, or nothing."""
+        job_id, options = self.lease.job_id, self.lease.record.spec.options
+        if isinstance(error, WeightsError) and await self._others.leave_model(options.model):
+            return f"that has the weights of {options.model}"
+        if isinstance(error, DetectorError) and await self._others.leave_faces(job_id, options.model):
+            return "that can find faces"
+        too_large = isinstance(error, BudgetError) or is_out_of_memory(error)
+        if too_large and await self._others.leave_large(job_id, options.model, faces=options.faces):
+            return "with a larger memory budget"
+        return ""
 
     def age(self) -> float:
         return time.time() - self.lease.record.create_time.ToMicroseconds() / 1e6

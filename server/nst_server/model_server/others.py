@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Set
 from nst.internal.v1.job_record_pb2 import Announcement
 from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine
+from nst_engine.faces import can_find_faces
 from nst_engine.networks import NETWORKS
 from nst_server.jobs.announcements import announcements
 from nst_server.jobs.backbone import Backbone
@@ -27,10 +28,21 @@ class Others:
         """Leaves jobs with this model to others for a while; False if none of them has its weights."""
         return await self._leave(model, lambda other: model in other.models)
 
-    async def leave_job(self, job_id: str, model: str) -> bool:
-        """Leaves the job to others for a while; False if none with a larger memory budget may have its model."""
-        budget = self._engine.memory_budget
-        return await self._leave(job_id, lambda other: other.memory_budget > budget and model not in other.left)
+    async def leave_large(self, job_id: str, model: str, *, faces: bool) -> bool:
+        """Leaves the job to others for a while; False if none with a larger memory budget can do it.
+
+        `faces` is whether faces are to be found in it, for which nobody is to leave it to this one again.
+        """
+
+        def can(other: Announcement) -> bool:
+            larger = other.memory_budget > self._engine.memory_budget
+            return larger and model not in other.left and (other.finds_faces or not faces)
+
+        return await self._leave(job_id, can)
+
+    async def leave_faces(self, job_id: str, model: str) -> bool:
+        """Leaves the job to others for a while; False if none that can find faces may have its model."""
+        return await self._leave(job_id, lambda other: other.finds_faces and model not in other.left)
 
     async def _leave(self, name: str, can: Callable[[Announcement], bool]) -> bool:
         alive = await announcements(self._backbone, patience=None)
@@ -59,4 +71,5 @@ class Others:
             left=left & NETWORKS.keys(),
             memory_budget=self._engine.memory_budget,
             running=running,
+            finds_faces=can_find_faces(),
         )

@@ -7,7 +7,7 @@ import pytest
 from engine_runs import Pixels, finish, quick
 from PIL import Image
 
-from nst_engine import Engine, OptionError, Style
+from nst_engine import DetectorError, Engine, Style
 from nst_engine.faces import DETECTION_SIDE, Face, face_mask, find_faces, head_mask
 
 
@@ -76,7 +76,7 @@ def test_without_opencv_the_error_says_what_to_install(
     engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(OptionError, match=r"pip install '\.\[faces\]'") as caught:
+    with pytest.raises(DetectorError, match=r"pip install '\.\[faces\]'") as caught:
         engine.start(photo, [Style(texture)], quick(faces=True))
     assert caught.value.field == "faces"
     assert engine.start(photo, [Style(texture)], quick()) is not None

@@ -330,8 +330,11 @@ class Announcement(_message.Message):
     MEMORY_BUDGET_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    FINDS_FACES_FIELD_NUMBER: _builtins.int
     memory_budget: _builtins.int
     """Its engine's memory budget, in bytes: what does not fit into another's may fit into this one."""
+    finds_faces: _builtins.bool
+    """Whether it can find faces, which needs a package of its own."""
     @_builtins.property
     def server(self) -> _style_transfer_service_pb2.ModelServer:
         """As clients are told."""
@@ -356,10 +359,11 @@ class Announcement(_message.Message):
         memory_budget: _builtins.int = ...,
         running: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         left: _abc.Iterable[_builtins.str] | None = ...,
+        finds_faces: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finds_faces", b"finds_faces", "left", b"left", "memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
