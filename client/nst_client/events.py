@@ -207,7 +207,7 @@ class JobStatus:
         control_version: the number of the latest change that was asked of it, 0 before the first; what
             `steer`, `pause`, `resume` and `cancel` return has that of their own.
         time_limit: how long after its creation it may take, in seconds; None for ever.
-        result_format, preview_format: the forms of its pictures.
+        result_format, preview_format: the forms of its pictures; None for those of a later version.
         preview_interval: iterations between previews; 0 for none.
         preview_max_size: long side of previews in pixels; None for the working size.
         create_time, update_time: when it was stored, and when its latest event happened, UTC.
@@ -239,8 +239,8 @@ class JobStatus:
     hole: ImageRef | None
     control_version: int
     time_limit: float | None
-    result_format: EncodedFormat | TensorFormat
-    preview_format: EncodedFormat | TensorFormat
+    result_format: EncodedFormat | TensorFormat | None
+    preview_format: EncodedFormat | TensorFormat | None
     preview_interval: int
     preview_max_size: int | None
 

@@ -91,18 +91,18 @@ def format_message(form: Format | None, field: str) -> image_pb2.ImageFormat | N
         raise alike(error, f"{field}.{error}") from None
 
 
-def decode_format(message: image_pb2.ImageFormat) -> EncodedFormat | TensorFormat:
-    """The format in a message; of what this version of the library does not know, the default."""
+def decode_format(message: image_pb2.ImageFormat) -> EncodedFormat | TensorFormat | None:
+    """The format in a message; None for one that this version of the library does not know."""
     if message.HasField("tensor"):
-        return TensorFormat(
-            _named(DTYPES, message.tensor.dtype, "uint8"), _named(LAYOUTS, message.tensor.layout, "HWC")
-        )
+        dtype, layout = _named(DTYPES, message.tensor.dtype), _named(LAYOUTS, message.tensor.layout)
+        return TensorFormat(dtype, layout) if dtype and layout else None
+    codec = _named(CODECS, message.encoded.codec)
     quality = message.encoded.quality if message.encoded.HasField("quality") else None
-    return EncodedFormat(_named(CODECS, message.encoded.codec, "png"), quality)
+    return EncodedFormat(codec, quality) if codec else None
 
 
-def _named(choices: Mapping[K, int], number: int, default: K) -> K:
-    return next((name for name, known in choices.items() if known == number), default)
+def _named(choices: Mapping[K, int], number: int) -> K | None:
+    return next((name for name, known in choices.items() if known == number), None)
 
 
 def alike(error: TypeError | ValueError, text: str) -> TypeError | ValueError:

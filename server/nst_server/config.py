@@ -12,14 +12,6 @@ GIB = 2**30
 # The largest number of gRPC's options, and of a uint32 in a message.
 GRPC_INTEGERS = 2**31 - 1
 PROTO_INTEGERS = 2**32 - 1
-# The limits of the store that clients are told.
-LIMITS_OF_JOBS = (
-    "max_queued_jobs",
-    "max_tenant_jobs",
-    "max_tenant_running_jobs",
-    "max_tenant_paused_jobs",
-    "max_job_changes",
-)
 
 
 def setting(default: Any, help: str, *, zero: bool = False, least: float = 0, most: float = math.inf) -> Any:
@@ -58,9 +50,6 @@ class StoreSettings(Settings):
         "1024 px besides; more wait, none is refused.",
     )
     max_tenant_paused_jobs: int = setting(50, "A tenant's jobs that are paused; no more can be.", zero=True)
-    max_job_changes: int = setting(
-        5000, "Changes to one job while it waits or runs, each of which its history tells; then it may only be resumed."
-    )
     max_record_bytes: int = setting(GIB // 4, "Size of the job records, and of the notes beside them.")
     max_event_bytes: int = setting(4 * GIB, "Size of all histories.")
     max_picture_bytes: int = setting(16 * GIB, "Size of all stored pictures.")
@@ -90,6 +79,9 @@ class GatewaySettings(Settings):
     )
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)
+    max_job_changes: int = setting(
+        5000, "Changes to one job's weights and iterations, and pauses; then it may only be resumed or cancelled."
+    )
     max_styles: int = setting(8, "Style pictures of one job.")
     preview_interval: int = setting(
         10, "Iterations between previews when the client does not say.", zero=True, most=PROTO_INTEGERS
@@ -214,4 +206,5 @@ def parse_models(text: str) -> list[str]:
 def limits(settings: GatewaySettings, store: StoreSettings) -> dict[str, int]:
     """The limits that clients are told, by name."""
     named = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name.startswith("max_")}
-    return {**named, **{name: getattr(store, name) for name in LIMITS_OF_JOBS}}
+    shared = ("max_queued_jobs", "max_tenant_jobs", "max_tenant_running_jobs", "max_tenant_paused_jobs")
+    return {**named, **{name: getattr(store, name) for name in shared}}

@@ -745,8 +745,8 @@ Global___JobError: _TypeAlias = JobError  # noqa: Y015
 
 @_typing.final
 class JobUpdate(_message.Message):
-    """A change to a job that waits or runs. Unset fields stay as they are. After `max_job_changes` of them more
-    are refused with RESOURCE_EXHAUSTED, but for one that only resumes it.
+    """A change to a job that waits or runs. Unset fields stay as they are. After `max_job_changes` pauses and
+    changes of weights and iterations, more are refused with RESOURCE_EXHAUSTED; it can still be resumed.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -105,7 +105,8 @@ class StyleTransferServiceServicer:
     def Stylize(self, request_iterator, context):
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
         cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
-        What is refused with a RetryInfo ends it too, but cancels nothing: the same `request_id` goes on with the job.
+        What is refused with a RetryInfo, or for `max_job_changes`, ends it too, but cancels nothing: the same
+        `request_id` goes on with the job.
         That of a gateway that shuts down has the `job_id` in its ErrorInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

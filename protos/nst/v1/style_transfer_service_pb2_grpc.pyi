@@ -56,7 +56,8 @@ class StyleTransferServiceStub:
     Stylize: _grpc.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
     cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
-    What is refused with a RetryInfo ends it too, but cancels nothing: the same `request_id` goes on with the job.
+    What is refused with a RetryInfo, or for `max_job_changes`, ends it too, but cancels nothing: the same
+    `request_id` goes on with the job.
     That of a gateway that shuts down has the `job_id` in its ErrorInfo.
     """
     GetResult: _grpc.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]
@@ -94,7 +95,8 @@ class StyleTransferServiceAsyncStub(StyleTransferServiceStub):
     Stylize: _aio.StreamStreamMultiCallable[_style_transfer_service_pb2.StylizeRequest, _style_transfer_service_pb2.StylizeResponse]  # type: ignore[assignment]
     """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
     cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
-    What is refused with a RetryInfo ends it too, but cancels nothing: the same `request_id` goes on with the job.
+    What is refused with a RetryInfo, or for `max_job_changes`, ends it too, but cancels nothing: the same
+    `request_id` goes on with the job.
     That of a gateway that shuts down has the `job_id` in its ErrorInfo.
     """
     GetResult: _aio.UnaryStreamMultiCallable[_style_transfer_service_pb2.GetResultRequest, _style_transfer_service_pb2.GetResultResponse]  # type: ignore[assignment]
@@ -147,7 +149,8 @@ class StyleTransferServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_style_transfer_service_pb2.StylizeResponse], _abc.AsyncIterator[_style_transfer_service_pb2.StylizeResponse]]:
         """The one-call form: creates a job, follows it and steers it on one stream. Breaking the stream
         cancels the job unless `detach` was set. So does an update that is refused, for it ends the stream.
-        What is refused with a RetryInfo ends it too, but cancels nothing: the same `request_id` goes on with the job.
+        What is refused with a RetryInfo, or for `max_job_changes`, ends it too, but cancels nothing: the same
+        `request_id` goes on with the job.
         That of a gateway that shuts down has the `job_id` in its ErrorInfo.
         """
 

@@ -65,7 +65,7 @@ class Gateway:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._tickets = TicketQueue(backbone, patience=PATIENCE_SECONDS)
-        commands = JobCommands(backbone, patience=PATIENCE_SECONDS, max_job_changes=store.max_job_changes)
+        commands = JobCommands(backbone, patience=PATIENCE_SECONDS, max_job_changes=settings.max_job_changes)
         self.feeds = Feeds(backbone, commands.events, settings.heartbeat_seconds)
         rates, memory = RequestRates(settings), RequestMemory(settings)
         self._server = grpc.aio.server(

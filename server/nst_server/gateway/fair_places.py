@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class FairPlaces:
@@ -13,14 +15,12 @@ class FairPlaces:
         self._free = count
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncIterator[None]:
-        """Waits for a place, and holds it."""
+    async def run(self, tenant: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Waits for a place, and does the work in it. Once begun it holds its place to its end, whoever leaves."""
         await self._take(tenant)
-        try:
-            yield
-        finally:
-            self._pass_on()
+        working = asyncio.create_task(work())
+        working.add_done_callback(self._done)
+        return await asyncio.shield(working)
 
     async def _take(self, tenant: str) -> None:
         if self._free:
@@ -35,13 +35,19 @@ class FairPlaces:
                 self._pass_on()
             raise
 
+    def _done(self, working: asyncio.Task[Any]) -> None:
+        if not working.cancelled():
+            working.exception()  # taken, as who asked may have left
+        self._pass_on()
+
     def _pass_on(self) -> None:
         while self._waiting:
             tenant, turns = self._waiting.popitem(last=False)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[tenant] = turns
-            if not turn.cancelled():
-                turn.set_result(None)
-                return
+            while turns:
+                turn = turns.popleft()
+                if not turn.cancelled():
+                    if turns:
+                        self._waiting[tenant] = turns
+                    turn.set_result(None)
+                    return
         self._free += 1

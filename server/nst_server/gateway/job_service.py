@@ -37,11 +37,12 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                 raise invalid("states", f"{state} is no state that a job can be in")
         size = min(request.page_size or DEFAULT_PAGE, LARGEST_PAGE)
         before = _decoded(request.page_token) if request.page_token else None
-        places = await self._commands.listing.newest(tenant(context), LARGEST_PAGE, before)
+        places = await self._commands.listing.newest(tenant(context), LARGEST_PAGE, before, request.states)
         page: list[job_pb2.Job] = []
-        for start in range(0, len(places), DESCRIBED_AT_ONCE):
-            some = places[start : start + DESCRIBED_AT_ONCE]
-            jobs = await asyncio.gather(*(self._job(job_id) for _, job_id in some))
+        at_once = DESCRIBED_AT_ONCE if request.states else min(size, DESCRIBED_AT_ONCE)
+        for start in range(0, len(places), at_once):
+            some = places[start : start + at_once]
+            jobs = await asyncio.gather(*(self._job(job_id, tenant(context)) for _, job_id in some))
             for place, job in zip(some, jobs, strict=True):
                 if job is not None and (not request.states or job.state in request.states):
                     page.append(job)
@@ -51,11 +52,12 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         token = _encoded(places[-1]) if len(places) == LARGEST_PAGE else ""
         return pb.ListJobsResponse(jobs=page, next_page_token=token)
 
-    async def _job(self, job_id: str) -> job_pb2.Job | None:
-        """None if it has been removed since it was listed."""
+    async def _job(self, job_id: str, tenant: str) -> job_pb2.Job | None:
+        """A tenant's job; None if it has been removed since it was listed, or the store has lost it."""
         try:
             return await self._commands.describe(await self._commands.records.get(job_id))
         except JobNotFound:
+            self._commands.listing.forget(tenant)
             return None
 
     async def WatchJob(  # type: ignore[override]  # serialised already

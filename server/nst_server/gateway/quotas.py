@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
@@ -116,7 +117,7 @@ class PictureQuota:
             StoreFull: what room is left is for results.
         """
         await self._store_of(tenant).check_room()
-        # Nothing comes between the two: of several pictures that come at once each counts for the next.
+        # Nothing comes between the two: each counts for the next, until all are counted again.
         (await self._with_room(tenant, size)).size += whole_chunks(size)
 
     async def _with_room(self, tenant: str, size: int) -> _Stored:
@@ -124,6 +125,7 @@ class PictureQuota:
         if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
             if tenant not in self._counting:
                 self._counting[tenant] = asyncio.create_task(self._count(tenant))
+                self._counting[tenant].add_done_callback(partial(self._counted, tenant))
             known = await asyncio.shield(self._counting[tenant])
         if known.size + whole_chunks(size) > self._limit:
             text = f"this tenant has {known.size} bytes of pictures stored, which go as they get old: try again later"
@@ -131,15 +133,17 @@ class PictureQuota:
         return known
 
     async def _count(self, tenant: str) -> _Stored:
-        try:
-            known = _Stored(await self._store_of(tenant).size(), time.monotonic())
-        finally:
-            del self._counting[tenant]
+        known = _Stored(await self._store_of(tenant).size(), time.monotonic())
         self._stored[tenant] = known
         self._stored.move_to_end(tenant)
         if len(self._stored) > REMEMBERED_TENANTS:
             self._stored.popitem(last=False)
         return known
+
+    def _counted(self, tenant: str, count: asyncio.Task[_Stored]) -> None:
+        del self._counting[tenant]
+        if not count.cancelled():
+            count.exception()  # taken, as all who asked may have left
 
 
 def whole_chunks(size: int) -> int:

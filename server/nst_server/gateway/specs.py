@@ -1,7 +1,6 @@
 """From what a client asks for to what is stored: every picture a reference, every option filled in."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from nst_server.gateway.errors import PicturePath, Refusal, invalid
 from nst_server.gateway.fair_places import FairPlaces
 from nst_server.gateway.fields import check_digest, check_form
 from nst_server.gateway.quotas import PictureQuota
+from nst_server.gateway.shared_cache import SharedCache
 from nst_server.jobs.backbone import BackboneUnavailable
 from nst_server.jobs.blobs import KEPT_SECONDS, PictureStore
 from nst_server.options import options_from_proto, options_to_proto, steering_from_proto, style_scale
@@ -58,9 +58,10 @@ class SpecReader:
         self._stored = stored
         self._quota = quota
         self._settings = settings
+        self._unset = defaults(settings)
         self._limits = limits
         self._checking = FairPlaces(CHECKS_AT_ONCE)
-        self._masks: OrderedDict[str, None] = OrderedDict()  # digests of pictures that were found to be masks
+        self._masks = SharedCache[bool](KNOWN_MASKS, lambda _: 1)  # which pictures were found to be masks, by digest
 
     def check(self, spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
         """The spec as it is stored, but without its pictures, which cost more to check.
@@ -106,8 +107,7 @@ class SpecReader:
         return complete
 
     def _options(self, spec: job_pb2.JobSpec) -> StylizeOptions:
-        unset = defaults(self._settings)
-        asked = options_pb2.StylizeOptions(size=unset.size, iterations=unset.iterations)
+        asked = options_pb2.StylizeOptions(size=self._unset.size, iterations=self._unset.iterations)
         if spec.HasField("initial"):
             asked.init = options_pb2.INIT_IMAGE
         asked.MergeFrom(spec.options)
@@ -186,18 +186,17 @@ class SpecReader:
     async def _mask(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
         """As `_reference`, of a picture that marks something."""
         mask = await self._reference(path, image, supply)
-        digest = mask.reference.sha256
-        if digest not in self._masks:
-            async with self._checking.place(supply.tenant):
-                stored = await self._stored(supply.tenant).get(digest)
-                try:
-                    await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
-                except pictures.PictureError as error:
-                    raise invalid(path, error.message, error.reason) from error
-            self._masks[digest] = None
-            if len(self._masks) > KNOWN_MASKS:
-                self._masks.popitem(last=False)
+        checked = partial(self._checking.run, supply.tenant, partial(self._check_mask, supply.tenant, mask))
+        try:
+            await self._masks.get(mask.reference.sha256, checked)
+        except pictures.PictureError as error:
+            raise invalid(path, error.message, error.reason) from error
         return mask
+
+    async def _check_mask(self, tenant: str, mask: image_pb2.Image) -> bool:
+        stored = await self._stored(tenant).get(mask.reference.sha256)
+        await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
+        return True
 
     async def _reference(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:
         source = image.WhichOneof("source")
@@ -231,11 +230,11 @@ class SpecReader:
         Raises:
             Refusal: it is not one, or over a limit.
         """
-        async with self._checking.place(tenant):
-            try:
-                width, height = await asyncio.to_thread(pictures.check, stored, self._limits)
-            except pictures.PictureError as error:
-                raise place.refusal(error) from error
+        check = partial(asyncio.to_thread, pictures.check, stored, self._limits)
+        try:
+            width, height = await self._checking.run(tenant, check)
+        except pictures.PictureError as error:
+            raise place.refusal(error) from error
         digest = await self._stored(tenant).put(stored, admit=partial(self._quota.take, tenant))
         return digest, width, height
 

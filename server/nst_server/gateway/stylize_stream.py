@@ -21,7 +21,7 @@ from nst_server.gateway.watching import Watching
 from nst_server.jobs.backbone import BackboneUnavailable
 from nst_server.jobs.commands import JobCommands
 from nst_server.jobs.records import JobNotFound
-from nst_server.jobs.updates import JobEnded, NotWaiting
+from nst_server.jobs.updates import JobEnded, NotWaiting, TooManyChanges
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ def _for_good(error: BaseException) -> bool:
     """
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return True
-    if isinstance(error, JobNotFound):
-        return False  # it was deleted, or the store has lost its history, and it begins another
+    if isinstance(error, JobNotFound | TooManyChanges):
+        return False  # it was deleted, or the store has lost its history, and it begins another; or goes on as it is
     refusal = as_refusal(error) if isinstance(error, Exception) else None
     return refusal is not None and refusal.retry_seconds is None
 

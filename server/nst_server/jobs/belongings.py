@@ -49,7 +49,7 @@ def _references(message: Message) -> Iterator[str]:
 def ending_of(event: job_pb2.JobEvent) -> Ending:
     """What the record says of the event that ended the job."""
     picture = event.error.partial if event.HasField("error") else event.result
-    return Ending(time=event.time, picture=picture.reference.sha256)
+    return Ending(time=event.time, picture=picture.reference.sha256, state=event.job_state)
 
 
 def last_used(record: JobRecord) -> float:

@@ -20,7 +20,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from nst_server.jobs.backbone import WRONG_LAST_SEQUENCE, Backbone, persistently, stored_subjects
 from nst_server.jobs.notes import RELEASED, Notes
-from nst_server.jobs.room import check_room
+from nst_server.jobs.room import Room
 from nst_server.jobs.topology import CHECKPOINTS, PICTURES, PREVIEWS, Blobs, picture_name, tenant_token
 
 CHUNK_BYTES = 512 * 1024
@@ -222,8 +222,8 @@ class PictureStore:
         return await self._blobs.get(self._name(digest))
 
     async def check_room(self) -> None:
-        """Refuses uploads where the results of jobs need what is left; see `room.check_room`."""
-        await check_room(self._backbone, PICTURES.stream, patience=self._patience)
+        """Refuses uploads where the results of jobs need what is left; see `Room.check`."""
+        await Room(self._backbone, patience=self._patience).check(PICTURES.stream)
 
     async def size(self) -> int:
         """Bytes of all that the tenant has stored, each picture rounded up to whole chunks."""

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2
-from nst_server.config import StoreSettings
+from nst_server.config import GatewaySettings
 from nst_server.jobs.backbone import Backbone, StoreFull
 from nst_server.jobs.belongings import USE_NOTE_SECONDS, last_used
 from nst_server.jobs.control import nudge
@@ -19,7 +19,7 @@ from nst_server.jobs.listing import Listing
 from nst_server.jobs.queue import QueueFull, TenantQueueFull, TicketQueue
 from nst_server.jobs.records import TENANT_DIGITS, JobExists, JobNotFound, Records, tenant_digits
 from nst_server.jobs.removal import Remover
-from nst_server.jobs.room import check_room
+from nst_server.jobs.room import Room
 from nst_server.jobs.tickets import Flow
 from nst_server.jobs.topology import EVENTS, RECORDS
 from nst_server.jobs.unheld import UnheldJobs
@@ -36,11 +36,10 @@ class JobCommands:
     """Every change that a client can make, durable when the call returns."""
 
     def __init__(
-        self, backbone: Backbone, *, patience: float, max_job_changes: int = StoreSettings.max_job_changes
+        self, backbone: Backbone, *, patience: float, max_job_changes: int = GatewaySettings.max_job_changes
     ) -> None:
         """`patience` is how long to keep trying while NATS is away, in seconds."""
         self._backbone = backbone
-        self._patience = patience
         self.records = Records(backbone, patience=patience)
         self.events = EventLog(backbone, patience=patience)
         self.listing = Listing(backbone, self.records, patience=patience)
@@ -48,6 +47,7 @@ class JobCommands:
         self._deadlines = Deadlines(backbone, patience=patience)
         self._unheld = UnheldJobs(backbone, patience=patience)
         self._updates = JobUpdates(backbone, patience=patience, max_changes=max_job_changes)
+        self._room = Room(backbone, patience=patience)
         self._remover = Remover(backbone, patience=patience)
         self._creating: set[asyncio.Task[job_pb2.Job]] = set()
 
@@ -84,7 +84,7 @@ class JobCommands:
         job_id, flow = derive_job_id(tenant, request_id), Flow.of_job(tenant, spec)
         digest = hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()
         while (existing := await self._existing(job_id, digest)) is None:
-            await asyncio.gather(*(check_room(self._backbone, one, patience=self._patience) for one in FILLED_BY_JOBS))
+            await asyncio.gather(*(self._room.check(stream) for stream in FILLED_BY_JOBS))
             record = JobRecord(
                 job_id=job_id,
                 request_id=request_id,

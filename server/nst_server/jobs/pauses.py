@@ -5,7 +5,7 @@ from functools import partial
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst_server.jobs.backbone import Backbone, persistently
 from nst_server.jobs.notes import PAUSED, Notes
-from nst_server.jobs.room import check_room
+from nst_server.jobs.room import Room
 from nst_server.jobs.topology import CHECKPOINTS, TICKETS, QueueRules, tenant_token
 
 
@@ -32,7 +32,7 @@ class PausedJobs:
             StoreFull: the job runs, and what room there is for checkpoints is for those that go on.
         """
         if record.lease.held:
-            await check_room(self._backbone, CHECKPOINTS.stream, patience=self._patience)
+            await Room(self._backbone, patience=self._patience).check(CHECKPOINTS.stream)
         stream_info = partial(self._backbone.jetstream.stream_info, TICKETS)
         rules = QueueRules.of((await persistently(stream_info, seconds=self._patience)).config)
         # First, so that of several at once none is overlooked.

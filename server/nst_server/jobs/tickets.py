@@ -127,7 +127,7 @@ class TicketSource:
     async def open(self) -> None:
         """Listens for new tickets, and learns for how long the queue waits for a silent holder.
 
-        That stays known while `next` waits, whatever gateways come to say.
+        `next` keeps that up to date.
         """
         self.lease_seconds = (await persistently(self._rules, seconds=START_SECONDS)).lease_seconds
         await self._nats.subscribe(WAKE_SUBJECT, cb=self._on_wake)
@@ -169,7 +169,8 @@ class TicketSource:
         if pulls.ready or self._reconnected() or pulls.priority != self._priority():
             return True
         info = await self._info()
-        self.lease_seconds = QueueRules.of(info.config).lease_seconds
+        with suppress(NotFoundError):  # an older gateway has written it, and knows of other rules
+            self.lease_seconds = QueueRules.of(info.config).lease_seconds
         counts = {Flow.of(subject): count for subject, count in (info.state.subjects or {}).items()}
         self._dry = {flow: dry for flow, dry in self._dry.items() if dry.lasts(counts.get(flow, -1))}
         wanted = {flow.consumer: flow for flow in rank(list(counts))}

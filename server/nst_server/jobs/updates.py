@@ -20,7 +20,6 @@ REPLACED: tuple[Literal["style_shares", "content_layers", "style_layers"], ...] 
     "content_layers",
     "style_layers",
 )
-RESUMED = job_pb2.JobUpdate(paused=False)
 
 
 class JobEnded(Exception):
@@ -61,16 +60,19 @@ class JobUpdates:
             The record as changed.
         """
         record = await self._live_record(job_id)
-        if record.control.version >= self._max_changes and update != RESUMED:
-            raise TooManyChanges(self._max_changes)
         if update.paused and not record.control.paused:
+            self._check_changes(record)  # or there would be a note for nothing
             await self._paused.note(record)
         if update.priority and update.priority != record.spec.priority:
             record = await self._move(record, update.priority)
-        record = await self._records.update(job_id, lambda record: _apply_weights(record, update))
+        record = await self._records.update(job_id, lambda record: self._apply_weights(record, update))
         if update.HasField("paused") and update.paused != record.control.paused:
             record = await (self._pause(record) if update.paused else self._resume(record))
         return record
+
+    def _check_changes(self, record: JobRecord) -> None:
+        if record.control.version >= self._max_changes:
+            raise TooManyChanges(self._max_changes)
 
     async def _live_record(self, job_id: str) -> JobRecord:
         record = await self._records.get(job_id)
@@ -79,8 +81,24 @@ class JobUpdates:
             raise JobEnded(job_id)
         return record
 
+    def _apply_weights(self, record: JobRecord, update: job_pb2.JobUpdate) -> None:
+        wanted = record.control.weights
+        before = wanted.SerializeToString(deterministic=True)
+        weights = job_pb2.JobUpdate()
+        weights.CopyFrom(update)
+        weights.ClearField("paused")
+        weights.ClearField("priority")
+        for name in REPLACED:
+            if getattr(weights, name):
+                wanted.ClearField(name)  # merging would add to what is there
+        wanted.MergeFrom(weights)
+        if wanted.SerializeToString(deterministic=True) != before:
+            self._check_changes(record)
+            record.control.version += 1
+
     async def _pause(self, record: JobRecord) -> JobRecord:
         def change(record: JobRecord) -> None:
+            self._check_changes(record)
             record.control.paused = True
             record.control.version += 1
 
@@ -164,18 +182,3 @@ def _state_if(
 def _go_on(record: JobRecord) -> None:
     record.control.paused = False
     record.control.version += 1
-
-
-def _apply_weights(record: JobRecord, update: job_pb2.JobUpdate) -> None:
-    wanted = record.control.weights
-    before = wanted.SerializeToString(deterministic=True)
-    weights = job_pb2.JobUpdate()
-    weights.CopyFrom(update)
-    weights.ClearField("paused")
-    weights.ClearField("priority")
-    for name in REPLACED:
-        if getattr(weights, name):
-            wanted.ClearField(name)  # merging would add to what is there
-    wanted.MergeFrom(weights)
-    if wanted.SerializeToString(deterministic=True) != before:
-        record.control.version += 1

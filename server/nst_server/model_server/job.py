@@ -323,8 +323,9 @@ class RunningJob:
             return f"that has the weights of {options.model}"
         if isinstance(error, DetectorError) and await self._others.leave_faces(job_id, options.model):
             return "that can find faces"
-        too_large = isinstance(error, BudgetError) or is_out_of_memory(error)
-        if too_large and await self._others.leave_large(job_id, options.model, faces=options.faces):
+        if isinstance(error, BudgetError) and await self._others.leave_large(
+            job_id, options.model, faces=options.faces
+        ):
             return "with a larger memory budget"
         return ""
 

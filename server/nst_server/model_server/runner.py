@@ -58,6 +58,7 @@ class Runner:
         self._stopped = False
         self._lost = False
         self._reviewed = 0.0
+        self._seats_changed = False
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self.device_lost = asyncio.Event()
 
@@ -151,9 +152,17 @@ class Runner:
                 self._give_up()
 
     def _review(self) -> None:
-        """Looks again, now and then, whether memory is still short: what had it may be gone, with no job gone."""
-        if self._seats.short and time.monotonic() - self._reviewed >= REVIEW_SECONDS:
-            self._reviewed = time.monotonic()
+        """Lets in who fits by now, once a session has come or gone.
+
+        Where memory is short, what the engine keeps of ended sessions is given back first. Now and then it is looked at
+        again: what had it may be gone, with no job gone.
+        """
+        now = time.monotonic()
+        again = self._seats.short and now - self._reviewed >= REVIEW_SECONDS
+        if self._seats_changed or again:
+            if self._seats_changed and self._seats and self._meter.is_short:
+                self._engine.release_memory()
+            self._reviewed, self._seats_changed = now, False
             self._seats.review()
 
     def _set_up(self) -> None:
@@ -211,7 +220,7 @@ class Runner:
             seat.take(make(self._engine))
         except Exception as error:
             return Failure(error)
-        self._settle()
+        self._seats_changed = True
         return None
 
     def _iterate(self, seats: Sequence[Seat]) -> list[Step | Failure]:
@@ -272,13 +281,7 @@ class Runner:
     def _remove(self, seat: Seat) -> None:
         self._seats.remove(seat)
         self._scheduler.forget(seat)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Lets in who fits by now; where memory is short, gives back first what the engine keeps of ended sessions."""
-        if self._meter.is_short:
-            self._engine.release_memory()
-        self._seats.review()
+        self._seats_changed = True
 
 
 def release_frames(error: BaseException | None) -> None:

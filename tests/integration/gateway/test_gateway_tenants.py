@@ -42,6 +42,7 @@ LIMITS = {
     "NST_MAX_TENANT_JOBS": "2",
     "NST_MAX_TENANT_PAUSED_JOBS": "1",
     "NST_MAX_TENANT_CALLS": "4",
+    "NST_MAX_JOB_CHANGES": "6",
     "NST_MAX_TENANT_BYTES": str(3 * 512 * 1024),
 }
 INFO = making_pb2.GetServerInfoRequest()
@@ -70,12 +71,12 @@ def stranger(low) -> Iterator[Calls]:
         yield call
 
 
-def refused_by(limit: str, call: Callable[[], Any]) -> Refused:
+def refused_by(limit: str, call: Callable[[], Any], *, for_good: bool = False) -> Refused:
     refused = refusal_of(call)
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert refused.metadata == {"limit": limit}
     assert limit in refused.message
-    assert refused.retry_seconds > 0
+    assert (refused.retry_seconds is None) == for_good
     return refused
 
 
@@ -188,6 +189,20 @@ def test_a_change_that_a_limit_refuses_for_now_ends_a_stream_but_not_its_job(low
     for one in (paused, job_id):
         assert tenant.get(one).state != job_pb2.JOB_STATE_CANCELLED
         cancel(tenant, one)
+
+
+def test_a_job_that_was_changed_too_often_goes_on_as_it_is(low, tenant):
+    with opened(tenant) as stream:
+        stream.start(tiny_spec())
+        job_id = next(iter(stream)).job_id
+        for number in range(1, 8):
+            stream.send(update=job_pb2.JobUpdate(strength=number / 10))
+        refused_by("max_job_changes", lambda: stream, for_good=True)
+    refused_by("max_job_changes", lambda: update(tenant, job_id, strength=0.9), for_good=True)
+    update(tenant, job_id, strength=0.6)  # as it is: a call whose answer was lost may come again
+    job = tenant.get(job_id)
+    assert (job.state, job.control_version) == (job_pb2.JOB_STATE_QUEUED, 6)
+    cancel(tenant, job_id)
 
 
 def test_a_tenant_has_a_limited_number_of_calls_open(low, tenant, stranger):

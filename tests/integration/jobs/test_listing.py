@@ -4,6 +4,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from nst.internal.v1.job_record_pb2 import JobRecord
+from nst.v1 import job_pb2
 from nst_server.jobs import listing as listing_module
 from nst_server.jobs.commands import derive_job_id
 from nst_server.jobs.listing import Listing
@@ -61,6 +62,15 @@ async def test_however_few_are_asked_for_they_are_the_newest(records, listing, c
     assert ids_of(await listing.newest("a", count)) == ids[:count]
 
 
+async def test_those_that_ended_in_other_states_are_left_out(records, listing):
+    ids = await made(records, "a", 4)
+    ended = (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_UNSPECIFIED)
+    for job_id, state in zip(ids, ended, strict=False):
+        await records.update(job_id, lambda record, state=state: setattr(record.ending, "state", state))
+    failed = await listing.newest("a", 10, states=[job_pb2.JOB_STATE_FAILED])
+    assert ids_of(failed) == [ids[0], *ids[2:]]  # of the last two the records do not tell
+
+
 async def test_the_next_page_reads_only_what_has_changed(backbone, records, listing):
     ids = await made(records, "a", 150)
     assert ids_of(await listing.newest("a", 150)) == ids
@@ -89,9 +99,9 @@ async def test_all_is_read_again_before_markers_of_removal_go(records, listing, 
     await records.remove(ids[0], _allowed)
     purge = records._backbone.jetstream.purge_stream
     await purge("KV_nst_jobs", subject=f"$KV.nst_jobs.{tenant_digits('a')}.{ids[0]}")
+    assert listing_module.KNOWN_SECONDS < MARKER_SECONDS / 2
     monkeypatch.setattr(listing_module, "KNOWN_SECONDS", 0.0)
     assert ids_of(await listing.newest("a", 10)) == ids[1:]
-    assert listing_module.KNOWN_SECONDS < MARKER_SECONDS
 
 
 async def test_who_asked_longest_ago_is_forgotten_first(backbone, records, listing, monkeypatch):
@@ -102,6 +112,30 @@ async def test_who_asked_longest_ago_is_forgotten_first(backbone, records, listi
     assert listing._tenants.keys() == {"a", "c"}
     many = await made(records, "many", 7)
     assert ids_of(await listing.newest("many", 10)) == many
+    assert listing._tenants.keys() == {"many"}
+
+
+async def test_tenants_without_jobs_take_no_room_either(listing, monkeypatch):
+    monkeypatch.setattr(listing_module, "KNOWN_TENANTS", 3)
+    for number in range(6):
+        assert await listing.newest(str(number), 10) == []
+    assert listing._tenants.keys() == {"3", "4", "5"}
+
+
+async def test_a_store_that_was_lost_is_read_from_its_beginning(backbone, records, listing):
+    ids = await made(records, "a", 5)
+    assert ids_of(await listing.newest("a", 10)) == ids
+    await backbone.jetstream.purge_stream("KV_nst_jobs")
+    listing.forget("a")
+    assert await listing.newest("a", 10) == []
+
+
+async def test_a_job_made_anew_is_where_it_was_made_last(records, listing):
+    ids = await made(records, "a", 3)
+    assert ids_of(await listing.newest("a", 10)) == ids
+    await records.remove(ids[2], _allowed)
+    await records.create(_record("a", ids[2], 2_000_000))
+    assert ids_of(await listing.newest("a", 10)) == [ids[2], *ids[:2]]
 
 
 async def test_the_records_of_other_tenants_are_not_read(backbone, records, listing):

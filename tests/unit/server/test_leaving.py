@@ -52,7 +52,6 @@ CASES = {
     "weights": (WeightsError("none"), f"that has the weights of {MODEL}", "NO_WEIGHTS", (MODEL,)),
     "faces": (DetectorError("faces", "no"), "that can find faces", "BAD_OPTION", ("job", MODEL)),
     "budget": (BudgetError("size", "no"), "with a larger memory budget", "BAD_OPTION", ("job", MODEL, True)),
-    "memory": (MemoryError(), "with a larger memory budget", "OUT_OF_MEMORY", ("job", MODEL, True)),
 }
 
 
@@ -74,7 +73,10 @@ async def test_who_runs_out_of_memory_is_tried_again_alone_first():
     assert not others.asked
 
 
-async def test_what_nobody_can_do_fails_at_once():
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OptionError("size", "no"), "BAD_OPTION"), (MemoryError(), "OUT_OF_MEMORY")]
+)
+async def test_what_nobody_does_better_fails_at_once(error: Exception, reason: str):
     lease, others = Lease(JobRecord(lease={"alone": True})), Others(there=True)
-    await running_job(lease, others=others)._leave_after(OptionError("size", "no"))
-    assert (lease.said, others.asked) == (["BAD_OPTION"], [])
+    await running_job(lease, others=others)._leave_after(error)
+    assert (lease.said, others.asked) == ([reason], [])

@@ -326,6 +326,28 @@ async def test_the_later_of_two_changes_counts(place):
     assert session.given == [{"strength": 0.75}]
 
 
+async def test_who_failed_is_told_though_memory_cannot_be_given_back_any_more(monkeypatch: pytest.MonkeyPatch):
+    """On a device that is lost even that fails, and its job would be told that another's failure has lost it."""
+    engine = Engine()
+
+    def release() -> None:
+        raise LOST_DEVICE
+
+    monkeypatch.setattr(memory, "in_use", lambda device: 10**12 if engine.steps else 0)
+    monkeypatch.setattr(engine, "release_memory", release)
+    runner = Runner(lambda: engine, ModelServerSettings(max_batch=1, memory_limit_bytes=10**10))  # type: ignore[arg-type]
+    await runner.start()
+    place = Place(engine, runner)
+    try:
+        error = ValueError("this job's own")
+        failing, other = place.admit(Session(error=error)), place.admit(Session())
+        assert (await first(failing, is_failure)).error is error
+        assert isinstance((await first(other, is_failure)).error, DeviceLost)
+        await asyncio.wait_for(runner.device_lost.wait(), 30)
+    finally:
+        await runner.stop()
+
+
 async def test_memory_that_was_short_is_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch):
     """What had it may be gone though no job is; and what is kept for the jobs that are there is not given back for a
     look."""

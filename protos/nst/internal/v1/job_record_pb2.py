@@ -27,7 +27,7 @@ from nst.v1 import job_pb2 as nst_dot_v1_dot_job__pb2
 from nst.v1 import style_transfer_service_pb2 as nst_dot_v1_dot_style__transfer__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n nst/internal/v1/job_record.proto\x12\x0fnst.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10nst/v1/job.proto\x1a#nst/v1/style_transfer_service.proto\"\xc4\x03\n\tJobRecord\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_digest\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x1d\n\x04spec\x18\x05 \x01(\x0b\x32\x0f.nst.v1.JobSpec\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\'\n\x06ticket\x18\x08 \x01(\x0b\x32\x17.nst.internal.v1.Ticket\x12)\n\x07\x63ontrol\x18\t \x01(\x0b\x32\x18.nst.internal.v1.Control\x12%\n\x05lease\x18\n \x01(\x0b\x32\x16.nst.internal.v1.Lease\x12/\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x1b.nst.internal.v1.Checkpoint\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06\x65nding\x18\r \x01(\x0b\x32\x17.nst.internal.v1.Ending\"C\n\x06\x45nding\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07picture\x18\x02 \x01(\t\"1\n\x06Ticket\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fstream_sequence\x18\x02 \x01(\x04\"^\n\x07\x43ontrol\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12\"\n\x07weights\x18\x04 \x01(\x0b\x32\x11.nst.v1.JobUpdate\"\x80\x01\n\x05Lease\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x15\n\rlost_attempts\x18\x04 \x03(\r\x12\x10\n\x08\x64\x65livery\x18\x05 \x01(\x04\x12\x10\n\x08\x66urthest\x18\x06 \x01(\r\x12\r\n\x05\x61lone\x18\x07 \x01(\x08\"~\n\nCheckpoint\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r\x12\x17\n\x0f\x63ontrol_version\x18\x03 \x01(\r\x12\x13\n\x0brun_seconds\x18\x04 \x01(\x01\x12\x1f\n\x07picture\x18\x05 \x01(\x0b\x32\x0e.nst.v1.Result\"\xea\x01\n\x0c\x41nnouncement\x12#\n\x06server\x18\x01 \x01(\x0b\x32\x13.nst.v1.ModelServer\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x15\n\rmemory_budget\x18\x03 \x01(\x04\x12;\n\x07running\x18\x04 \x03(\x0b\x32*.nst.internal.v1.Announcement.RunningEntry\x12\x0c\n\x04left\x18\x05 \x03(\t\x12\x13\n\x0b\x66inds_faces\x18\x06 \x01(\x08\x1a.\n\x0cRunningEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n nst/internal/v1/job_record.proto\x12\x0fnst.internal.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10nst/v1/job.proto\x1a#nst/v1/style_transfer_service.proto\"\xc4\x03\n\tJobRecord\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0erequest_digest\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x1d\n\x04spec\x18\x05 \x01(\x0b\x32\x0f.nst.v1.JobSpec\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\'\n\x06ticket\x18\x08 \x01(\x0b\x32\x17.nst.internal.v1.Ticket\x12)\n\x07\x63ontrol\x18\t \x01(\x0b\x32\x18.nst.internal.v1.Control\x12%\n\x05lease\x18\n \x01(\x0b\x32\x16.nst.internal.v1.Lease\x12/\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x1b.nst.internal.v1.Checkpoint\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x06\x65nding\x18\r \x01(\x0b\x32\x17.nst.internal.v1.Ending\"d\n\x06\x45nding\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07picture\x18\x02 \x01(\t\x12\x1f\n\x05state\x18\x03 \x01(\x0e\x32\x10.nst.v1.JobState\"1\n\x06Ticket\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fstream_sequence\x18\x02 \x01(\x04\"^\n\x07\x43ontrol\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0e\n\x06paused\x18\x03 \x01(\x08\x12\"\n\x07weights\x18\x04 \x01(\x0b\x32\x11.nst.v1.JobUpdate\"\x80\x01\n\x05Lease\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x0c\n\x04held\x18\x03 \x01(\x08\x12\x15\n\rlost_attempts\x18\x04 \x03(\r\x12\x10\n\x08\x64\x65livery\x18\x05 \x01(\x04\x12\x10\n\x08\x66urthest\x18\x06 \x01(\r\x12\r\n\x05\x61lone\x18\x07 \x01(\x08\"~\n\nCheckpoint\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x11\n\titeration\x18\x02 \x01(\r\x12\x17\n\x0f\x63ontrol_version\x18\x03 \x01(\r\x12\x13\n\x0brun_seconds\x18\x04 \x01(\x01\x12\x1f\n\x07picture\x18\x05 \x01(\x0b\x32\x0e.nst.v1.Result\"\xea\x01\n\x0c\x41nnouncement\x12#\n\x06server\x18\x01 \x01(\x0b\x32\x13.nst.v1.ModelServer\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x15\n\rmemory_budget\x18\x03 \x01(\x04\x12;\n\x07running\x18\x04 \x03(\x0b\x32*.nst.internal.v1.Announcement.RunningEntry\x12\x0c\n\x04left\x18\x05 \x03(\t\x12\x13\n\x0b\x66inds_faces\x18\x06 \x01(\x08\x1a.\n\x0cRunningEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBRECORD']._serialized_start=142
   _globals['_JOBRECORD']._serialized_end=594
   _globals['_ENDING']._serialized_start=596
-  _globals['_ENDING']._serialized_end=663
-  _globals['_TICKET']._serialized_start=665
-  _globals['_TICKET']._serialized_end=714
-  _globals['_CONTROL']._serialized_start=716
-  _globals['_CONTROL']._serialized_end=810
-  _globals['_LEASE']._serialized_start=813
-  _globals['_LEASE']._serialized_end=941
-  _globals['_CHECKPOINT']._serialized_start=943
-  _globals['_CHECKPOINT']._serialized_end=1069
-  _globals['_ANNOUNCEMENT']._serialized_start=1072
-  _globals['_ANNOUNCEMENT']._serialized_end=1306
-  _globals['_ANNOUNCEMENT_RUNNINGENTRY']._serialized_start=1260
-  _globals['_ANNOUNCEMENT_RUNNINGENTRY']._serialized_end=1306
+  _globals['_ENDING']._serialized_end=696
+  _globals['_TICKET']._serialized_start=698
+  _globals['_TICKET']._serialized_end=747
+  _globals['_CONTROL']._serialized_start=749
+  _globals['_CONTROL']._serialized_end=843
+  _globals['_LEASE']._serialized_start=846
+  _globals['_LEASE']._serialized_end=974
+  _globals['_CHECKPOINT']._serialized_start=976
+  _globals['_CHECKPOINT']._serialized_end=1102
+  _globals['_ANNOUNCEMENT']._serialized_start=1105
+  _globals['_ANNOUNCEMENT']._serialized_end=1339
+  _globals['_ANNOUNCEMENT_RUNNINGENTRY']._serialized_start=1293
+  _globals['_ANNOUNCEMENT_RUNNINGENTRY']._serialized_end=1339
 # @@protoc_insertion_point(module_scope)

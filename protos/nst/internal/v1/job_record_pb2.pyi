@@ -117,8 +117,11 @@ class Ending(_message.Message):
 
     TIME_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     picture: _builtins.str
     """SHA-256 of the picture that the job ended with; empty if there is none."""
+    state: _job_pb2.JobState.ValueType
+    """The state that it ended in; unset in records of servers that did not write it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """The last event's time."""
@@ -128,10 +131,11 @@ class Ending(_message.Message):
         *,
         time: _timestamp_pb2.Timestamp | None = ...,
         picture: _builtins.str = ...,
+        state: _job_pb2.JobState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["picture", b"picture", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["picture", b"picture", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
