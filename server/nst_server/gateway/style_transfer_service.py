@@ -65,7 +65,7 @@ class StyleTransferService(style_transfer_service_pb2_grpc.StyleTransferServiceS
         check_request_id(request.request_id)
         await self._commands.check_room(request.request_id, tenant(context))
         known = partial(self._commands.knows, request.request_id, tenant(context))
-        await self._info.check_model(self._specs.check(request.spec).options.model, known)
+        await self._info.check_possible(self._specs.check(request.spec).options, known)
         spec = await self._specs.complete(tenant(context), request.spec, {})
         asked = reduce_to_references(request.spec, spec)
         job = await self._commands.create(request.request_id, tenant(context), spec, tracing.traceparent(), asked)

@@ -84,7 +84,7 @@ class StylizeStreams:
         check_request_id(request_id)
         # Before the client sends the bytes of its pictures for nothing.
         known = partial(self._commands.knows, request_id, tenant)
-        await self._info.check_model(self._specs.check(start.spec).options.model, known)
+        await self._info.check_possible(self._specs.check(start.spec).options, known)
         await self._commands.check_room(request_id, tenant)
         assemblies = self._assemblies(start.spec)
         size = sum(assembly.size for assembly in assemblies.values())

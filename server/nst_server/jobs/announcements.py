@@ -21,3 +21,8 @@ async def announcements(backbone: Backbone, *, patience: float | None) -> list[A
             entry = await persistently(partial(backbone.servers.get, name), seconds=patience)
             found.append(Announcement.FromString(entry.value or b""))
     return found
+
+
+def may_find_faces(server: Announcement) -> bool:
+    """Whether a model server can find faces, as far as it tells."""
+    return server.finds_faces or not server.HasField("finds_faces")

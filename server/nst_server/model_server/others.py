@@ -8,7 +8,7 @@ from nst.v1.style_transfer_service_pb2 import ModelServer
 from nst_engine import Engine
 from nst_engine.faces import can_find_faces
 from nst_engine.networks import NETWORKS
-from nst_server.jobs.announcements import announcements
+from nst_server.jobs.announcements import announcements, may_find_faces
 from nst_server.jobs.backbone import Backbone
 
 LEFT_SECONDS = 60.0
@@ -36,13 +36,13 @@ class Others:
 
         def can(other: Announcement) -> bool:
             larger = other.memory_budget > self._engine.memory_budget
-            return larger and model not in other.left and (other.finds_faces or not faces)
+            return larger and model not in other.left and (may_find_faces(other) or not faces)
 
         return await self._leave(job_id, can)
 
     async def leave_faces(self, job_id: str, model: str) -> bool:
         """Leaves the job to others for a while; False if none that can find faces may have its model."""
-        return await self._leave(job_id, lambda other: other.finds_faces and model not in other.left)
+        return await self._leave(job_id, lambda other: may_find_faces(other) and model not in other.left)
 
     async def _leave(self, name: str, can: Callable[[Announcement], bool]) -> bool:
         alive = await announcements(self._backbone, patience=None)

@@ -84,6 +84,28 @@ def test_a_model_whose_weights_no_model_server_has(tmp_path):
     assert f"nst weights pull {TORCHVISION}" in refused.message
 
 
+def test_faces_that_no_model_server_can_find(tmp_path):
+    with (
+        running_nats(tmp_path) as nats_url,
+        running_gateway(tmp_path, nats_url) as gateway,
+        calls(gateway.address) as call,
+    ):
+        servers = [
+            Announcement(server={"name": "without"}, models=[CAFFE], finds_faces=False),
+            Announcement(server={"name": "other"}, models=[TORCHVISION], finds_faces=True),
+        ]
+        for server in servers:
+            asyncio.run(announce(nats_url, server))
+        refused = refusal_of(lambda: call.create(tiny_spec(model=CAFFE, faces=True)))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "FACES_UNAVAILABLE")
+        assert list(refused.fields) == ["spec.options.faces"]
+        assert call.create(tiny_spec(model=CAFFE))
+        assert call.create(tiny_spec(model=TORCHVISION, faces=True))
+        # One of before this was told may do it.
+        asyncio.run(announce(nats_url, Announcement(server={"name": "old"}, models=[CAFFE])))
+        assert call.create(tiny_spec(model=CAFFE, faces=True))
+
+
 def test_a_job_that_was_made_is_told_of_again_though_its_model_is_gone(tmp_path):
     """As where the answer was lost, and the only server with its weights is being restarted."""
     with (

@@ -338,7 +338,7 @@ class Announcement(_message.Message):
     memory_budget: _builtins.int
     """Its engine's memory budget, in bytes: what does not fit into another's may fit into this one."""
     finds_faces: _builtins.bool
-    """Whether it can find faces, which needs a package of its own."""
+    """Whether it can find faces, which needs a package of its own; unset by servers of before this was told."""
     @_builtins.property
     def server(self) -> _style_transfer_service_pb2.ModelServer:
         """As clients are told."""
@@ -363,12 +363,14 @@ class Announcement(_message.Message):
         memory_budget: _builtins.int = ...,
         running: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         left: _abc.Iterable[_builtins.str] | None = ...,
-        finds_faces: _builtins.bool = ...,
+        finds_faces: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_finds_faces", b"_finds_faces", "finds_faces", b"finds_faces", "server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finds_faces", b"finds_faces", "left", b"left", "memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finds_faces", b"_finds_faces", "finds_faces", b"finds_faces", "left", b"left", "memory_budget", b"memory_budget", "models", b"models", "running", b"running", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__finds_faces: _TypeAlias = _typing.Literal["finds_faces"]  # noqa: Y015
+    _WhichOneofArgType__finds_faces: _TypeAlias = _typing.Literal["_finds_faces", b"_finds_faces"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finds_faces) -> _WhichOneofReturnType__finds_faces | None: ...
 
 Global___Announcement: _TypeAlias = Announcement  # noqa: Y015
