@@ -33,7 +33,8 @@ class Settings:
             if not (0 < value < math.inf or (zero and value == 0)):
                 raise ValueError(f"{one.name}: must be {'at least' if zero else 'above'} 0, not {value:g}")
             if not least <= value <= most:
-                raise ValueError(f"{one.name}: must be from {least:.10g} to {most:.10g}, not {value:.10g}")
+                allowed = f"at least {least:.10g}" if most == math.inf else f"from {least:.10g} to {most:.10g}"
+                raise ValueError(f"{one.name}: must be {allowed}, not {value:.10g}")
 
 
 @dataclass(frozen=True)

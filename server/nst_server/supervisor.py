@@ -150,18 +150,21 @@ async def supervise(plan: Plan) -> None:
         addresses = Addresses.choose(plan)
         children = make_children(plan, addresses)
         running = [asyncio.create_task(child.run()) for child in children]
+        together = asyncio.gather(*running)
         readiness = asyncio.create_task(report_ready(addresses, children, status_file))
         try:
             with contextlib.suppress(Stopped):
                 # They go on: one that dies while others are being stopped is started again for them.
-                await unless(stop, asyncio.shield(asyncio.gather(*running)))
+                await unless(stop, asyncio.shield(together))
         finally:
             readiness.cancel()
             status_file.unlink(missing_ok=True)
             for child in reversed(children):
                 await child.stop()
-            for task in running:
-                task.cancel()
+            together.cancel()
+            await asyncio.wait([together])
+            if not together.cancelled():
+                together.exception()  # taken, where it was not what ended this
     log.info("server stopped")
 
 
@@ -244,7 +247,8 @@ def write_nats_config(data_dir: Path, address: str) -> Path:
         },
     }
     path = data_dir / "nats.conf"
-    path.write_text(json.dumps(config, indent=2))
+    # NATS knows no escapes by number, and a folder's name need not be text.
+    path.write_bytes(os.fsencode(json.dumps(config, indent=2, ensure_ascii=False)))
     return path
 
 

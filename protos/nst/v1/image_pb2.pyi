@@ -211,7 +211,7 @@ Global___EncodedImage: _TypeAlias = EncodedImage  # noqa: Y015
 
 @_typing.final
 class ImageReference(_message.Message):
-    """A picture that the server already holds, from `UploadImage`, an earlier job or its result."""
+    """A picture that the server already holds, from `UploadImage`, an earlier job or its result; not a preview."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -326,6 +326,7 @@ class Job(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     CONTROL_VERSION_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The server's name for the job."""
     request_id: _builtins.str
@@ -367,6 +368,12 @@ class Job(_message.Message):
     def error(self) -> Global___JobError:
         """Set when FAILED."""
 
+    @_builtins.property
+    def changes(self) -> Global___JobUpdate:
+        """What was asked of it since, all changes taken together: a field that is set, or not empty, counts instead of
+        what `spec` has. Without pauses, and a priority is in `spec`.
+        """
+
     def __init__(
         self,
         *,
@@ -383,10 +390,11 @@ class Job(_message.Message):
         error: Global___JobError | None = ...,
         tenant: _builtins.str = ...,
         control_version: _builtins.int = ...,
+        changes: Global___JobUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "progress", b"progress", "result", b"result", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "error", b"error", "progress", b"progress", "result", b"result", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "control_version", b"control_version", "create_time", b"create_time", "error", b"error", "job_id", b"job_id", "last_sequence", b"last_sequence", "progress", b"progress", "request_id", b"request_id", "result", b"result", "spec", b"spec", "state", b"state", "tenant", b"tenant", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "changes", b"changes", "control_version", b"control_version", "create_time", b"create_time", "error", b"error", "job_id", b"job_id", "last_sequence", b"last_sequence", "progress", b"progress", "request_id", b"request_id", "result", b"result", "spec", b"spec", "state", b"state", "tenant", b"tenant", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,7 +623,9 @@ class Preview(_message.Message):
     """Its height in pixels."""
     @_builtins.property
     def reference(self) -> _image_pb2.ImageReference:
-        """The stored picture, a PNG."""
+        """The digest of the preview as it is stored, a PNG. No other call takes it: while it is stored, the picture
+        comes with this event whenever the history is watched.
+        """
 
     @_builtins.property
     def image(self) -> _image_pb2.Image:

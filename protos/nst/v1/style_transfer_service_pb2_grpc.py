@@ -33,7 +33,7 @@ class StyleTransferServiceStub:
     believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
-    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    programs; a BadRequest that names the first wrong field by its path, such as "spec.options.size"; and a RetryInfo
     where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
     a gateway that shuts down (both UNAVAILABLE).
     """
@@ -79,7 +79,7 @@ class StyleTransferServiceServicer:
     believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
-    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    programs; a BadRequest that names the first wrong field by its path, such as "spec.options.size"; and a RetryInfo
     where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
     a gateway that shuts down (both UNAVAILABLE).
     """
@@ -172,7 +172,7 @@ class StyleTransferService:
     believes it; a proxy in front that knows the caller is to set it.
 
     The status of a refused call has google.rpc details: an ErrorInfo of the domain "nst.v1" with a reason for
-    programs; a BadRequest that names each wrong field by its path, such as "spec.options.size"; and a RetryInfo
+    programs; a BadRequest that names the first wrong field by its path, such as "spec.options.size"; and a RetryInfo
     where it helps to try again later, as with a limit that is reached (RESOURCE_EXHAUSTED), a store that is away or
     a gateway that shuts down (both UNAVAILABLE).
     """

@@ -59,6 +59,7 @@ class SpecReader:
         self._quota = quota
         self._settings = settings
         self._unset = defaults(settings)
+        self._ranges = allowed_ranges(settings)
         self._limits = limits
         self._checking = FairPlaces(CHECKS_AT_ONCE)
         self._masks = SharedCache[bool](KNOWN_MASKS, lambda _: 1)  # which pictures were found to be masks, by digest
@@ -111,13 +112,20 @@ class SpecReader:
         if spec.HasField("initial"):
             asked.init = options_pb2.INIT_IMAGE
         asked.MergeFrom(spec.options)
+        # The engine's own ranges are wider, and an error with those would ask for what is refused next.
+        self._check_range("spec.options", "size", asked.size)
+        self._check_range("spec.options", "iterations", asked.iterations)
         try:
             options = options_from_proto(asked)
         except OptionError as error:
             raise invalid(f"spec.options.{error.field}", error.message, "BAD_OPTION") from error
-        _check_limit("spec.options.size", options.size, "max_size", self._settings.max_size)
-        _check_limit("spec.options.iterations", options.iterations, "max_iterations", self._settings.max_iterations)
         return options
+
+    def _check_range(self, path: str, name: str, value: int) -> None:
+        low, high = self._ranges[name]
+        if not low <= value <= high:
+            text = f"must be from {low:g} to {high:g}, not {value}; this server's limit is max_{name} = {high:g}"
+            raise invalid(f"{path}.{name}", text, "BAD_OPTION")
 
     def check_update(self, job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
         """Refuses a steering that the job cannot follow.
@@ -127,6 +135,8 @@ class SpecReader:
         """
         if update.content_layers and job.spec.HasField("hole"):
             raise invalid("update.content_layers", "this job fills a hole, which has no content loss")
+        if update.HasField("iterations"):
+            self._check_range("update", "iterations", update.iterations)
         changes = steering_from_proto(update)
         try:
             if "style_shares" in changes:
@@ -134,7 +144,6 @@ class SpecReader:
             steered(options_from_proto(job.spec.options), changes)
         except OptionError as error:
             raise invalid(f"update.{error.field}", error.message, "BAD_OPTION") from error
-        _check_limit("update.iterations", update.iterations, "max_iterations", self._settings.max_iterations)
         if update.priority and update.priority not in job_pb2.Priority.values():
             raise invalid("update.priority", f"{update.priority} is no priority")
 
@@ -278,11 +287,6 @@ def allowed_ranges(settings: GatewaySettings) -> dict[str, tuple[float, float]]:
 def attached_path(path: str) -> PicturePath:
     """Where the picture at `path` is, when its bytes come in chunks."""
     return PicturePath(f"{path}.attached", f"{path}.attached.header.tensor")
-
-
-def _check_limit(path: str, value: int, name: str, limit: int) -> None:
-    if value > limit:
-        raise invalid(path, f"is {value}, over this server's limit {name} = {limit}")
 
 
 def _check_style(path: str, style: job_pb2.Style) -> None:

@@ -243,6 +243,7 @@ def _described(record: JobRecord, last: Stored | None) -> job_pb2.Job:
         tenant=record.tenant,
         state=job_pb2.JOB_STATE_QUEUED,
         control_version=record.control.version,
+        changes=record.control.weights if record.control.HasField("weights") else None,
     )
     if last is not None:
         _add_event(job, last.event)

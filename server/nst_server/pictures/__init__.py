@@ -16,6 +16,8 @@ from nst_server.pictures.errors import STORED, PictureError, PictureLimits
 from nst_server.pictures.files import read_file
 from nst_server.pictures.tensors import tensor_header
 
+FAINT = 0.1  # of white, which a mask has somewhere
+
 __all__ = [
     "STORED",
     "PictureError",
@@ -85,13 +87,22 @@ def decode_mask(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np
     """A picture as a mask, (height, width) float32 from 0 (black) to 1 (white): the mean of the channels of `decode`.
 
     Raises:
-        PictureError: as `check`; or it is black all over, and marks nothing.
+        PictureError: as `check`; or it is black all over, or about, and marks nothing.
     """
     pixels = decode(stored, limits)
     mask: NDArray[np.float32] = pixels.mean(2, dtype=np.float32)
+    if pixels.dtype == np.uint8:
+        mask /= np.float32(255)
     if not mask.any():
         raise PictureError("EMPTY_MASK", "the mask is black all over; make white what it marks, or leave it out")
-    return mask / np.float32(255) if pixels.dtype == np.uint8 else mask
+    if mask.max() < FAINT:
+        # Most likely it holds 0 and 1, or the numbers of regions: a job would be done, and look as if it had no mask.
+        raise PictureError(
+            "FAINT_MASK",
+            f"the mask is nearly black all over, {mask.max():.2g} of white at most; "
+            "make white what it marks: 255 in whole numbers, 1.0 in others",
+        )
+    return mask
 
 
 def _over_white(values: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.float32]:

@@ -173,7 +173,6 @@ UPDATES = {
     "a layer that is no number": (BALANCED, {"style_layers": {LAYER: math.nan}}, f"style_layers.{LAYER}", "from 0"),
     "content layers of a hole": (HOLE, {"content_layers": {CONTENT_LAYER: 1.0}}, "content_layers", "fills a hole"),
     "no iterations": (BALANCED, {"iterations": 0}, "iterations", "from 1"),
-    "more iterations than the engine does": (BALANCED, {"iterations": 10_001}, "iterations", "from 1 to 10000"),
     "more iterations than the server does": (BALANCED, {"iterations": 5001}, "iterations", "max_iterations = 5000"),
     "an unknown priority": (BALANCED, {"priority": 9}, "priority", "9"),
 }

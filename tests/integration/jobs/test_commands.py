@@ -189,7 +189,8 @@ async def test_wishes_add_up_and_those_of_one_kind_replace_each_other(commands, 
     ]
     versions = [(await commands.update(job.job_id, update)).control_version for update in asked]
     assert versions == [1, 2, 3, 5]  # a pause has a number of its own
-    assert (await commands.records.get(job.job_id)).control.weights == job_pb2.JobUpdate(
+    assert not job.HasField("changes")
+    assert (await commands.get(job.job_id)).changes == job_pb2.JobUpdate(
         strength=0.9,
         style_shares=[3.0],
         content_layers={"relu4_2": 5.0},

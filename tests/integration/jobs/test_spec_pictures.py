@@ -51,10 +51,10 @@ async def test_a_mask_is_decoded_for_the_first_job_alone(stored, monkeypatch):
     monkeypatch.setattr(pictures, "decode_mask", counted)
     monkeypatch.setattr(specs_module, "KNOWN_MASKS", 2)
     specs = reader(stored)
-    for level in (1, 2, 1, 2):
+    for level in (101, 102, 101, 102):
         await specs.complete("tenant", masked(level), {})
     assert len(decoded) == 2
-    for level in (3, 1):  # no more than so many are known
+    for level in (103, 101):  # no more than so many are known
         await specs.complete("tenant", masked(level), {})
     assert len(decoded) == 4
     for _ in range(2):  # one that marks nothing never is

@@ -223,5 +223,11 @@ def test_a_mask_that_marks_nothing_is_refused():
     with pytest.raises(PictureError) as caught:
         decode_mask(stored_bytes(tensor(values)), LIMITS)
     assert caught.value.reason == "EMPTY_MASK"
-    values[3, 4] = 1
-    assert decode_mask(stored_bytes(tensor(values)), LIMITS).max() == np.float32(1 / 255)
+
+
+@pytest.mark.parametrize("values", [np.ones((16, 16, 1), np.uint8), np.full((16, 16, 1), 0.09, np.float32)])
+def test_a_mask_of_zeros_and_ones_is_not_taken_for_black(values: np.ndarray):
+    with pytest.raises(PictureError, match="make white what it marks: 255"):
+        decode_mask(stored_bytes(tensor(values)), LIMITS)
+    values[3, 4] = 30 if values.dtype == np.uint8 else 0.12
+    assert decode_mask(stored_bytes(tensor(values)), LIMITS).max() == pytest.approx(0.12, abs=0.01)

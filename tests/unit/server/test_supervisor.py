@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from nst_server.supervisor import Child
+import pytest
+
+from nst_server.supervisor import Child, find_nats_server, write_nats_config
 
 
 async def wait_until(done: Callable[[], bool], running: asyncio.Task[None]) -> None:
@@ -46,3 +49,12 @@ async def test_a_child_that_took_its_settings_is_tried_again_whatever_it_says(tm
     await wait_until(lambda: runs.exists() and len(runs.read_text()) == 3, running)
     await child.stop()
     await running
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "dätä", 'a "quoted" \\ name', os.fsdecode(b"no \xff text")])
+def test_the_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    config = write_nats_config(folder, "127.0.0.1:0")
+    checked = subprocess.run([find_nats_server(), "-t", "-c", str(config)], capture_output=True)
+    assert checked.returncode == 0, checked.stderr
