@@ -84,13 +84,14 @@ class StylizeOptions:
             127.5 is added to the gradient. With "network" it is the weights that are pulled to 0, and
             so the picture to what the scale starts from.
         init: what to start from: the "content"; "noise", seeded by `seed`; the content "recolored" to
-            the mean and covariance of the styles' colours; or an "image" that is given.
+            the mean and covariance of the styles' colours, or besides "textured" with the styles' fine
+            detail where it has less of its own; or an "image" that is given.
         seed: of the noise start, of the directions of the "sliced" statistic, and of the first weights of
             the "network".
         color: whose colours the result has: the "style"'s; with "keep_luminance" the content's hue and
             chroma under the result's own lightness; with "match" those of a style that is first
-            recoloured to the mean and covariance of the content's colours. This and "recolored" go
-            region by region where styles have regions.
+            recoloured to the mean and covariance of the content's colours. This, "recolored" and "textured"
+            go region by region where styles have regions.
         protection: how firmly the subject is kept, by more content weight and by its detail, 0 (not at
             all) to 1; the subject is what a mask marks, or the faces. It is relative to the content's
             weight, and thus weakens as `strength` nears 1.
@@ -125,7 +126,7 @@ class StylizeOptions:
     history_size: int = _number(10, 1, 100)
     momentum: float = _number(0.9, 0.0, 0.999)
     weight_decay: float = _number(0.0, 0.0, 1.0)
-    init: str = _choice("content", "content", "noise", "recolored", "image")
+    init: str = _choice("content", "content", "noise", "recolored", "textured", "image")
     seed: int = _number(0, 0, 2**63 - 1)
     color: str = _choice("style", "style", "keep_luminance", "match")
     protection: float = _number(0.5, 0.0, 1.0)

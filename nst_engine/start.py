@@ -1,5 +1,6 @@
 """The image that a run starts from."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from nst_engine import colors, pictures
 from nst_engine.masks import StyleMasks, area_resized, distinct_regions, position_weights
 from nst_engine.options import OptionError, StylizeOptions
+from nst_engine.texture import covering, detail, textured
 
 # Standard deviation of the noise start around mid-grey, 0-255 units.
 NOISE_DEVIATION = 32.0
@@ -42,9 +44,10 @@ def first_image(
     if options.init == "noise":
         noise = torch.randn(content.shape, generator=torch.Generator().manual_seed(options.seed))
         return pictures.MID_GREY + NOISE_DEVIATION * noise.to(content.device)
-    if options.init == "recolored":
-        return _recolored(content, styles, shares, masks)
-    return content
+    if options.init == "content":
+        return content
+    recolored = _recolored(content, styles, shares, masks)
+    return recolored if options.init == "recolored" else _textured(recolored, styles, shares, masks)
 
 
 def _recolored(
@@ -64,3 +67,32 @@ def _recolored(
         recolored = colors.recolored(content, target, position_weights(region.mask, size))
         image = recolored if region.mask is None else torch.lerp(image, recolored, area_resized(region.mask, size))
     return image
+
+
+def _textured(image: Tensor, styles: Sequence[Tensor], shares: Sequence[float], masks: Sequence[StyleMasks]) -> Tensor:
+    """The image, each region of it with the detail of the styles that go there, where it has less of its own.
+
+    Details of several styles add up by their shares, and to as much as one has, were they unlike.
+    """
+    result, size = image, (image.shape[2], image.shape[3])
+    for region in distinct_regions(masks):
+        parts = [shares[index] for index in region.styles]
+        if not any(parts):
+            continue
+        textures = [detail(covering(_taken(styles[index], masks[index]), size)) for index in region.styles]
+        length = math.hypot(*parts)
+        texture = torch.stack([part / length * one for part, one in zip(parts, textures, strict=True)]).sum(0)
+        covered = textured(image, texture)
+        result = covered if region.mask is None else torch.lerp(result, covered, area_resized(region.mask, size))
+    return result
+
+
+def _taken(style: Tensor, masks: StyleMasks) -> Tensor:
+    """The rectangle around what is taken of the style."""
+    if masks.source_region is None:
+        return style
+    inside = area_resized(masks.source_region, style.shape[2:])[0, 0] >= 0.5
+    rows, columns = (inside.any(axis).nonzero().flatten() for axis in (1, 0))
+    if not len(rows):
+        return style
+    return style[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -69,6 +69,10 @@ class _InitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Init.ValueType],
     """
     INIT_IMAGE: _Init.ValueType  # 4
     """The picture `JobSpec.initial`."""
+    INIT_TEXTURED: _Init.ValueType  # 5
+    """As INIT_RECOLORED, and with the styles' fine detail laid over what has less of its own, such as skies:
+    such places are then painted too, and soon. What is laid there can be recognised in the result.
+    """
 
 class Init(_Init, metaclass=_InitEnumTypeWrapper):
     """The picture to start from."""
@@ -85,6 +89,10 @@ region by region where styles have regions.
 """
 INIT_IMAGE: Init.ValueType  # 4
 """The picture `JobSpec.initial`."""
+INIT_TEXTURED: Init.ValueType  # 5
+"""As INIT_RECOLORED, and with the styles' fine detail laid over what has less of its own, such as skies:
+such places are then painted too, and soon. What is laid there can be recognised in the result.
+"""
 Global___Init: _TypeAlias = Init  # noqa: Y015
 
 class _Color:

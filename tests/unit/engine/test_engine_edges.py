@@ -165,7 +165,7 @@ def jobs(draw: st.DrawFn) -> tuple[Pixels, list[Style], dict[str, Any], dict[str
         "history_size": draw(st.integers(1, 100)),
         "momentum": draw(st.floats(0.0, 0.999)),
         "weight_decay": draw(st.floats(0.0, 1.0)),
-        "init": draw(st.sampled_from(("content", "noise", "recolored", "image"))),
+        "init": draw(st.sampled_from(("content", "noise", "recolored", "textured", "image"))),
         "seed": draw(st.integers(0, 2**63 - 1)),
         "color": draw(st.sampled_from(("style", "keep_luminance", "match"))),
         "protection": draw(st.floats(0.0, 1.0)),

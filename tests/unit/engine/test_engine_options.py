@@ -21,7 +21,7 @@ CHOICES = {
     "padding": ["auto", "replicate", "zeros"],
     "parametrization": ["pixels", "fourier", "network"],
     "optimizer": ["lbfgs", "adam", "adagrad", "gradient_descent"],
-    "init": ["content", "noise", "recolored", "image"],
+    "init": ["content", "noise", "recolored", "textured", "image"],
     "color": ["style", "keep_luminance", "match"],
     "pooling": ["max", "average"],
     "precision": ["auto", "float32", "bfloat16"],

@@ -104,7 +104,7 @@ def test_a_resumed_run_needs_its_start_no_more(engine: Engine, photo: Pixels, te
 
 
 def test_a_picture_and_the_wish_for_it_go_together(engine: Engine, photo: Pixels, texture: Pixels):
-    for init, initial in (("image", None), ("content", texture), ("noise", texture), ("recolored", texture)):
+    for init, initial in (("image", None), ("content", texture), ("noise", texture), ("textured", texture)):
         with pytest.raises(OptionError, match="init=image") as caught:
             engine.start(photo, [Style(texture)], quick(init=init), initial)
         assert caught.value.field == "initial"
