@@ -113,7 +113,8 @@ class AsyncClient:
             styles: the picture or pictures whose look is taken, each alone, as (picture, weight), or as a `Style`;
                 none at all only where there is a `hole`.
             initial, subject: what to start from (`init` is then "image"), and a mask, white on what `protection` keeps.
-            hole: a mask, white on what alone may change: it is filled in the styles, or as what is around it.
+            hole: a mask, white on what alone may change: it is filled in the styles, or as what is around it. In
+                an array of bool, True is white.
             size, preview_max_size: long side of the result and of previews, in pixels.
             iterations, preview_interval: over all scales, and between previews (0 for none).
             strength: how much of the style to take, 0 to 1.

@@ -112,8 +112,8 @@ class Picture:
         """A picture from an array or a torch tensor.
 
         Args:
-            array: uint8 from 0 to 255 or float from 0 to 1; (height, width), or three dimensions
-                with 1, 3 (RGB) or 4 (RGBA) channels.
+            array: uint8 from 0 to 255, float from 0 to 1, or bool, of which True is white; (height, width), or
+                three dimensions with 1, 3 (RGB) or 4 (RGBA) channels.
             layout: the order of the three dimensions. None looks for the channels, and where both
                 ends could be them takes numpy's order for an array and torch's for a tensor.
 
@@ -199,8 +199,10 @@ def _from_torch(tensor: TorchTensor) -> Pixels:
 def _checked_values(pixels: Pixels) -> Pixels:
     if pixels.dtype == np.float64:
         pixels = pixels.astype(np.float32)
+    elif pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
     if pixels.dtype.name not in DTYPES:
-        raise TypeError(f"the array is {pixels.dtype}: give uint8 from 0 to 255, or floats from 0 to 1")
+        raise TypeError(f"the array is {pixels.dtype}: give uint8 from 0 to 255, floats from 0 to 1, or bool")
     if not pixels.size:
         raise ValueError(f"the array is empty, its shape is {pixels.shape}")
     if pixels.dtype == np.uint8:

@@ -28,7 +28,8 @@ class Style:
         weight: its share relative to the other styles of the same region, above 0; None is the
             server's default.
         region: where on the content the style goes, as a picture or array (height, width) of any size that the
-            server takes: white where it goes, black where not, grey at soft edges. None is everywhere.
+            server takes: white (True in an array of bool) where it goes, black where not, grey at soft edges.
+            None is everywhere.
         source_region: likewise what part of the style picture is taken. None is all of it.
         scale: the size at which the style is looked at, its long side relative to the result's: strokes and
             shapes grow with it. None is the server's default.

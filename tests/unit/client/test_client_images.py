@@ -1,6 +1,7 @@
 """Every form of a picture becomes the bytes that the contract describes."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,15 @@ def test_a_plane_is_grey() -> None:
     assert picture.data == GREY.tobytes()
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1)])
+def test_true_is_white(convert: Callable[[Any], Any], shape: tuple[int, ...]) -> None:
+    mask = (GREY > 127).reshape(shape)
+    picture = to_picture(convert(mask), "hole")
+    assert picture.tensor == TensorForm("uint8", (HEIGHT, WIDTH, 1), "HWC")
+    assert np.array_equal(picture.decode()[:, :, 0], np.where(GREY > 127, 255, 0))
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_rgba_arrays(channels: int) -> None:
     assert to_picture(RGBA[:, :, :channels], "content").tensor == TensorForm("uint8", (HEIGHT, WIDTH, channels), "HWC")
@@ -177,8 +187,11 @@ BAD = {
     "infinity": (np.full((4, 5, 3), np.inf), ValueError, "infinity"),
     "floats to 255": (np.full((4, 5, 3), 255.0), ValueError, "from 0 to 1"),
     "below 0": (np.full((4, 5, 3), -0.5), ValueError, "from 0 to 1"),
-    "uint16": (np.zeros((4, 5, 3), np.uint16), TypeError, "uint16"),
-    "bool": (np.zeros((4, 5, 3), bool), TypeError, "bool"),
+    "uint16": (
+        np.zeros((4, 5, 3), np.uint16),
+        TypeError,
+        "uint16: give uint8 from 0 to 255, floats from 0 to 1, or bool",
+    ),
     "complex": (np.zeros((4, 5, 3), complex), TypeError, "complex"),
     "empty bytes": (b"", ValueError, "empty"),
     "empty picture": (Image.new("RGB", (0, 3)), ValueError, "empty"),
