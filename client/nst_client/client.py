@@ -2,9 +2,10 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import grpc
 
@@ -13,7 +14,7 @@ from nst.v1.job_service_pb2 import DeleteJobRequest, ListJobsRequest
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetServerInfoRequest
 from nst_client import transfer
 from nst_client.decoding import decode_status
-from nst_client.errors import InvalidRequest
+from nst_client.errors import InvalidRequest, NstError
 from nst_client.events import JobState, JobStatus
 from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef, to_picture
@@ -31,6 +32,8 @@ from nst_client.spec import (
     time_limit_message,
 )
 from nst_client.transport import Transport
+
+_ANSWER_SECONDS = 5.0  # for which one who leaves waits
 
 
 class ConnectionSettings(TypedDict, total=False):
@@ -105,7 +108,8 @@ class AsyncClient:
     ) -> AsyncJob:
         """Upload the pictures and make a job of them. It runs whether or not anybody follows it.
 
-        What is None means the server's default, which `server_info` tells.
+        What is None means the server's default, which `server_info` tells. Cancelled (by Ctrl-C, where it blocks)
+        while the server makes the job, this cancels the job, unless you have given it a `request_id` to ask for it by.
 
         Args:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
@@ -141,8 +145,8 @@ class AsyncClient:
         others = {"initial": initial, "subject": subject, "hole": hole}
         await self._attach(spec, content, read_styles(styles, needed=hole is None), others)
         request.spec.CopyFrom(spec)
-        answer = await self._transport.call(self._transport.transfer.CreateJob, request)
-        return self.job(answer.job.job_id)
+        making = self._create(request)
+        return await (making if request_id else _made_or_cancelled(making))
 
     async def upload(self, image: ImageInput, *, name: str = "image") -> ImageRef:
         """Store a picture, so that many jobs can use it by reference. Raises as `stylize` does.
@@ -188,6 +192,10 @@ class AsyncClient:
         answer = await self._transport.call(self._transport.transfer.GetServerInfo, GetServerInfoRequest())
         return ServerInfo.from_proto(answer)
 
+    async def _create(self, request: CreateJobRequest) -> AsyncJob:
+        answer = await self._transport.call(self._transport.transfer.CreateJob, request)
+        return self.job(answer.job.job_id)
+
     async def _attach(
         self,
         spec: job_pb2.JobSpec,
@@ -213,3 +221,15 @@ class AsyncClient:
         if isinstance(source, ImageRef):
             return source
         return await self.upload(source, name=name)
+
+
+async def _made_or_cancelled(making: Coroutine[Any, Any, AsyncJob]) -> AsyncJob:
+    """The job that is being made; a caller who is cancelled meanwhile leaves none, as nobody would have its id."""
+    task = asyncio.create_task(making)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(NstError, TimeoutError):
+            job = await asyncio.wait_for(task, _ANSWER_SECONDS)
+            await asyncio.wait_for(job.cancel(), _ANSWER_SECONDS)
+        raise

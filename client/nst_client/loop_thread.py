@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -35,6 +36,8 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, waited for; the caller's context variables go with it.
 
+        Ctrl-C cancels the work, and goes on when that has ended; a second one at once.
+
         Raises:
             NstError: the loop was closed, before or meanwhile, or is another process's. Else whatever `work` raises.
         """
@@ -44,7 +47,9 @@ class LoopThread:
         except CancelledError:
             raise client_closed() from None
         except BaseException:  # Ctrl-C ends the waiting, and is to end the work too
-            future.cancel()
+            if future.cancel():
+                with suppress(CancelledError):
+                    self._submit(_settle()).result()
             raise
 
     def iterate(self, stream: AsyncGenerator[T, None]) -> Iterator[T]:
@@ -96,6 +101,12 @@ def _forked() -> NstError:
         "this process was forked from the one that made the client, without its thread: "
         "start processes by spawn, and make a client in each",
     )
+
+
+async def _settle() -> None:
+    """Return when what was cancelled has cleaned up after itself."""
+    if ending := [task for task in asyncio.all_tasks() if task.cancelling()]:
+        await asyncio.wait(ending)
 
 
 async def _following(stream: AsyncGenerator[T, None]) -> T:

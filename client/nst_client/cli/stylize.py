@@ -245,8 +245,8 @@ async def _stylize(server: Server, work: Work) -> None:
         initial = await _upload(client, work.initial) if work.initial else None
         subject = await _upload(client, work.subject) if work.subject else None
         hole = await _upload(client, work.hole) if work.hole else None
-        making = asyncio.create_task(
-            client.stylize(
+        with JsonLines() if work.as_json else ProgressBar() as display:
+            job = await client.stylize(
                 content,
                 styles,
                 initial=initial,
@@ -258,17 +258,14 @@ async def _stylize(server: Server, work: Work) -> None:
                 time_limit=work.time_limit,
                 **work.options,
             )
-        )
-        with JsonLines() if work.as_json else ProgressBar() as display:
             follower = Follower(work.output, work.previews, display)
             try:
-                await follower.follow(await asyncio.shield(making))
+                await follower.follow(job)
             except asyncio.CancelledError:  # Ctrl-C; a second one is a KeyboardInterrupt
-                # A job that is just being made must not be left behind.
-                await follower.cancel(await making)
+                await follower.cancel(job)
                 raise
             except Exception:
-                await follower.abandon(await making)
+                await follower.abandon(job)
                 raise
 
 
