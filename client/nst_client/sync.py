@@ -1,12 +1,17 @@
 """The blocking client: each method is the asyncio one, run on an event loop in a background thread."""
 
+import asyncio
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
+
+from PIL.Image import Image as PilImage
 
 from nst_client.client import AsyncClient, ConnectionSettings
-from nst_client.events import AnyEvent
+from nst_client.events import AnyEvent, ResultEvent
+from nst_client.formats import Codec, EncodedFormat, Format, TensorFormat
+from nst_client.images import Decoded, Picture, Pixels
 from nst_client.job import AsyncJob
 from nst_client.loop_thread import LoopThread
 
@@ -54,13 +59,14 @@ def _making_job(
 
 
 class Job(_Facade[AsyncJob]):
-    """A job: `for event in job` follows it from its first event to its last. See `AsyncJob`."""
+    """A job: `for event in job` follows it from its first event to its last. See `AsyncJob`.
+
+    What waits for its end takes a `timeout` in seconds, None for ever. Raises TimeoutError when so much time has
+    passed; the job goes on.
+    """
 
     events = _iterating(AsyncJob.events)
     status = _blocking(AsyncJob.status)
-    wait = _blocking(AsyncJob.wait)
-    result = _blocking(AsyncJob.result)
-    result_picture = _blocking(AsyncJob.result_picture)
     cancel = _blocking(AsyncJob.cancel)
     steer = _blocking(AsyncJob.steer)
     pause = _blocking(AsyncJob.pause)
@@ -73,6 +79,34 @@ class Job(_Facade[AsyncJob]):
 
     def __iter__(self) -> Iterator[AnyEvent]:
         return self.events()
+
+    def wait(self, timeout: float | None = None) -> ResultEvent:
+        """As `AsyncJob.wait`, for so many seconds."""
+        return self._within(timeout, lambda job: job.wait())
+
+    @overload
+    def result(self, form: EncodedFormat | Codec, *, timeout: float | None = None) -> PilImage: ...
+    @overload
+    def result(self, form: TensorFormat, *, timeout: float | None = None) -> Pixels: ...
+    @overload
+    def result(self, form: Format | None = None, *, timeout: float | None = None) -> Decoded: ...
+    def result(self, form: Format | None = None, *, timeout: float | None = None) -> Decoded:
+        """As `AsyncJob.result`, waited for so many seconds."""
+        return self._within(timeout, lambda job: job.result(form))
+
+    def result_picture(self, form: Format | None = None, *, timeout: float | None = None) -> Picture:
+        """As `AsyncJob.result_picture`, waited for so many seconds."""
+        return self._within(timeout, lambda job: job.result_picture(form))
+
+    def _within(self, timeout: float | None, ask: Callable[[AsyncJob], Coroutine[Any, Any, T]]) -> T:
+        async def asking() -> T:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await ask(self._core)
+            except TimeoutError:
+                raise TimeoutError(f"no result of job {self.id} in {timeout:g} s: it goes on") from None
+
+        return self._loop.run(asking())
 
 
 class Client(_Facade[AsyncClient]):

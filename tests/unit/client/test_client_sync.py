@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
+from nst_command import png
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from scripted_server import JOB_ID, ScriptedServer, abort, progress_event, result_event, state_event
+from scripted_server import JOB_ID, ScriptedServer, abort, progress_event, result_event, result_messages, state_event
 
 from nst.v1 import job_pb2
 from nst_client import AsyncClient, AsyncJob, Client, ImageRef, Job, JobState, NstError
@@ -80,6 +81,20 @@ def test_a_job_from_start_to_result(server: ScriptedServer) -> None:
         assert client.server_info().version == "scripted"
         client.delete_job(job.id)
     assert server.received["CreateJob"][0].spec.options.size == 64
+
+
+@pytest.mark.parametrize("wait", [Job.wait, Job.result, Job.result_picture])
+def test_waiting_may_have_an_end_and_the_job_goes_on(server: ScriptedServer, wait: Callable[..., Any]) -> None:
+    server.publish(progress_event(1))
+    server.result = result_messages(png(1))
+    with Client(server.address) as client:
+        job = client.job(JOB_ID)
+        with pytest.raises(TimeoutError, match=f"no result of job {JOB_ID} in 0.1 s: it goes on"):
+            wait(job, timeout=0.1)
+        server.wait_until_unwatched()
+        server.publish(result_event(None))
+        assert wait(job, timeout=60)
+    assert "CancelJob" not in server.received
 
 
 def test_errors_come_through(server: ScriptedServer) -> None:
