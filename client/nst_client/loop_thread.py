@@ -3,6 +3,8 @@
 import asyncio
 import os
 import threading
+import warnings
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -13,12 +15,19 @@ import grpc
 from nst_client.errors import NstError, client_closed
 
 T = TypeVar("T")
+Farewell = Callable[[], Coroutine[Any, Any, None]]
 
 
 class LoopThread:
-    """Runs coroutines for other threads, until it is closed."""
+    """Runs coroutines for other threads, until it is closed or nobody holds it any more.
 
-    def __init__(self) -> None:
+    Args:
+        farewell: run last.
+        user: what a ResourceWarning says has not closed this, when nobody holds it any more.
+    """
+
+    def __init__(self, farewell: Farewell, user: str) -> None:
+        self._farewell = farewell
         self._pid = os.getpid()
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="nst-client", daemon=True)
@@ -26,6 +35,8 @@ class LoopThread:
         self._loop = started.result()
         self._lock = threading.RLock()  # in `_submit` the garbage collector may close a stream, which submits too
         self._open = True
+        self._dropped = weakref.finalize(self, _release, self._pid, self._loop, farewell, user)
+        self._dropped.atexit = False  # the process takes the thread along
 
     @staticmethod
     def _serve(started: "Future[asyncio.AbstractEventLoop]") -> None:
@@ -65,17 +76,18 @@ class LoopThread:
             # Not waited for: the garbage collector may run this on the loop's own thread.
             self._submit(_close(stream))
 
-    def close(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `farewell`, cancel what still runs, and end the thread. Closing twice is closing once.
+    def close(self) -> None:
+        """Run the farewell, cancel what still runs, and end the thread. Closing twice is closing once.
 
         In a process that was forked there is nothing to end.
         """
         if self._is_forked():
             return
+        self._dropped.detach()
         with self._lock:
             was_open, self._open = self._open, False
         if was_open:
-            asyncio.run_coroutine_threadsafe(farewell(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._farewell(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 
@@ -101,6 +113,18 @@ def _forked() -> NstError:
         "this process was forked from the one that made the client, without its thread: "
         "start processes by spawn, and make a client in each",
     )
+
+
+def _release(pid: int, loop: asyncio.AbstractEventLoop, farewell: Farewell, user: str) -> None:
+    # Not waited for: the garbage collector may run this on the loop's own thread.
+    if os.getpid() == pid:
+        asyncio.run_coroutine_threadsafe(_stop(farewell), loop)
+        warnings.warn(f"{user} was dropped without close()", ResourceWarning, stacklevel=2)
+
+
+async def _stop(farewell: Farewell) -> None:
+    await farewell()
+    asyncio.get_running_loop().stop()
 
 
 async def _settle() -> None:

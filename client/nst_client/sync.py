@@ -112,6 +112,8 @@ class Job(_Facade[AsyncJob]):
 class Client(_Facade[AsyncClient]):
     """A client that blocks, usable from any number of threads. Takes the arguments of `AsyncClient`.
 
+    Close it, or use it as a context manager. One that is dropped, with all its jobs, is closed with a ResourceWarning.
+
     In a process that was forked from the one that made it, every call raises NstError. Start processes by spawn
     (`multiprocessing.get_context("spawn")`), and make a client in each: one that is made after a fork may hang,
     because gRPC itself does where it was used before, and what was open at the fork may crash it.
@@ -119,7 +121,7 @@ class Client(_Facade[AsyncClient]):
 
     def __init__(self, address: str, **settings: Unpack[ConnectionSettings]) -> None:
         core = AsyncClient(address, **settings)
-        super().__init__(LoopThread(), core)
+        super().__init__(LoopThread(core.close, f"the client of {address}"), core)
 
     stylize = _making_job(AsyncClient.stylize)
     upload = _blocking(AsyncClient.upload)
@@ -141,4 +143,4 @@ class Client(_Facade[AsyncClient]):
 
     def close(self) -> None:
         """Close the connection and end the background thread. Jobs go on without it."""
-        self._loop.close(self._core.close)
+        self._loop.close()

@@ -45,7 +45,7 @@ def test_a_stream_that_the_garbage_collector_closes_amid_a_call_hangs_nothing(mo
     async def answer() -> int:
         return 3
 
-    loop = LoopThread()
+    loop = LoopThread(nothing, "a test")
     left = [loop.iterate(numbers())]
     assert next(left[0]) == 1
     submit = asyncio.run_coroutine_threadsafe
@@ -61,7 +61,7 @@ def test_a_stream_that_the_garbage_collector_closes_amid_a_call_hangs_nothing(mo
     calling.start()
     calling.join(10)
     assert answers == [3]
-    loop.close(nothing)
+    loop.close()
 
 
 async def nothing() -> None:
@@ -123,6 +123,36 @@ def test_closing_ends_the_thread_and_once_is_enough(server: ScriptedServer) -> N
     assert not client_threads()
     with pytest.raises(NstError, match="the client is closed"):
         client.server_info()
+
+
+def test_a_client_that_is_dropped_is_closed_with_a_warning(server: ScriptedServer) -> None:
+    client = Client(server.address)
+    client.server_info()
+    (thread,), transport = client_threads(), client._core._transport
+    with pytest.warns(ResourceWarning, match=f"the client of {server.address} was dropped without close()"):
+        del client
+    thread.join(30)
+    assert not thread.is_alive()
+    assert transport._closed.is_set()
+
+
+def test_a_job_keeps_its_connection(server: ScriptedServer) -> None:
+    job = Client(server.address).job(JOB_ID)
+    gc.collect()
+    assert job.status().job_id == JOB_ID
+    with pytest.warns(ResourceWarning):
+        del job
+
+
+def test_a_client_that_was_closed_is_dropped_in_silence(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+    with Client(server.address) as client:
+        client.server_info()
+    del client
+    assert (ignored, recwarn.list) == ([], [])
 
 
 def test_clients_that_come_and_go_leave_no_threads(server: ScriptedServer) -> None:
