@@ -15,7 +15,7 @@ from nst.v1.style_transfer_service_pb2 import CreateJobRequest, GetServerInfoReq
 from nst_client import transfer
 from nst_client.decoding import decode_status
 from nst_client.errors import InvalidRequest, NstError
-from nst_client.events import JobState, JobStatus
+from nst_client.events import JobState, JobStatus, StateName, read_states
 from nst_client.formats import Format, format_message
 from nst_client.images import ImageInput, ImageRef, to_picture
 from nst_client.info import ServerInfo
@@ -169,16 +169,19 @@ class AsyncClient:
         """The job of this id, to follow or steer from here. Asks the server nothing yet."""
         return AsyncJob(self._transport, job_id)
 
-    async def jobs(self, states: Iterable[JobState] = ()) -> AsyncGenerator[JobStatus, None]:
-        """The jobs in these states (none: in all), newest first, fetched page by page as they are wanted."""
-        request = ListJobsRequest(states=[job_pb2.JobState.ValueType(state) for state in states])
-        while True:
-            page = await self._transport.call(self._transport.jobs.ListJobs, request)
-            for job in page.jobs:
-                yield decode_status(job)
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+    def jobs(
+        self, states: JobState | StateName | Iterable[JobState | StateName] = ()
+    ) -> AsyncGenerator[JobStatus, None]:
+        """The jobs in these states, newest first, fetched page by page as they are wanted.
+
+        Args:
+            states: one or several, each as JobState or as its name in small letters ("running"); none is all.
+
+        Raises:
+            TypeError, ValueError: one is no such state.
+        """
+        chosen = [job_pb2.JobState.ValueType(state) for state in read_states(states)]
+        return self._list(ListJobsRequest(states=chosen))
 
     async def delete_job(self, job_id: str) -> None:
         """Remove a job that has ended, and all that it has; its pictures, unless another job has them, within minutes.
@@ -191,6 +194,15 @@ class AsyncClient:
         """What the server is, what it allows and what it assumes."""
         answer = await self._transport.call(self._transport.transfer.GetServerInfo, GetServerInfoRequest())
         return ServerInfo.from_proto(answer)
+
+    async def _list(self, request: ListJobsRequest) -> AsyncGenerator[JobStatus, None]:
+        while True:
+            page = await self._transport.call(self._transport.jobs.ListJobs, request)
+            for job in page.jobs:
+                yield decode_status(job)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def _create(self, request: CreateJobRequest) -> AsyncJob:
         answer = await self._transport.call(self._transport.transfer.CreateJob, request)

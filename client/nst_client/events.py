@@ -1,13 +1,15 @@
 """A job's history as typed events, and a job as it stands."""
 
 import enum
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from typing import Any, Literal, cast, get_args
 
 import grpc
 
-from nst_client.formats import EncodedFormat, TensorFormat
+from nst_client.formats import EncodedFormat, TensorFormat, choose
 from nst_client.images import Decoded, ImageRef, Picture
 from nst_client.options import OptionValue
 from nst_client.spec import Style
@@ -33,6 +35,27 @@ class JobState(enum.IntEnum):
     def is_final(self) -> bool:
         """Whether the job has ended."""
         return self >= JobState.SUCCEEDED
+
+
+StateName = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+STATES: Mapping[StateName, JobState] = {name: JobState[name.upper()] for name in get_args(StateName)}
+
+
+def read_states(states: Any) -> list[JobState]:
+    """The states that are given, by themselves or by their names; one may stand alone.
+
+    Raises:
+        TypeError, ValueError: one is no such state; the text lists those.
+    """
+    alone = isinstance(states, JobState | str) or not isinstance(states, Iterable)
+    return [_read_state(state) for state in ([states] if alone else states)]
+
+
+def _read_state(state: Any) -> JobState:
+    if not isinstance(state, JobState | str):
+        raise TypeError(f"states: must be JobState, or one of {', '.join(STATES)}, not {state!r}")
+    name = state.name.lower() if isinstance(state, JobState) else state
+    return choose("states", cast(StateName, name), STATES)
 
 
 @dataclass(frozen=True, kw_only=True)

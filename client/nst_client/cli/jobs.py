@@ -10,14 +10,13 @@ from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json, pri
 from nst_client.cli.output_file import OutputFile, output_options, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
-from nst_client.events import JobState, JobStatus
+from nst_client.events import STATES, JobStatus, StateName
 from nst_client.options import parse_option
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _job_argument = click.argument("job_id", metavar="JOB", type=Text())
 _LAYERS = "Repeated for each tap that counts; others of the job's then weigh 0."
 _LAYER_OPTIONS = frozenset({"content_layers", "style_layers"})
-_STATES = {state.name.lower(): state for state in JobState if state is not JobState.UNSPECIFIED}
 
 
 @click.group()
@@ -27,14 +26,14 @@ def jobs() -> None:
 
 @jobs.command("list")
 @server_options
-@click.option("--state", "states", multiple=True, type=click.Choice(list(_STATES)), help="Only jobs in this state.")
+@click.option("--state", "states", multiple=True, type=click.Choice(list(STATES)), help="Only jobs in this state.")
 @_json_option
-def list_jobs(server: Server, states: tuple[str, ...], as_json: bool) -> None:
+def list_jobs(server: Server, states: tuple[StateName, ...], as_json: bool) -> None:
     """List jobs, newest first; with --json one a line."""
     table = Table("job", "state", "iterations", "made", "tenant", box=None)
 
     async def listing(client: AsyncClient) -> None:
-        async for job in client.jobs([_STATES[state] for state in states]):
+        async for job in client.jobs(states):
             if as_json:
                 print_json(job)
             else:

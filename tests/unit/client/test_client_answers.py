@@ -1,6 +1,7 @@
 """What a client makes of the server's answers."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import pytest
@@ -9,6 +10,7 @@ from scripted_server import ScriptedServer, progress_event
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
 from nst_client import AsyncClient, ImageRef, JobState, Style
+from nst_client.events import STATES
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
 
@@ -23,6 +25,39 @@ async def test_jobs_are_listed_page_by_page(server: ScriptedServer) -> None:
     requests = server.received["ListJobs"]
     assert [request.page_token for request in requests] == ["", "2", "4"]
     assert all(request.states == [job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_QUEUED] for request in requests)
+
+
+@pytest.mark.parametrize(
+    ("states", "sent"),
+    [
+        (JobState.PAUSED, [job_pb2.JOB_STATE_PAUSED]),
+        ("failed", [job_pb2.JOB_STATE_FAILED]),
+        (("queued", JobState.RUNNING), [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING]),
+        ((state for state in STATES), [number for number in job_pb2.JobState.values() if number]),
+    ],
+)
+async def test_states_may_be_named(server: ScriptedServer, states: Any, sent: list[int]) -> None:
+    async with AsyncClient(server.address) as client:
+        assert [job async for job in client.jobs(states)] == []
+    assert server.received["ListJobs"][0].states == sent
+
+
+@pytest.mark.parametrize(
+    ("states", "error"),
+    [
+        ("RUNNING", ValueError),
+        (["queued", "done"], ValueError),
+        (JobState.UNSPECIFIED, ValueError),
+        ("", ValueError),
+        ([2], TypeError),
+        (2, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_what_is_no_state_is_refused(states: Any, error: type[Exception]) -> None:
+    client = AsyncClient("127.0.0.1:1")
+    with pytest.raises(error, match=r"^states: .* one of queued, running, paused, succeeded, failed, cancelled, not "):
+        client.jobs(states)
 
 
 async def test_a_status_holds_what_the_job_does(server: ScriptedServer) -> None:
