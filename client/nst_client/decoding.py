@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,9 +24,9 @@ from nst_client.events import (
 from nst_client.formats import decode_format
 from nst_client.images import ImageRef, Picture
 from nst_client.options import options_dict, short_names
-from nst_client.spec import Style
+from nst_client.spec import Priority, Style, priority_number
 
-_PRIORITIES = short_names(job_pb2.Priority.DESCRIPTOR)
+_PRIORITIES: Mapping[int, Priority] = {priority_number(priority): priority for priority in get_args(Priority)}
 _STOP_REASONS = short_names(job_pb2.StopReason.DESCRIPTOR)
 
 

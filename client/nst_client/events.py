@@ -11,8 +11,7 @@ import grpc
 
 from nst_client.formats import EncodedFormat, TensorFormat, choose
 from nst_client.images import Decoded, ImageRef, Picture
-from nst_client.options import OptionValue
-from nst_client.spec import Style
+from nst_client.spec import Priority, Style
 
 
 class JobState(enum.IntEnum):
@@ -224,6 +223,7 @@ class JobStatus:
         request_id: the client's name for the request that made it.
         state: where it is in its life.
         content, styles, options, priority: the work; every picture and mask as an `ImageRef`, every option filled in.
+            `stylize` takes the options as **options.
         initial: the picture it started from; None if it was not given one.
         subject: the mask of what is protected; None if it was not given one.
         hole: the mask of what alone may change; None if it was not given one.
@@ -247,8 +247,8 @@ class JobStatus:
     state: JobState
     content: ImageRef
     styles: tuple[Style, ...]
-    options: dict[str, OptionValue]
-    priority: str
+    options: dict[str, Any]
+    priority: Priority
     create_time: datetime
     update_time: datetime
     attempt: int
