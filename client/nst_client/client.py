@@ -49,7 +49,7 @@ class AsyncClient:
     """A client of one server or of the load balancer in front of many. Use it as an async context manager.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT with a port from 1 to 65535, or another target that gRPC knows, such as unix:/run/nst.sock.
         tls: credentials from `grpc.ssl_channel_credentials`; None talks without TLS.
         tenant: whom the jobs and pictures belong to, 1 to 64 letters, digits, `-`, `_` or `.`; None is "anonymous".
         reconnect_timeout: seconds for which a server that has answered before is looked for when
@@ -59,7 +59,7 @@ class AsyncClient:
             events is attached anew. Keep it at several of the server's heartbeat periods.
 
     Raises:
-        ValueError: the tenant is no such name.
+        TypeError, ValueError: the address or the tenant is none; the text names it.
     """
 
     def __init__(

@@ -59,11 +59,12 @@ class ServerBusy(NstError):
 
 
 class ServerUnavailable(NstError):
-    """No server answers at `address`."""
+    """No server of nst.v1 answers at `address`."""
 
     def __init__(self, code: grpc.StatusCode, message: str, *, address: str) -> None:
         self.address = address
-        super().__init__(code, f"no answer from {address}: {message}. Is a server running there, and is it TLS or not?")
+        question = "Is one running there, and is it TLS or not?"
+        super().__init__(code, f"no nst.v1 server answers at {address} ({message}). {question}")
 
 
 class JobFailed(NstError):
@@ -111,6 +112,8 @@ _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 # What gRPC itself reports for a connection that was reset or closed under a call.
 _MAYBE_BROKEN = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
+# And what it says of an HTTP/2 server that knows no gRPC.
+_NO_GRPC = ("Received http2 header with status: ", "No status received")
 
 
 def status_code(number: int) -> grpc.StatusCode:
@@ -139,13 +142,17 @@ def has_lost_status(error: grpc.aio.AioRpcError) -> bool:
 def from_rpc(error: grpc.aio.AioRpcError, address: str) -> NstError:
     """The exception for a failed call to the server at `address`, with its google.rpc details."""
     code, message = error.code(), error.details() or error.code().name
-    if code in _BROKEN and not has_details(error):
+    if (code in _BROKEN or _is_from_another_server(code, message)) and not has_details(error):
         return ServerUnavailable(code, message, address=address)
     reason, violations, retry_after = _decode(_details(error))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None:
         return ServerBusy(code, message, reason=reason, retry_after=retry_after)
     kinds = {grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest, grpc.StatusCode.NOT_FOUND: NotFound}
     return kinds.get(code, NstError)(code, message, reason=reason, violations=violations)
+
+
+def _is_from_another_server(code: grpc.StatusCode, message: str) -> bool:
+    return code is grpc.StatusCode.UNIMPLEMENTED or message.startswith(_NO_GRPC)
 
 
 def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

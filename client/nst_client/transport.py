@@ -37,6 +37,9 @@ Response = TypeVar("Response")
 _CALL_TIMEOUT_SECONDS = 30.0
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS, _DELAY_GROWTH = 0.1, 3.0, 1.6
 _LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\]):[0-9]+")
+# Other targets of gRPC's, such as dns:///host or unix:path, are gRPC's to check.
+_HOST_PORT = re.compile(r"([^:/\[\]]+|\[[^\[\]]+\]):([0-9]+)")
+_LARGEST_PORT = 65535
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
@@ -76,6 +79,7 @@ class Transport:
         reconnect_timeout: float,
         silence_timeout: float,
     ) -> None:
+        _check_address(address)
         if tenant is not None and not _TENANT.fullmatch(tenant):
             raise ValueError(f"tenant: must have 1 to 64 letters, digits, '-', '_' or '.', not {tenant!r}")
         self.address = address
@@ -240,6 +244,16 @@ class Reconnect:
                 grpc.StatusCode.UNAVAILABLE, "the stream fell silent or broke off", address=address
             )
         return from_rpc(error, address)
+
+
+def _check_address(address: object) -> None:
+    if not isinstance(address, str):
+        raise TypeError(f"address: must be HOST:PORT, not {address!r}")
+    if not address:
+        raise ValueError("address: must be HOST:PORT, and is empty")
+    found = _HOST_PORT.fullmatch(address)
+    if found and not 1 <= int(found[2]) <= _LARGEST_PORT:
+        raise ValueError(f"address: the port must be from 1 to {_LARGEST_PORT}, not {found[2]}")
 
 
 def _trace_headers() -> dict[str, str]:

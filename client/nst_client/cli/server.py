@@ -36,7 +36,7 @@ class Server:
         try:
             return AsyncClient(self.address, tls=self._credentials(), tenant=self.tenant)
         except ValueError as error:
-            raise click.UsageError(f"--{error}") from error
+            raise click.UsageError(f"--{error}".replace("--address", "--server")) from error
 
     def ask(self, question: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
         """What `question` returns when it is put to a client of this server."""

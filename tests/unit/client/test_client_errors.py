@@ -96,7 +96,7 @@ async def test_a_server_that_hangs_is_unavailable(server: ScriptedServer, monkey
     server.breaks["DeleteJob"].append(server.stay_silent)
     async with AsyncClient(server.address) as client:
         for call in (client.server_info(), client.delete_job("a")):
-            with pytest.raises(ServerUnavailable, match=f"no answer from {server.address}"):
+            with pytest.raises(ServerUnavailable, match=f"no nst.v1 server answers at {server.address}"):
                 await call
 
 
