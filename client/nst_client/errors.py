@@ -37,7 +37,7 @@ class NstError(Exception):
         unsaid = [
             f"  {field}: {description}"
             for field, description in self.violations.items()
-            if field not in self.message or description not in self.message
+            if description != self.message and not (field in self.message and description in self.message)
         ]
         return "\n".join([self.message, *unsaid])
 

@@ -64,6 +64,15 @@ async def test_a_violation_that_the_message_tells_is_not_told_twice(server: Scri
     request = BadRequest(field_violations=[violation("size", "must be at least 16")])
     error = await refusal(server, abort(grpc.StatusCode.INVALID_ARGUMENT, "size: must be at least 16", request))
     assert str(error) == "size: must be at least 16"
+    same = BadRequest(field_violations=[violation("job_id", "there is no job 'x'")])
+    error = await refusal(server, abort(grpc.StatusCode.NOT_FOUND, "there is no job 'x'", same))
+    assert (str(error), error.violations) == ("there is no job 'x'", {"job_id": "there is no job 'x'"})
+
+
+async def test_a_violation_of_which_the_message_tells_a_part_is_told(server: ScriptedServer) -> None:
+    request = BadRequest(field_violations=[violation("size", "is too small"), violation("seed", "is too small")])
+    error = await refusal(server, abort(grpc.StatusCode.INVALID_ARGUMENT, "size: is too small", request))
+    assert str(error) == "size: is too small\n  seed: is too small"
 
 
 async def test_a_busy_server_says_when_to_come_again(server: ScriptedServer) -> None:
