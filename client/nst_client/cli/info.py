@@ -1,14 +1,14 @@
 """`nst info`: what a server is, allows and assumes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import click
 from rich.table import Column, Table
 
-from nst_client.cli.output import print_json, print_table
+from nst_client.cli.output import option_text, print_json, print_table
 from nst_client.cli.server import Server, server_options
 from nst_client.info import ServerInfo
-from nst_client.options import OPTION_NAMES, OptionValue, option_choices
+from nst_client.options import OPTION_NAMES, option_choices
 
 
 @click.command()
@@ -45,17 +45,9 @@ def _options(info: ServerInfo) -> Iterator[tuple[str, str, str]]:
     for name in OPTION_NAMES:
         low_high = info.ranges.get(name)
         allowed = f"{low_high[0]:.10g} to {low_high[1]:.10g}" if low_high else ", ".join(option_choices(name))
-        yield name, _text(info.defaults.get(name)), allowed
+        yield name, option_text(info.defaults.get(name)), allowed
     if info.preview_interval is not None:
         yield "--preview-interval", str(info.preview_interval), ""
-
-
-def _text(value: OptionValue | None) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{tap}={weight:g}" for tap, weight in sorted(value.items()))
-    if isinstance(value, bool):
-        return str(value).lower()  # as --option takes it
-    return "" if value is None else str(value)
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -5,8 +5,9 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nst_client.cli.job_table import JOB_COLUMNS, job_row, job_table
 from nst_client.cli.kinds import UINT32_MAX, UINT64_MAX, Text
-from nst_client.cli.output import JsonLines, ProgressBar, plain, print_json, print_table
+from nst_client.cli.output import JsonLines, ProgressBar, print_json, print_table
 from nst_client.cli.output_file import OutputFile, output_options, save_result
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
@@ -30,14 +31,14 @@ def jobs() -> None:
 @_json_option
 def list_jobs(server: Server, states: tuple[StateName, ...], as_json: bool) -> None:
     """List jobs, newest first; with --json one a line."""
-    table = Table("job", "state", "iterations", "made", "tenant", box=None)
+    table = Table(*JOB_COLUMNS, box=None)
 
     async def listing(client: AsyncClient) -> None:
         async for job in client.jobs(states):
             if as_json:
                 print_json(job)
             else:
-                table.add_row(*_row(job))
+                table.add_row(*job_row(job))
 
     server.ask(listing)
     if not as_json:
@@ -151,17 +152,8 @@ def result(server: Server, job_id: str, output: OutputFile) -> None:
     server.ask(lambda client: save_result(client.job(job_id), output, output.form))
 
 
-def _row(job: JobStatus) -> tuple[str, ...]:
-    done = f"{job.progress.iteration}/{job.progress.iterations}" if job.progress else ""
-    return job.job_id, job.state.name.lower(), done, f"{job.create_time:%Y-%m-%d %H:%M:%S}", job.tenant
-
-
 def _print_job(job: JobStatus, as_json: bool) -> None:
     if as_json:
         print_json(job)
-        return
-    table = Table(box=None, show_header=False)
-    for name, value in plain(job).items():
-        if value not in (None, ""):
-            table.add_row(name, str(value))
-    print_table(table)
+    else:
+        print_table(job_table(job))

@@ -18,7 +18,9 @@ from rich.table import Column, Table
 
 from nst.v1 import job_pb2
 from nst_client.events import AnyEvent, ErrorEvent, JobState, PreviewEvent, ProgressEvent, ResultEvent, StateEvent
+from nst_client.events import Progress as JobProgress
 from nst_client.images import Picture
+from nst_client.options import OptionValue
 
 _KINDS: Mapping[type, str] = {
     StateEvent: "state",
@@ -132,7 +134,7 @@ class ProgressBar:
         """Move the bar, or say what happened."""
         match event:
             case ProgressEvent():
-                description = _progress_text(event)
+                description = progress_text(event)
                 self._bar.update(self._task, completed=event.iteration, total=event.iterations, description=description)
             case StateEvent():
                 self._console.print(_state_text(event), markup=False)
@@ -148,15 +150,25 @@ class ProgressBar:
 Display = JsonLines | ProgressBar
 
 
-def _progress_text(event: ProgressEvent) -> str:
-    pace = f"{event.iterations_per_second:.1f} it/s"
-    if math.isfinite(event.seconds_left):
-        minutes, seconds = divmod(round(event.seconds_left), 60)
+def progress_text(progress: JobProgress) -> str:
+    """How fast it goes, at what size, and what the losses are."""
+    pace = f"{progress.iterations_per_second:.1f} it/s"
+    if math.isfinite(progress.seconds_left):
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
         pace += f" {minutes}:{seconds:02d} left"
-    scale = f"scale {event.scale}/{event.scales} {event.width}x{event.height}"
+    scale = f"scale {progress.scale}/{progress.scales} {progress.width}x{progress.height}"
     # The parts come last: a narrow terminal cuts them off.
-    parts = " ".join(f"{name} {loss:.2g}" for name, loss in sorted(event.losses.items()))
-    return f"{pace}  {scale}{_undone_text(event.undone)}  loss {event.total_loss:.3g}: {parts}"
+    parts = " ".join(f"{name} {loss:.2g}" for name, loss in sorted(progress.losses.items()))
+    return f"{pace}  {scale}{_undone_text(progress.undone)}  loss {progress.total_loss:.3g}: {parts}"
+
+
+def option_text(value: OptionValue | None) -> str:
+    """The value of an option as `--option` takes it; nothing for None."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{tap}={weight:g}" for tap, weight in sorted(value.items()))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
 
 
 def _undone_text(undone: int) -> str:

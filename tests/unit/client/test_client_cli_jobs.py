@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from nst_command import Nst
 from scripted_server import (
     JOB_ID,
     ScriptedServer,
+    out_of_time_event,
     preview_event,
     progress_event,
     result_event,
@@ -16,6 +19,7 @@ from scripted_server import (
 )
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
+from nst_client import EncodedFormat, ImageRef, TensorFormat
 
 
 def publish_history(server: ScriptedServer) -> None:
@@ -75,7 +79,55 @@ def test_jobs_list_and_get(nst: Nst, server: ScriptedServer) -> None:
     publish_history(server)
     (job,) = nst("jobs", "get", JOB_ID, "--json", "--server", server.address).lines
     assert (job["job_id"], job["state"], job["last_sequence"]) == (JOB_ID, "JOB_STATE_SUCCEEDED", 5)
-    assert "JOB_STATE_SUCCEEDED" in nst("jobs", "get", JOB_ID, "--server", server.address).out
+
+
+def test_a_job_is_told_in_words(nst: Nst, server: ScriptedServer) -> None:
+    def reference(digit: str) -> image_pb2.Image:
+        return ImageRef(digit * 64).to_proto()
+
+    styles: list[Any] = [
+        {"image": reference("b"), "scale": 0.5, "region": reference("c"), "source_region": reference("d")},
+        {"image": reference("e"), "weight": 2.5},
+    ]
+    spec = job_pb2.JobSpec(
+        content=reference("a"),
+        styles=styles,
+        subject=reference("f"),
+        options=options_pb2.StylizeOptions(
+            size=64, faces=False, style_layers=options_pb2.LayerWeights(weights={"relu1_1": 1, "relu2_1": 0.5})
+        ),
+        result_format=EncodedFormat("jpeg", 90).to_proto(),
+        preview={"format": TensorFormat("float16", "CHW").to_proto()},
+        time_limit=Duration(seconds=90),
+    )
+    failed = out_of_time_event(iterations=7).error
+    job = job_pb2.Job(job_id="told", spec=spec, state=job_pb2.JOB_STATE_FAILED, error=failed)
+    job.progress.CopyFrom(progress_event(3).progress)
+    job.create_time.FromSeconds(1_700_000_000)
+    server.jobs = [job]
+    shown = nst("jobs", "get", "told", "--server", server.address).out
+    rows = dict(re.split("  +", line.strip(), maxsplit=1) for line in shown.splitlines())
+    expected = {
+        "job_id": "told",
+        "state": "failed",
+        "content": "a" * 64,
+        "style 1": f"{'b' * 64}, weight 1, scale 0.5, region {'c' * 64}, source region {'d' * 64}",
+        "style 2": f"{'e' * 64}, weight 2.5",
+        "subject": "f" * 64,
+        "option size": "64",
+        "option faces": "false",
+        "option style_layers": "relu1_1=1, relu2_1=0.5",
+        "priority": "interactive",
+        "create_time": "2023-11-14 22:13:20 UTC",
+        "progress": "3/10  2.0 it/s 0:07 left  scale 1/1 4x3  loss 33.3: content 3.3 style 30",
+        "error": f"DEADLINE_EXCEEDED: the time limit passed; the best picture so far, of 7 iterations, is {'c' * 64}",
+        "time_limit": "90 s",
+        "result_format": "jpeg 90",
+        "preview_format": "float16 CHW",
+    }
+    assert {name: rows.get(name) for name in expected} == expected
+    assert "hole" not in rows
+    assert "2023-11-14 22:13:20 UTC" in nst("jobs", "list", "--server", server.address).out
 
 
 @pytest.mark.parametrize("terminal", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1", "TERM": "dumb"}])
