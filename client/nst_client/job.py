@@ -44,7 +44,8 @@ class AsyncJob:
     async def events(self, after_sequence: int = 0, *, omit_pictures: bool = False) -> AsyncGenerator[AnyEvent, None]:
         """The events after `after_sequence`, each once and in order, over broken connections too.
 
-        `omit_pictures` leaves the pictures out of previews and results.
+        `omit_pictures` leaves the pictures out of previews and results. Raises TypeError or ValueError where
+        `after_sequence` is no whole number from 0 on.
         """
         async with aclosing(watch(self._transport, self._id, after_sequence, omit_pictures=omit_pictures)) as events:
             async for event in events:
@@ -147,7 +148,7 @@ class AsyncJob:
             priority: while the job waits.
 
         Raises:
-            TypeError, ValueError: an argument cannot be sent.
+            TypeError, ValueError: an argument cannot be sent, or there is nothing to change.
         """
         update = job_pb2.JobUpdate(priority=priority_number(priority))
         with naming("style_shares"):
@@ -166,6 +167,8 @@ class AsyncJob:
         for name, number in numbers.items():
             if number is not None:
                 set_scalar(update, name, number, name)
+        if update == job_pb2.JobUpdate():
+            raise ValueError("give something to change")
         return await self._update(update)
 
     async def pause(self) -> JobStatus:

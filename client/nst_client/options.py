@@ -88,12 +88,15 @@ def enum_number(name: str, enum: EnumDescriptor, choice: object) -> int:
 
 
 def set_scalar(message: Message, field: str, value: object, name: str) -> None:
-    """Set a number or text field of a message. Raises TypeError or ValueError; the text starts with `name`."""
+    """Set a number, a flag or text of a message. Raises TypeError or ValueError; the text starts with `name`."""
+    cpp_type = message.DESCRIPTOR.fields_by_name[field].cpp_type
+    wrong = TypeError(f"{name}: must be {_KINDS[cpp_type]}, not {value!r}")
+    if isinstance(value, bool) and cpp_type != FieldDescriptor.CPPTYPE_BOOL:  # protobuf takes one for a double
+        raise wrong
     try:
         setattr(message, field, value)
     except TypeError:
-        kind = _KINDS[message.DESCRIPTOR.fields_by_name[field].cpp_type]
-        raise TypeError(f"{name}: must be {kind}, not {value!r}") from None
+        raise wrong from None
     except ValueError:
         raise ValueError(f"{name}: {value!r} is out of range") from None
 
@@ -140,6 +143,8 @@ def _parse_layers(name: str, text: str) -> dict[str, float]:
             raise ValueError(
                 f"{name}: write layers as TAP=WEIGHT,TAP=WEIGHT, such as relu4_2=5,relu3_1=1, not {text!r}"
             )
+        if tap in weights:
+            raise ValueError(f"{name}: {tap} is given twice")
         weights[tap] = float(_parse_number(f"{name}.{tap}", weight, float))
     return weights
 

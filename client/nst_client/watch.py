@@ -8,6 +8,7 @@ import grpc
 from nst.v1.job_service_pb2 import GetJobRequest, WatchJobRequest, WatchJobResponse
 from nst_client.decoding import decode_event
 from nst_client.events import AnyEvent, JobState, ends_history
+from nst_client.options import set_scalar
 from nst_client.transport import Reconnect, Transport
 
 WatchCall = grpc.aio.UnaryStreamCall[WatchJobRequest, WatchJobResponse]
@@ -21,26 +22,27 @@ async def watch(
     A stream that breaks, falls silent, ends too early or finds no room is attached again after the last event seen.
 
     Raises:
+        TypeError, ValueError: `after_sequence` is no whole number from 0 on.
         NstError: there is no such job, the server stayed away for `reconnect_timeout`, or the client was closed.
     """
-    last = after_sequence
+    request = WatchJobRequest(job_id=job_id, omit_pictures=omit_pictures)
+    set_scalar(request, "after_sequence", after_sequence, "after_sequence")
     reconnect = Reconnect(transport, patient=True)
     while True:
-        request = WatchJobRequest(job_id=job_id, after_sequence=last, omit_pictures=omit_pictures)
         with transport.calling():
             call = transport.jobs.WatchJob(request, metadata=transport.metadata)
         failure: grpc.aio.AioRpcError | None = None
         try:
             while (message := await _next_message(transport, call)) is not None:
                 reconnect.succeeded()
-                if not message.HasField("event") or message.event.sequence <= last:
+                if not message.HasField("event") or message.event.sequence <= request.after_sequence:
                     continue
-                last = message.event.sequence
+                request.after_sequence = message.event.sequence
                 if event := decode_event(message.event):
                     yield event
                     if ends_history(event):
                         return
-            if await _has_ended(transport, job_id, last):
+            if await _has_ended(transport, job_id, request.after_sequence):
                 return
         except grpc.aio.AioRpcError as error:
             failure = error

@@ -198,6 +198,7 @@ def test_jobs_steer_pause_and_resume(nst: Nst, server: ScriptedServer) -> None:
     [
         ([], "give something to change"),
         (["--style-layer", "relu1_1"], "TAP=WEIGHT"),
+        (["--style-layer", "relu1_1=1", "--style-layer", "relu1_1=2"], "style_layers: relu1_1 is given twice"),
         (["--content-layer", "relu4_2=much"], "content_layers.relu4_2: must be a number"),
         (["--content-layer", "\udcff=1"], "is not UTF-8"),
         (["--style-layer", "\udcff=1"], "is not UTF-8"),

@@ -39,6 +39,7 @@ def test_text_becomes_the_options_kind(name: str, text: str, value: OptionValue)
         ("faces", "yes", "faces: must be true or false, not 'yes'"),
         ("style_layers", "relu1_1", "style_layers: write layers as TAP=WEIGHT"),
         ("style_layers", "relu1_1=x", "style_layers.relu1_1: must be a number"),
+        ("style_layers", "relu1_1=1, relu1_1=2", "style_layers: relu1_1 is given twice"),
         ("style_layers", "=1", "style_layers: write layers as TAP=WEIGHT"),
         ("colour", "red", "colour: no such option; there are size, model"),
     ],

@@ -17,6 +17,8 @@ WRONG = {
     "unknown option": ({"sise": 3}, ValueError, "sise: no such option"),
     "unknown choice": ({"optimizer": "sgd"}, ValueError, "optimizer: must be one of lbfgs, adam"),
     "text for a number": ({"size": "big"}, TypeError, "size: must be a whole number"),
+    "a flag for a number": ({"strength": True}, TypeError, "strength: must be a number, not True"),
+    "a flag for a whole number": ({"size": True}, TypeError, "size: must be a whole number, not True"),
     "fraction for a whole number": ({"size": 2.5}, TypeError, "size: must be a whole number"),
     "negative": ({"size": -1}, ValueError, "size: -1 is out of range"),
     "layers that are no mapping": ({"style_layers": 3}, TypeError, "style_layers: must be weights by tap"),
@@ -212,6 +214,16 @@ async def test_steering_names_what_cannot_be_sent(server: ScriptedServer, name: 
     async with AsyncClient(server.address) as client:
         with pytest.raises(TypeError, match=f"{name}: must be"):
             await client.job(JOB_ID).steer(**{name: "x"})  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"{name}: must be"):
+            await client.job(JOB_ID).steer(**{name: True})  # type: ignore[arg-type]
+    assert not server.received
+
+
+@pytest.mark.parametrize("changes", [{}, {"strength": None}, {"style_layers": {}}])
+async def test_steering_nowhere_is_refused(server: ScriptedServer, changes: dict[str, Any]) -> None:
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(ValueError, match="give something to change"):
+            await client.job(JOB_ID).steer(**changes)
     assert not server.received
 
 

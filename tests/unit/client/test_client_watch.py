@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import grpc
 import pytest
@@ -139,6 +140,16 @@ async def test_begins_after_the_sequence_asked_for(server: ScriptedServer) -> No
     async with AsyncClient(server.address) as client:
         assert await sequences(client, after=8) == [9, 10, 11]
         assert await sequences(client, after=LENGTH) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "error"), [(-1, ValueError), (2**64, ValueError), ("x", TypeError), (1.5, TypeError)]
+)
+async def test_where_no_history_begins_is_named(server: ScriptedServer, after: Any, error: type[Exception]) -> None:
+    async with AsyncClient(server.address) as client:
+        with pytest.raises(error, match=r"^after_sequence: "):
+            await sequences(client, after)
+    assert not server.watches
 
 
 async def test_gives_up_when_the_server_stays_away(server: ScriptedServer) -> None:
