@@ -1,6 +1,7 @@
 """`nst stylize`: pictures in, picture out."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -51,6 +52,13 @@ class Work:
     priority: Priority | None
     time_limit: float | None
     as_json: bool
+
+    def inputs(self) -> Iterator[Path]:
+        """Every file that is read."""
+        files = [self.content, self.initial, self.subject, self.hole]
+        for style in self.styles:
+            files += [style.image, style.region, style.source_region]
+        yield from (file for file in files if file is not None)
 
 
 @click.command()
@@ -187,10 +195,18 @@ def stylize(
         time_limit=time_limit,
         as_json=as_json,
     )
+    _check_kept(work)
     if previews is not None:
         _make_folder(previews)
     with server.or_private() as chosen:
         asyncio.run(_stylize(chosen, work))
+
+
+def _check_kept(work: Work) -> None:
+    """Raises BadParameter where the result would take the place of a picture that it is made from."""
+    path = work.output.path
+    if path.exists() and any(path.samefile(file) for file in work.inputs()):
+        raise click.BadParameter(f"{path} is one of the pictures to work from", param_hint="--output")
 
 
 def _make_folder(previews: Path) -> None:

@@ -51,6 +51,32 @@ def test_what_cannot_be_written_is_a_usage_error(
     assert list(tmp_path.iterdir()) == before
 
 
+INPUTS = ("content", "style", "--init-image", "--subject", "--hole", "--region", "--source-region")
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_picture_to_work_from_is_not_written_over(
+    nst: Nst, server: ScriptedServer, tmp_path: Path, name: str, linked: bool
+) -> None:
+    server.publish(result_event(b"a result"))
+    paths = {name: tmp_path / f"{name.strip('-')}.png" for name in INPUTS}
+    for path in paths.values():
+        path.write_bytes(path.name.encode())
+    output = tmp_path / "link.png" if linked else paths[name]
+    if linked:
+        output.symlink_to(paths[name])
+    masks = [word for name in INPUTS[2:5] for word in (name, paths[name])]
+    masks += [word for name in INPUTS[5:] for word in (name, f"1={paths[name]}")]
+    command = ["stylize", paths["content"], paths["style"], *masks, "--server", server.address, "-o"]
+    ended = nst(*command, output)
+    assert ended.code == 2
+    assert f"--output: {output} is one of the pictures to work from" in " ".join(ended.err.split())
+    assert not server.received
+    assert paths[name].read_bytes() == paths[name].name.encode()
+    assert nst(*command, tmp_path / "out.png").code == 0
+
+
 @pytest.fixture
 def save(nst: Nst, server: ScriptedServer) -> Callable[[Path], None]:
     """Saves a result as such a file."""
