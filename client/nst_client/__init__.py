@@ -9,6 +9,8 @@ with Client("127.0.0.1:50051") as client:
     job.result().save("out.png")
 """
 
+from typing import TYPE_CHECKING
+
 from nst_client.client import AsyncClient
 from nst_client.errors import (
     InvalidRequest,
@@ -73,3 +75,15 @@ __all__ = [
     "Style",
     "TensorFormat",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        # Looking it up reads files, which nobody who imports this need wait for.
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("nst-serve")

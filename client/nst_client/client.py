@@ -73,6 +73,9 @@ class AsyncClient:
     ) -> None:
         self._transport = Transport(address, tls, tenant, reconnect_timeout, silence_timeout)
 
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._transport.address!r})"
+
     async def __aenter__(self) -> Self:
         return self
 

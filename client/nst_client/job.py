@@ -33,6 +33,9 @@ class AsyncJob:
         self._id = job_id
         self._ending: AnyEvent | None = None
 
+    def __repr__(self) -> str:
+        return f"AsyncJob({self._id!r})"
+
     @property
     def id(self) -> str:
         """The server's name for the job."""

@@ -27,6 +27,9 @@ class _Facade(Generic[Core]):
         self._loop = loop
         self._core = core
 
+    def __repr__(self) -> str:
+        return repr(self._core).removeprefix("Async")
+
 
 def _blocking(
     method: Callable[Concatenate[Core, P], Coroutine[Any, Any, T]],
