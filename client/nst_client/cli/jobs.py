@@ -146,7 +146,7 @@ def delete(server: Server, job_id: str) -> None:
 @jobs.command()
 @server_options
 @_job_argument
-@output_options
+@output_options(required=True)
 def result(server: Server, job_id: str, output: OutputFile) -> None:
     """Save the final picture of a job, once it has ended; of one that was out of time, the best so far."""
     server.ask(lambda client: save_result(client.job(job_id), output, output.form))

@@ -94,21 +94,29 @@ class OutputFileType(click.ParamType[OutputFile]):
         return output
 
 
-def output_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Gives a command the options that say where and how a picture is saved, as `output`."""
+def output_options(*, required: bool) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Gives a command the options that say where and how a picture is saved, as `output`; None if that is allowed."""
 
-    @click.option("-o", "--output", required=True, type=OutputFileType(), help="A .png, .jpg or .webp file.")
-    @click.option(
-        "--quality",
-        type=click.IntRange(1, 100),
-        metavar="Q",
-        help="Of a .jpg or .webp file, 1 to 100. Unset: the server's default.",
-    )
-    @functools.wraps(command)
-    def with_output(*args: Any, output: OutputFile, quality: int | None, **kwargs: Any) -> T:
-        if quality is not None and output.form.codec == "png":
-            raise click.BadParameter("a .png file loses nothing and has none", param_hint="--quality")
-        form = replace(output.form, quality=quality)
-        return command(*args, output=replace(output, form=form), **kwargs)
+    def decorate(command: Callable[..., T]) -> Callable[..., T]:
+        @click.option("-o", "--output", required=required, type=OutputFileType(), help="A .png, .jpg or .webp file.")
+        @click.option(
+            "--quality",
+            type=click.IntRange(1, 100),
+            metavar="Q",
+            help="Of a .jpg or .webp file, 1 to 100. Unset: the server's default.",
+        )
+        @functools.wraps(command)
+        def with_output(*args: Any, output: OutputFile | None, quality: int | None, **kwargs: Any) -> T:
+            return command(*args, output=output if quality is None else _at(quality, output), **kwargs)
 
-    return with_output
+        return with_output
+
+    return decorate
+
+
+def _at(quality: int, output: OutputFile | None) -> OutputFile:
+    if output is None:
+        raise click.BadParameter("is that of an --output, which is not given", param_hint="--quality")
+    if output.form.codec == "png":
+        raise click.BadParameter("a .png file loses nothing and has none", param_hint="--quality")
+    return replace(output, form=replace(output.form, quality=quality))
