@@ -68,12 +68,20 @@ def decode_status(job: job_pb2.Job) -> JobStatus:
         subject=_optional(job.spec, "subject"),
         hole=_optional(job.spec, "hole"),
         control_version=job.control_version,
+        changes=_changes(job.changes),
         time_limit=job.spec.time_limit.ToNanoseconds() / 1e9 if job.spec.HasField("time_limit") else None,
         result_format=decode_format(job.spec.result_format),
         preview_format=decode_format(job.spec.preview.format),
         preview_interval=job.spec.preview.interval,
         preview_max_size=job.spec.preview.max_size if job.spec.preview.HasField("max_size") else None,
     )
+
+
+def _changes(update: job_pb2.JobUpdate) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for field, value in update.ListFields():
+        changes[field.name] = dict(value) if field.message_type else list(value) if field.is_repeated else value
+    return changes
 
 
 def _state_change(change: job_pb2.StateChange) -> Mapping[str, Any]:

@@ -178,8 +178,9 @@ class PreviewEvent(_PictureEvent):
     Attributes:
         iteration: the one it shows.
         width, height: in pixels.
-        reference: the stored picture, a PNG.
-        picture: the bytes that were sent; None when the server left them out.
+        reference: the digest of the preview as it is stored; no call takes it.
+        picture: the bytes that were sent; None when the server left them out. While the preview is stored they come
+            whenever the history is read with its pictures.
     """
 
     iteration: int
@@ -229,6 +230,8 @@ class JobStatus:
         hole: the mask of what alone may change; None if it was not given one.
         control_version: the number of the latest change that was asked of it, 0 before the first; what
             `steer`, `pause`, `resume` and `cancel` return has that of their own.
+        changes: what it was steered to since it was made, as `steer` takes it: this counts instead of what
+            `options` and `styles` say.
         time_limit: how long after its creation it may take, in seconds; None for ever.
         result_format, preview_format: the forms of its pictures; None for those of a later version.
         preview_interval: iterations between previews; 0 for none.
@@ -261,6 +264,7 @@ class JobStatus:
     subject: ImageRef | None
     hole: ImageRef | None
     control_version: int
+    changes: dict[str, Any]
     time_limit: float | None
     result_format: EncodedFormat | TensorFormat | None
     preview_format: EncodedFormat | TensorFormat | None

@@ -36,8 +36,9 @@ def _rows(job: JobStatus) -> Iterator[tuple[str, str]]:
         match field.name:
             case "styles":
                 yield from ((f"style {number}", _style_text(style)) for number, style in enumerate(value, start=1))
-            case "options":
-                yield from ((f"option {name}", option_text(setting)) for name, setting in value.items())
+            case "options" | "changes":
+                kind = field.name.removesuffix("s")
+                yield from ((f"{kind} {name}", option_text(setting)) for name, setting in value.items())
             case "time_limit" if value is not None:
                 yield field.name, f"{value:g} s"
             case name if value not in (None, ""):

@@ -37,6 +37,13 @@ def test_masks_and_forms_are_told() -> None:
     assert (status.preview_interval, status.preview_max_size) == (5, 64)
 
 
+def test_what_it_was_steered_to_is_told_as_steer_takes_it() -> None:
+    changes = {"strength": 0.25, "style_shares": [1.0, 3.0], "style_layers": {"relu1_1": 2.0}, "iterations": 7}
+    status = decode_status(job_pb2.Job(changes=job_pb2.JobUpdate(**changes)))
+    assert status.changes == changes
+    assert decode_status(job_pb2.Job()).changes == {}
+
+
 def test_a_form_of_a_later_version_is_no_error() -> None:
     form = image_pb2.ImageFormat(tensor=image_pb2.TensorFormat(dtype=99, layout=99))  # type: ignore[arg-type]
     status = decode_status(job_pb2.Job(spec=job_pb2.JobSpec(result_format=form)))
