@@ -51,6 +51,7 @@ CHANGES = {
     "history of 40 pairs": Change({"history_size": 40}),
     "no penalty outside 0-255": Change({"box_weight": 0.0}),
     "start recoloured": Change({"init": "recolored"}),
+    "start recoloured, with the style's detail": Change({"init": "textured"}),
     "three scales": Change({"scales": 3}),
     "Adam": Change({"optimizer": "adam"}),
     "Adagrad": Change({"optimizer": "adagrad"}),

@@ -85,7 +85,7 @@ def race(engine: Engine, pair: Pair, size: int) -> Race:
 
 def _options(size: int) -> StylizeOptions:
     return StylizeOptions(
-        size=size, init="recolored", history_size=40, iterations=ENGINE_ITERATIONS, scales=1, **OBJECTIVE
+        size=size, init="textured", history_size=40, iterations=ENGINE_ITERATIONS, scales=1, **OBJECTIVE
     )
 
 

@@ -79,9 +79,9 @@ def _textured(image: Tensor, styles: Sequence[Tensor], shares: Sequence[float], 
         parts = [shares[index] for index in region.styles]
         if not any(parts):
             continue
-        textures = [detail(covering(_taken(styles[index], masks[index]), size)) for index in region.styles]
-        length = math.hypot(*parts)
-        texture = torch.stack([part / length * one for part, one in zip(parts, textures, strict=True)]).sum(0)
+        length, texture = math.hypot(*parts), torch.zeros_like(image)
+        for part, index in zip(parts, region.styles, strict=True):  # one at a time: each is as large as the picture
+            texture += part / length * detail(covering(_taken(styles[index], masks[index]), size))
         covered = textured(image, texture)
         result = covered if region.mask is None else torch.lerp(result, covered, area_resized(region.mask, size))
     return result
@@ -91,8 +91,7 @@ def _taken(style: Tensor, masks: StyleMasks) -> Tensor:
     """The rectangle around what is taken of the style."""
     if masks.source_region is None:
         return style
-    inside = area_resized(masks.source_region, style.shape[2:])[0, 0] >= 0.5
+    weights = area_resized(masks.source_region, style.shape[2:])[0, 0]
+    inside = weights >= 0.5 * weights.max()
     rows, columns = (inside.any(axis).nonzero().flatten() for axis in (1, 0))
-    if not len(rows):
-        return style
     return style[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

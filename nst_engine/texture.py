@@ -7,8 +7,8 @@ from nst_engine import pictures
 
 # What is finer than a picture of this long side can show is detail.
 COARSE_SIDE = 16
-# Nothing is added where an image has so much of the texture's contrast. At 1 two runs of three needed 3 to 4 % more
-# iterations than from a start without, at 0.5 one of them does; the one that gains by half gains as much.
+# Nothing is added where an image has so much of the texture's contrast. At 1 as much is gained where it helps, and more
+# lost where it does not: docs/experiments.md.
 ENOUGH = 0.5
 
 
@@ -20,7 +20,7 @@ def detail(image: Tensor) -> Tensor:
 def textured(image: Tensor, texture: Tensor) -> Tensor:
     """The image with a texture laid over it where it has less than `ENOUGH` of its contrast; clipped to 0-255.
 
-    As much is added as leads from nothing to all of it.
+    Where it has no contrast of its own it gets all of the texture's, and the less the more it has.
 
     Args:
         image: (1, 3, H, W), 0-255.
@@ -33,11 +33,12 @@ def textured(image: Tensor, texture: Tensor) -> Tensor:
 
 
 def covering(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A (1, 3, h, w) image continued by its mirror images until it covers `size`, (height, width), and cut to that."""
+    """The middle of a (1, 3, h, w) image, of `size` (height, width); a smaller one goes on in its mirror images."""
     for axis in (2, 3):
         repeats = -(-size[axis - 2] // image.shape[axis])
         turns = [image.flip(axis) if number % 2 else image for number in range(repeats)]
-        image = torch.cat(turns, axis).narrow(axis, 0, size[axis - 2])
+        image = torch.cat(turns, axis)
+        image = image.narrow(axis, (image.shape[axis] - size[axis - 2]) // 2, size[axis - 2])
     return image
 
 

@@ -112,7 +112,8 @@ class AsyncClient:
         """Upload the pictures and make a job of them. It runs whether or not anybody follows it.
 
         What is None means the server's default, which `server_info` tells. Cancelled (by Ctrl-C, where it blocks)
-        while the server makes the job, this cancels the job, unless you have given it a `request_id` to ask for it by.
+        while the server makes the job, this cancels the job too, if the server answers within seconds, unless you have
+        given it a `request_id` to ask for it by.
 
         Args:
             content: the picture whose subject is kept: a path, the bytes of a picture file, a PIL
@@ -239,7 +240,7 @@ class AsyncClient:
 
 
 async def _made_or_cancelled(making: Coroutine[Any, Any, AsyncJob]) -> AsyncJob:
-    """The job that is being made; a caller who is cancelled meanwhile leaves none, as nobody would have its id."""
+    """The job that is being made; it is cancelled with its caller, as far as possible: nobody would have its id."""
     task = asyncio.create_task(making)
     try:
         return await asyncio.shield(task)

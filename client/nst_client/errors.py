@@ -113,7 +113,7 @@ _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEE
 # What gRPC itself reports for a connection that was reset or closed under a call.
 _MAYBE_BROKEN = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
 # And what it says of an HTTP/2 server that knows no gRPC.
-_NO_GRPC = ("Received http2 header with status: ", "No status received")
+_NO_GRPC = ("Received http2 header with status: 404", "Received http2 header with status: 405", "No status received")
 
 
 def status_code(number: int) -> grpc.StatusCode:

@@ -104,9 +104,11 @@ class Job(_Facade[AsyncJob]):
     def _within(self, timeout: float | None, ask: Callable[[AsyncJob], Coroutine[Any, Any, T]]) -> T:
         async def asking() -> T:
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(timeout) as limit:
                     return await ask(self._core)
             except TimeoutError:
+                if not limit.expired():
+                    raise
                 raise TimeoutError(f"no result of job {self.id} in {timeout:g} s: it goes on") from None
 
         return self._loop.run(asking())

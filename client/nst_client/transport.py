@@ -251,6 +251,8 @@ def _check_address(address: object) -> None:
         raise TypeError(f"address: must be HOST:PORT, not {address!r}")
     if not address:
         raise ValueError("address: must be HOST:PORT, and is empty")
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"address: must be HOST:PORT, not {address!r}; TLS is asked for by `tls`")
     found = _HOST_PORT.fullmatch(address)
     if found and not 1 <= int(found[2]) <= _LARGEST_PORT:
         raise ValueError(f"address: the port must be from 1 to {_LARGEST_PORT}, not {found[2]}")

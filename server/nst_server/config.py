@@ -81,7 +81,9 @@ class GatewaySettings(Settings):
     result_timeout_seconds: float = setting(600.0, "A result that its client has not taken after this long is dropped.")
     picture_cache_bytes: int = setting(64 * MIB, "Memory for pictures that are kept to be sent again.", zero=True)
     max_job_changes: int = setting(
-        5000, "Changes to one job's weights and iterations, and pauses; then it may only be resumed or cancelled."
+        5000,
+        "Pauses of a job, and changes of its weights and iterations; then it may only be resumed, moved in the queue "
+        "or cancelled.",
     )
     max_styles: int = setting(8, "Style pictures of one job.")
     preview_interval: int = setting(

@@ -161,8 +161,9 @@ async def supervise(plan: Plan) -> None:
             status_file.unlink(missing_ok=True)
             for child in reversed(children):
                 await child.stop()
-            together.cancel()
-            await asyncio.wait([together])
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
             if not together.cancelled():
                 together.exception()  # taken, where it was not what ended this
     log.info("server stopped")

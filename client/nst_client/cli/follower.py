@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,3 +79,8 @@ class Follower:
             self._unsaved += 1
         else:
             (self._previews / f"{event.iteration:04d}.png").write_bytes(event.picture.data)
+
+
+def is_preview_name(name: str) -> bool:
+    """Whether a preview may be saved under this name."""
+    return re.fullmatch(r"[0-9]{4,}\.png", name) is not None

@@ -6,7 +6,7 @@ from tempfile import TemporaryFile
 
 import click
 
-from nst_client.cli.follower import Follower
+from nst_client.cli.follower import Follower, is_preview_name
 from nst_client.cli.output import JsonLines, ProgressBar, print_json
 from nst_client.cli.output_file import OutputFile, output_options
 from nst_client.cli.server import Server, server_options
@@ -46,17 +46,17 @@ def stylize(
     Without a server this starts one for the length of the call, if it is installed here. Ctrl-C cancels the job;
     a second Ctrl-C leaves at once. With --detach the job is left to a server that runs already, for `nst jobs`.
     """
-    if output is not None:
-        _check_kept(output.path, work)
     if detach:
         if previews is not None:
             raise click.UsageError("--previews needs somebody who follows the job: leave out --detach")
-        server.ask(lambda client: _detach(client, work, output.form if output else None, as_json))
+        server.ask(lambda client: _detach(client, work, output.form if output else "png", as_json))
         return
     if output is None:
         raise click.UsageError("give --output, or --detach")
+    _check_kept(output.path, work)
     if previews is not None:
         _make_folder(previews)
+        _check_apart(previews, work)
     with server.or_private() as chosen:
         asyncio.run(_follow(chosen, work, output, previews, as_json))
 
@@ -65,6 +65,13 @@ def _check_kept(output: Path, work: Work) -> None:
     """Raises BadParameter where the result would take the place of a picture that it is made from."""
     if output.exists() and any(output.samefile(file) for file in work.inputs()):
         raise click.BadParameter(f"{output} is one of the pictures to work from", param_hint="--output")
+
+
+def _check_apart(previews: Path, work: Work) -> None:
+    """Raises BadParameter where a preview could take the place of a picture that is worked from."""
+    for file in work.inputs():
+        if is_preview_name(file.name) and previews.samefile(file.parent):
+            raise click.BadParameter(f"{file} could be written over: choose another folder", param_hint="--previews")
 
 
 def _make_folder(previews: Path) -> None:

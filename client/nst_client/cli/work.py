@@ -128,7 +128,8 @@ def work_options(command: Callable[..., T]) -> Callable[..., T]:
         "--request-id",
         type=Text(),
         metavar="ID",
-        help="The same ID and the same pictures and options give the same job. Unset: always a new one.",
+        help="The same ID and the same pictures and options give the same job. Unset: always a new one. "
+        "Ctrl-C while a job with an ID is being made leaves it.",
     )
     @functools.wraps(command)
     def with_work(

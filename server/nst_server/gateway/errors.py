@@ -139,7 +139,7 @@ _REFUSALS: tuple[tuple[type[Exception], Callable[[Exception], Refusal]], ...] = 
         lambda error: Refusal(
             code_pb2.RESOURCE_EXHAUSTED,
             "JOB_CHANGED_TOO_OFTEN",
-            f"{error}: it may only be resumed or cancelled now",
+            f"{error}: it may only be resumed, moved in the queue or cancelled now",
             metadata={"limit": "max_job_changes"},
         ),
     ),

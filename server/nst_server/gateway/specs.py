@@ -124,7 +124,8 @@ class SpecReader:
     def _check_range(self, path: str, name: str, value: int) -> None:
         low, high = self._ranges[name]
         if not low <= value <= high:
-            text = f"must be from {low:g} to {high:g}, not {value}; this server's limit is max_{name} = {high:g}"
+            limit = f"; this server's limit is max_{name} = {high:g}" if value > high else ""
+            text = f"must be from {low:g} to {high:g}, not {value}{limit}"
             raise invalid(f"{path}.{name}", text, "BAD_OPTION")
 
     def check_update(self, job: job_pb2.Job, update: job_pb2.JobUpdate) -> None:
@@ -204,7 +205,7 @@ class SpecReader:
 
     async def _check_mask(self, tenant: str, mask: image_pb2.Image) -> bool:
         stored = await self._stored(tenant).get(mask.reference.sha256)
-        await asyncio.to_thread(pictures.decode_mask, stored, pictures.STORED)
+        await asyncio.to_thread(pictures.check_mask, stored, pictures.STORED)
         return True
 
     async def _reference(self, path: str, image: image_pb2.Image, supply: Supply) -> image_pb2.Image:

@@ -60,8 +60,8 @@ class JobUpdates:
             The record as changed.
         """
         record = await self._live_record(job_id)
+        self._check_all(record, update)
         if update.paused and not record.control.paused:
-            self._check_changes(record)  # or there would be a note for nothing
             await self._paused.note(record)
         if update.priority and update.priority != record.spec.priority:
             record = await self._move(record, update.priority)
@@ -69,6 +69,13 @@ class JobUpdates:
         if update.HasField("paused") and update.paused != record.control.paused:
             record = await (self._pause(record) if update.paused else self._resume(record))
         return record
+
+    def _check_all(self, record: JobRecord, update: job_pb2.JobUpdate) -> None:
+        """Refuses what could only be done in part."""
+        trial = JobRecord(control=record.control)
+        self._apply_weights(trial, update)
+        if update.paused and not record.control.paused:
+            self._check_changes(trial)
 
     def _check_changes(self, record: JobRecord) -> None:
         if record.control.version >= self._max_changes:

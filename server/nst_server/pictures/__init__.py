@@ -24,6 +24,7 @@ __all__ = [
     "PictureLimits",
     "check",
     "check_format",
+    "check_mask",
     "decode",
     "decode_mask",
     "digest",
@@ -87,7 +88,7 @@ def decode_mask(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np
     """A picture as a mask, (height, width) float32 from 0 (black) to 1 (white): the mean of the channels of `decode`.
 
     Raises:
-        PictureError: as `check`; or it is black all over, or about, and marks nothing.
+        PictureError: as `check`; or it is black all over, and marks nothing.
     """
     pixels = decode(stored, limits)
     mask: NDArray[np.float32] = pixels.mean(2, dtype=np.float32)
@@ -95,6 +96,16 @@ def decode_mask(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np
         mask /= np.float32(255)
     if not mask.any():
         raise PictureError("EMPTY_MASK", "the mask is black all over; make white what it marks, or leave it out")
+    return mask
+
+
+def check_mask(stored: bytes | memoryview, limits: PictureLimits) -> None:
+    """Makes sure that a picture can be a mask; stricter than `decode_mask`, which takes those of old jobs.
+
+    Raises:
+        PictureError: as `decode_mask`; or it is nearly black all over.
+    """
+    mask = decode_mask(stored, limits)
     if mask.max() < FAINT:
         # Most likely it holds 0 and 1, or the numbers of regions: a job would be done, and look as if it had no mask.
         raise PictureError(
@@ -102,7 +113,6 @@ def decode_mask(stored: bytes | memoryview, limits: PictureLimits) -> NDArray[np
             f"the mask is nearly black all over, {mask.max():.2g} of white at most; "
             "make white what it marks: 255 in whole numbers, 1.0 in others",
         )
-    return mask
 
 
 def _over_white(values: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.float32]:

@@ -195,6 +195,17 @@ async def test_a_job_is_not_paused_and_changed_for_ever(backbone, spec):
             await commands.update(job_id, job_pb2.JobUpdate(**update))
 
 
+async def test_a_change_that_is_refused_is_not_made_in_part(backbone, spec):
+    commands = JobCommands(backbone, patience=5, max_job_changes=1)
+    spec.options.strength = 0.5
+    job_id = (await commands.create("request", "tenant", spec, "")).job_id
+    with pytest.raises(TooManyChanges):
+        await commands.update(job_id, job_pb2.JobUpdate(strength=0.1, paused=True, priority=job_pb2.PRIORITY_BATCH))
+    job = await commands.get(job_id)
+    assert (job.control_version, job.spec.priority) == (0, spec.priority)
+    assert not await PausedJobs(backbone, patience=5).noted()
+
+
 async def test_a_paused_job_can_be_resumed_however_often_it_was_changed(backbone, spec, leases, tickets):
     commands = JobCommands(backbone, patience=5, max_job_changes=1)
     job_id = (await commands.create("request", "tenant", spec, "")).job_id

@@ -42,13 +42,13 @@ def masked(level: int) -> job_pb2.JobSpec:
 
 async def test_a_mask_is_decoded_for_the_first_job_alone(stored, monkeypatch):
     decoded = []
-    decode = pictures.decode_mask
+    check = pictures.check_mask
 
     def counted(*given):
         decoded.append(given)
-        return decode(*given)
+        return check(*given)
 
-    monkeypatch.setattr(pictures, "decode_mask", counted)
+    monkeypatch.setattr(pictures, "check_mask", counted)
     monkeypatch.setattr(specs_module, "KNOWN_MASKS", 2)
     specs = reader(stored)
     for level in (101, 102, 101, 102):

@@ -18,6 +18,7 @@ from nst_client import AsyncClient, Client, NstError, ServerUnavailable
         (None, TypeError, "must be HOST:PORT, not None"),
         (50051, TypeError, "must be HOST:PORT, not 50051"),
         ("", ValueError, "must be HOST:PORT, and is empty"),
+        ("http://localhost:1", ValueError, "must be HOST:PORT, not 'http://localhost:1'; TLS is asked for by `tls`"),
         ("localhost:0", ValueError, "the port must be from 1 to 65535, not 0"),
         ("127.0.0.1:65536", ValueError, "the port must be from 1 to 65535, not 65536"),
         ("[::1]:99999", ValueError, "the port must be from 1 to 65535, not 99999"),
@@ -64,7 +65,7 @@ async def test_another_server_is_told_from_one_of_nst(other: str) -> None:
 
 NO_GRPC = {
     "not found": abort(grpc.StatusCode.UNIMPLEMENTED, "Received http2 header with status: 404"),
-    "forbidden": abort(grpc.StatusCode.PERMISSION_DENIED, "Received http2 header with status: 403"),
+    "not allowed": abort(grpc.StatusCode.UNKNOWN, "Received http2 header with status: 405"),
     "a page": abort(grpc.StatusCode.UNKNOWN, "No status received"),
 }
 

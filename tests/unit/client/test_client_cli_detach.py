@@ -17,7 +17,8 @@ def test_the_id_is_printed_and_nothing_is_followed(
     assert (plain.code, plain.out, plain.err) == (0, f"{JOB_ID}\n", "")
     assert (lines.code, lines.lines) == (0, [{"job_id": JOB_ID}])
     assert set(server.received) == {"UploadImage", "CreateJob"}
-    assert not server.received["CreateJob"][0].spec.HasField("result_format")
+    # As with an -o for a .png: who comes back with one and the same --request-id asks for the same job.
+    assert server.received["CreateJob"][0].spec.result_format.encoded == image_pb2.EncodedFormat(codec=1)
 
 
 def test_the_output_only_says_what_the_result_is_to_be(

@@ -45,3 +45,17 @@ def test_previews_that_come_without_their_pictures_are_told_of(
     assert "did not come in time: 1" in ended.err
     quiet = nst("stylize", *pictures, "-o", tmp_path / "o.png", "--server", server.address)
     assert "in time" not in quiet.err
+
+
+def test_no_preview_takes_the_place_of_a_picture_to_work_from(
+    nst: Nst, server: ScriptedServer, pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.publish(result_event(RESULT))
+    earlier = pictures[0].rename(tmp_path / "0010.png")
+    command = ["stylize", earlier, pictures[1], "-o", tmp_path / "o.png", "--server", server.address, "--previews"]
+    refused = nst(*command, tmp_path)
+    assert (refused.code, server.received) == (2, {})
+    assert "--previews" in refused.err
+    earlier.rename(pictures[0])
+    command[1] = pictures[0]
+    assert nst(*command, tmp_path).code == 0
