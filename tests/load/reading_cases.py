@@ -145,7 +145,8 @@ def specs(fuzz: Fuzz) -> None:
         asked = tiny_spec()
         asked.options.MergeFrom(fuzz.message(options_pb2.StylizeOptions))
     store = _Store()
-    spec = asyncio.run(_reader(store).complete("tenant", asked, {"photo": CONTENT}))
+    reader = _reader(store)
+    spec = asyncio.run(reader.complete("tenant", asked, reader.check(asked), {"photo": CONTENT}))
     assert spec.content.reference.sha256 in store.kept
     assert options_from_proto(spec.options)
     spec.SerializeToString()

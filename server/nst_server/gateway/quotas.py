@@ -11,6 +11,7 @@ from functools import partial
 from nst_server.config import GatewaySettings
 from nst_server.gateway.errors import Refusal, exhausted
 from nst_server.jobs.blobs import CHUNK_BYTES, PictureStore
+from nst_server.shared_tasks import SharedTasks
 
 BURST_SECONDS = 2.0
 REMEMBERED_TENANTS = 10_000
@@ -100,7 +101,7 @@ class PictureQuota:
         self._store_of = stored
         self._limit = settings.max_tenant_bytes
         self._stored: OrderedDict[str, _Stored] = OrderedDict()
-        self._counting: dict[str, asyncio.Task[_Stored]] = {}
+        self._counts = SharedTasks[_Stored]()
 
     async def check(self, tenant: str, size: int) -> None:
         """Refuses pictures of `size` bytes for which the tenant has no room.
@@ -123,10 +124,7 @@ class PictureQuota:
     async def _with_room(self, tenant: str, size: int) -> _Stored:
         known = self._stored.get(tenant)
         if known is None or time.monotonic() > known.counted_at + COUNT_SECONDS:
-            if tenant not in self._counting:
-                self._counting[tenant] = asyncio.create_task(self._count(tenant))
-                self._counting[tenant].add_done_callback(partial(self._counted, tenant))
-            known = await asyncio.shield(self._counting[tenant])
+            known = await self._counts.run(tenant, partial(self._count, tenant))
         if known.size + whole_chunks(size) > self._limit:
             text = f"this tenant has {known.size} bytes of pictures stored, which go as they get old: try again later"
             raise exhausted("max_tenant_bytes", self._limit, text, STORAGE_RETRY_SECONDS)
@@ -139,11 +137,6 @@ class PictureQuota:
         if len(self._stored) > REMEMBERED_TENANTS:
             self._stored.popitem(last=False)
         return known
-
-    def _counted(self, tenant: str, count: asyncio.Task[_Stored]) -> None:
-        del self._counting[tenant]
-        if not count.cancelled():
-            count.exception()  # taken, as all who asked may have left
 
 
 def whole_chunks(size: int) -> int:

@@ -1,9 +1,11 @@
 """Values made once for all who want them, and the latest of them kept."""
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Generic, TypeVar
+
+from nst_server.shared_tasks import SharedTasks
 
 Value = TypeVar("Value")
 
@@ -17,23 +19,17 @@ class SharedCache(Generic[Value]):
         self._size = size
         self._kept: OrderedDict[Hashable, Value] = OrderedDict()
         self._kept_bytes = 0
-        self._making: dict[Hashable, asyncio.Task[Value]] = {}
+        self._making = SharedTasks[Value]()
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[Value]]) -> Value:
         """The value, made by `make` if it is not kept; what that raises is raised to all who wait for it."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        if key not in self._making:
-            # It goes on if one of those who wait leaves.
-            self._making[key] = asyncio.create_task(self._make(key, make))
-        return await asyncio.shield(self._making[key])
+        return await self._making.run(key, partial(self._make, key, make))
 
     async def _make(self, key: Hashable, make: Callable[[], Awaitable[Value]]) -> Value:
-        try:
-            value = await make()
-        finally:
-            del self._making[key]
+        value = await make()
         size = self._size(value)
         if size <= self._max_bytes:
             self._kept[key] = value

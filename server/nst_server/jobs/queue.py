@@ -1,6 +1,5 @@
 """The gateway's end of the work queue: one ticket for each job that waits or runs."""
 
-import asyncio
 from collections import Counter, OrderedDict
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from nst_server.jobs.topology import (
     tenant_token,
     ticket_consumers,
 )
+from nst_server.shared_tasks import SharedTasks
 
 KNOWN_CONSUMERS = 4096
 # Consumers of flows without tickets: those unused for so long go, and of the others so many stay.
@@ -50,7 +50,7 @@ class TicketQueue:
         self._jetstream = backbone.jetstream
         self._patience = patience
         self._made: OrderedDict[Flow, None] = OrderedDict()
-        self._looks: dict[str, asyncio.Task[QueueRules]] = {}
+        self._looks = SharedTasks[QueueRules]()
 
     async def check_room(self, tenant: str) -> None:
         """Refuses what there is no room for; who asks while another does shares the answer.
@@ -59,15 +59,7 @@ class TicketQueue:
             QueueFull: there is no room for any.
             TenantQueueFull: there is none for the tenant.
         """
-        if tenant not in self._looks:
-            self._looks[tenant] = asyncio.create_task(self._rules(tenant))
-            self._looks[tenant].add_done_callback(partial(self._looked, tenant))
-        await asyncio.shield(self._looks[tenant])
-
-    def _looked(self, tenant: str, look: asyncio.Task[QueueRules]) -> None:
-        del self._looks[tenant]
-        if not look.cancelled():
-            look.exception()  # taken, as all who asked may have left
+        await self._looks.run(tenant, partial(self._rules, tenant))
 
     async def _rules(self, tenant: str) -> QueueRules:
         """The queue's rules, when there is room for another job of the tenant; raises as `check_room` does."""

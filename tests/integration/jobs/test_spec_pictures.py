@@ -40,6 +40,10 @@ def masked(level: int) -> job_pb2.JobSpec:
     return job_pb2.JobSpec(content=grey(100), styles=[job_pb2.Style(image=grey(50), region=grey(level))])
 
 
+async def completed(specs: SpecReader, spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    return await specs.complete("tenant", spec, specs.check(spec), {})
+
+
 async def test_a_mask_is_decoded_for_the_first_job_alone(stored, monkeypatch):
     decoded = []
     check = pictures.check_mask
@@ -52,21 +56,21 @@ async def test_a_mask_is_decoded_for_the_first_job_alone(stored, monkeypatch):
     monkeypatch.setattr(specs_module, "KNOWN_MASKS", 2)
     specs = reader(stored)
     for level in (101, 102, 101, 102):
-        await specs.complete("tenant", masked(level), {})
+        await completed(specs, masked(level))
     assert len(decoded) == 2
     for level in (103, 101):  # no more than so many are known
-        await specs.complete("tenant", masked(level), {})
+        await completed(specs, masked(level))
     assert len(decoded) == 4
     for _ in range(2):  # one that marks nothing never is
         with pytest.raises(Refusal, match="black all over"):
-            await specs.complete("tenant", masked(0), {})
+            await completed(specs, masked(0))
 
 
 async def test_pictures_that_come_together_do_not_pass_the_quota_together(stored):
     room = 3 * whole_chunks(1)
     specs = reader(stored, max_tenant_bytes=room)
     wanted = [job_pb2.JobSpec(content=grey(level), styles=[job_pb2.Style(image=grey(0))]) for level in range(1, 9)]
-    completing = (specs.complete("tenant", spec, {}) for spec in wanted)
+    completing = (completed(specs, spec) for spec in wanted)
     outcomes = await asyncio.gather(*completing, return_exceptions=True)
     assert sum(isinstance(outcome, Refusal) for outcome in outcomes) >= 5
     assert await stored("tenant").size() <= room

@@ -1,0 +1,53 @@
+"""Work is done once for all who want it at the same time."""
+
+import asyncio
+import gc
+
+import pytest
+
+from nst_server.shared_tasks import SharedTasks
+
+
+class Work:
+    """Fails once it is let."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.let = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.begun += 1
+        await self.let.wait()
+        raise KeyError("away")
+
+
+async def test_a_failure_is_that_of_all_who_wait_and_of_nobody_else():
+    tasks, work, other = SharedTasks[None](), Work(), Work()
+    waiting = [asyncio.create_task(tasks.run("key", work)) for _ in range(3)]
+    apart = asyncio.create_task(tasks.run("another key", other))
+    await asyncio.sleep(0)
+    work.let.set()
+    assert [type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)] == [KeyError] * 3
+    assert (work.begun, other.begun, apart.done()) == (1, 1, False)
+    with pytest.raises(KeyError):
+        await tasks.run("key", work)
+    assert work.begun == 2, "what has failed is begun again"
+    other.let.set()
+    await asyncio.wait([apart])
+    assert isinstance(apart.exception(), KeyError)
+
+
+async def test_a_failure_for_which_nobody_waits_is_nobodys():
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    tasks, work = SharedTasks[None](), Work()
+    waiting = asyncio.create_task(tasks.run("key", work))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    work.let.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    del tasks
+    gc.collect()
+    assert (work.begun, complaints) == (1, [])
