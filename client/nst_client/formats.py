@@ -26,6 +26,9 @@ CODECS: Mapping[Codec, image_pb2.Codec.ValueType] = {
     "jpeg": image_pb2.CODEC_JPEG,
     "webp": image_pb2.CODEC_WEBP,
 }
+DTYPE_NAMES: Mapping[int, Dtype] = {number: name for name, number in DTYPES.items()}
+LAYOUT_NAMES: Mapping[int, Layout] = {number: name for name, number in LAYOUTS.items()}
+CODEC_NAMES: Mapping[int, Codec] = {number: name for name, number in CODECS.items()}
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,11 @@ def format_message(form: Format | None, field: str) -> image_pb2.ImageFormat | N
 def decode_format(message: image_pb2.ImageFormat) -> EncodedFormat | TensorFormat | None:
     """The format in a message; None for one that this version of the library does not know."""
     if message.HasField("tensor"):
-        dtype, layout = _named(DTYPES, message.tensor.dtype), _named(LAYOUTS, message.tensor.layout)
+        dtype, layout = DTYPE_NAMES.get(message.tensor.dtype), LAYOUT_NAMES.get(message.tensor.layout)
         return TensorFormat(dtype, layout) if dtype and layout else None
-    codec = _named(CODECS, message.encoded.codec)
+    codec = CODEC_NAMES.get(message.encoded.codec)
     quality = message.encoded.quality if message.encoded.HasField("quality") else None
     return EncodedFormat(codec, quality) if codec else None
-
-
-def _named(choices: Mapping[K, int], number: int) -> K | None:
-    return next((name for name, known in choices.items() if known == number), None)
 
 
 def alike(error: TypeError | ValueError, text: str) -> TypeError | ValueError:

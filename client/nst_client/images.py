@@ -12,14 +12,12 @@ from PIL import Image as PilImage
 from PIL import ImageOps
 
 from nst.v1 import image_pb2
-from nst_client.formats import DTYPES, LAYOUTS, Dtype, Layout, alike
+from nst_client.formats import DTYPE_NAMES, DTYPES, LAYOUT_NAMES, LAYOUTS, Dtype, Layout, alike
 
 Pixels = npt.NDArray[Any]
 # A PIL picture; or `Pixels`, where a tensor was asked for, which no type checker can know.
 Decoded = PilImage.Image | Any
 
-_DTYPE_NAMES: dict[int, Dtype] = {number: name for name, number in DTYPES.items()}
-_LAYOUT_NAMES: dict[int, Layout] = {number: name for name, number in LAYOUTS.items()}
 _CHANNELS = (1, 3, 4)
 # What PNG holds as it is, and what the other modes become.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -75,7 +73,7 @@ class TensorForm:
     @classmethod
     def from_proto(cls, header: image_pb2.TensorHeader | image_pb2.Tensor) -> "TensorForm":
         """From a message."""
-        return cls(_DTYPE_NAMES[header.dtype], tuple(header.shape), _LAYOUT_NAMES[header.layout])
+        return cls(DTYPE_NAMES[header.dtype], tuple(header.shape), LAYOUT_NAMES[header.layout])
 
 
 @dataclass(frozen=True)

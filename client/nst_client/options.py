@@ -8,6 +8,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from nst.v1 import options_pb2
+from nst_client.formats import alike
 
 OptionValue = int | float | bool | str | Mapping[str, float]
 
@@ -107,8 +108,7 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name}: {error}") from None
+        raise alike(error, f"{name}: {error}") from None
 
 
 def _field(name: str) -> FieldDescriptor:
