@@ -66,7 +66,7 @@ def network_operations(options: StylizeOptions, height: int, width: int) -> int:
 
 def _product_rate(shape: tuple[int, int, int], device: torch.device) -> float:
     rows, inner, columns = shape
-    dtype = hardware.trunk_dtype("auto", device)
+    dtype = hardware.arithmetic("auto", device).dtype
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(inner, columns, device=device).to(dtype)
     return 2 * rows * inner * columns / min(timed(lambda: left @ right)[1] for _ in range(3))

@@ -45,7 +45,7 @@ class Trunk(Protocol):
 
 
 class Backbone:
-    """A `Network` with its weights, on one device, computing in one dtype.
+    """A `Network` with its weights, on one device, computing in one dtype; a VGG `sparing` multiplications or not.
 
     Where several processes share the pictures, each has a trunk, and `processes` says which is which.
     `recordings` are of evaluations that it is part of; what optimisers have recorded is left on `optimizer_shelf`, with
@@ -61,6 +61,8 @@ class Backbone:
         dtype: torch.dtype,
         padding: str = "replicate",
         processes: Processes | None = None,
+        *,
+        sparing: bool = False,
     ) -> None:
         self.network = network
         self.processes = processes or Processes()
@@ -69,7 +71,7 @@ class Backbone:
         self.device = device
         self.dtype = dtype
         self._edge = "replicate" if padding == "replicate" else "constant"
-        self._trunk = _trunk(network, weights, device, dtype)
+        self._trunk = _trunk(network, weights, device, dtype, sparing)
         self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
 
@@ -137,10 +139,12 @@ class Backbone:
         return normalised.to(self.dtype, memory_format=torch.channels_last)
 
 
-def _trunk(network: Network, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> Trunk:
+def _trunk(
+    network: Network, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype, sparing: bool
+) -> Trunk:
     match network:
         case Vgg():
-            return VggTrunk(network, weights, device, dtype)
+            return VggTrunk(network, weights, device, dtype, sparing=sparing)
         case TorchvisionNetwork():
             return TorchvisionTrunk(network, weights, device, dtype)
     raise TypeError(f"there is no trunk for a {type(network).__name__}")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_engine import hardware
 from nst_engine.onednn import Packed, can_pack, rounded
-from nst_engine.winograd import Winograd
+from nst_engine.winograd_rows import WinogradRows
+from nst_engine.winograd_squares import WinogradSquares
 
 # On maps with fewer positions it takes longer to start Winograd's operations than the time that they save.
 WINOGRAD_POSITIONS = 512
@@ -31,7 +31,7 @@ class Convolution:
         bias: (O,).
         padding: rows and columns of zeros put around the input, 0 or 1.
         device, dtype: where and in what to compute.
-        sparing: whether to multiply less where that pays, for some more rounding, with a padding of 1; see `winograd`.
+        sparing: whether to multiply less where there is enough to multiply, on a CPU, with a padding of 1.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Convolution:
             self._kernels = _Fused(plain(), device, dtype, padding), _Fused(turned(), device, dtype, 2 - padding)
         elif not can_pack(device, dtype):
             self._kernels = rounded(weight.to(device), dtype)
-        elif sparing and padding == 1 and hardware.multiplies_dearly(device, dtype):
+        elif sparing and padding == 1:
             self._kernels = _Sparing(plain, dtype), _Sparing(turned, dtype)
         else:
             self._kernels = Packed(plain, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
@@ -107,7 +107,8 @@ class _Sparing:
     """Multiplies less where there is enough to multiply."""
 
     def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        self._winograd, self._direct = Winograd(weight, dtype), Packed(weight, dtype, padding=(1, 1))
+        self._winograd = WinogradSquares(weight) if dtype == torch.float32 else WinogradRows(weight, dtype)
+        self._direct = Packed(weight, dtype, padding=(1, 1))
 
     @property
     def nbytes(self) -> int:

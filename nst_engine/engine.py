@@ -27,7 +27,7 @@ from nst_engine.style_cache import StyleCache
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
 
-NetworkKey = tuple[str, torch.dtype, str]
+NetworkKey = tuple[str, hardware.Arithmetic, str]
 
 WARM_UP_SIZE = 64
 # What is measured of a dozen styles by moments, at any size, takes a tenth of it.
@@ -271,19 +271,21 @@ class Engine:
 
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
         """The options by name, and the precision that is meant on this device."""
-        return {**vars(options), "precision": str(hardware.trunk_dtype(options.precision, self.device))}
+        return {**vars(options), "precision": str(hardware.arithmetic(options.precision, self.device))}
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = self._network_key(options)
         if key not in self._backbones:
-            model, dtype, padding = key
+            model, (dtype, sparing), padding = key
             tensors = self._prepared.get(key) or self._read_weights(model)
-            self._backbones[key] = Backbone(NETWORKS[model], tensors, self.device, dtype, padding, self._processes)
+            self._backbones[key] = Backbone(
+                NETWORKS[model], tensors, self.device, dtype, padding, self._processes, sparing=sparing
+            )
             self._prepared.pop(key, None)  # not sooner: `prepare` would read them again
         return self._backbones[key]
 
     def _network_key(self, options: StylizeOptions) -> NetworkKey:
-        return options.model, hardware.trunk_dtype(options.precision, self.device), options.chosen_padding
+        return options.model, hardware.arithmetic(options.precision, self.device), options.chosen_padding
 
     def _read_weights(self, model: str) -> dict[str, Tensor]:
         file = self._files.get(model)

@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -15,6 +16,18 @@ BUDGET_SHARE = 0.25
 MINIMUM_BUDGET = 2**28
 CGROUP = Path("/sys/fs/cgroup")
 AMPERE = 8  # the compute capability from which NVIDIA GPUs have bfloat16
+
+
+class Arithmetic(NamedTuple):
+    """How a feature network computes.
+
+    Attributes:
+        dtype: of its maps and weights.
+        sparing: whether it multiplies less, for more additions and some more rounding; see `winograd_squares`.
+    """
+
+    dtype: torch.dtype
+    sparing: bool
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,24 +67,21 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def multiplies_dearly(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether it pays to multiply less for more additions and rounding: in bfloat16 on a CPU.
-
-    It does not where AMX multiplies ten times as fast. In float32 it pays less, and pictures in tiles, which are
-    rounded otherwise, would be further from whole ones than they are to be.
-    """
-    if device.type != "cpu" or dtype != torch.bfloat16:
-        return False
-    return not torch.cpu.get_capabilities().get("amx_bf16")
+    """Whether it pays to multiply less for more additions: on a CPU, unless it has AMX, ten times as fast at it."""
+    amx = dtype == torch.bfloat16 and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device.type == "cpu" and not amx
 
 
-def trunk_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the feature network for `StylizeOptions.precision`.
+def arithmetic(precision: str, device: torch.device) -> Arithmetic:
+    """That of the feature network for `StylizeOptions.precision`: the exact one, or the fastest that the device has.
 
     A CPU without bfloat16 would take a hundred times as long as in float32, and be less exact; cuDNN has none on a GPU
     without.
     """
-    wanted = precision != "float32" and has_native_bfloat16(device)
-    return torch.bfloat16 if wanted else torch.float32
+    if precision == "float32":
+        return Arithmetic(torch.float32, sparing=False)
+    dtype = torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    return Arithmetic(dtype, sparing=multiplies_dearly(device, dtype))
 
 
 def default_memory_budget(device: torch.device) -> int:

@@ -23,7 +23,15 @@ SPARING_CHANNELS = 128
 class VggTrunk:
     """The convolutions of a VGG, packed, with the ReLUs and poolings between them. See `backbone.Trunk`."""
 
-    def __init__(self, network: Vgg, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: Vgg,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        sparing: bool = False,
+    ) -> None:
         self._network = network
         self._dtype = dtype
         self._convolutions = {
@@ -33,7 +41,7 @@ class VggTrunk:
                 0 if name == "conv1_1" else 1,
                 device,
                 dtype,
-                sparing=name.startswith(SPARING_BLOCKS) and channels_in >= SPARING_CHANNELS,
+                sparing=sparing and name.startswith(SPARING_BLOCKS) and channels_in >= SPARING_CHANNELS,
             )
             for name, (channels_in, _) in network.convs.items()
         }

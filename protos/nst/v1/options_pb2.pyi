@@ -274,11 +274,11 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
     """Not allowed in a request: leave the field unset instead."""
     PRECISION_AUTO: _Precision.ValueType  # 1
-    """bfloat16 where the device computes it natively, float32 elsewhere."""
+    """The fastest that the device has: bfloat16, or float32 with fewer multiplications and a little more rounding."""
     PRECISION_FLOAT32: _Precision.ValueType  # 2
-    """float32."""
+    """float32, every multiplication made."""
     PRECISION_BFLOAT16: _Precision.ValueType  # 3
-    """bfloat16; float32 on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
+    """bfloat16; as AUTO on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """The arithmetic of the feature network."""
@@ -286,11 +286,11 @@ class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
 PRECISION_UNSPECIFIED: Precision.ValueType  # 0
 """Not allowed in a request: leave the field unset instead."""
 PRECISION_AUTO: Precision.ValueType  # 1
-"""bfloat16 where the device computes it natively, float32 elsewhere."""
+"""The fastest that the device has: bfloat16, or float32 with fewer multiplications and a little more rounding."""
 PRECISION_FLOAT32: Precision.ValueType  # 2
-"""float32."""
+"""float32, every multiplication made."""
 PRECISION_BFLOAT16: Precision.ValueType  # 3
-"""bfloat16; float32 on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
+"""bfloat16; as AUTO on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final

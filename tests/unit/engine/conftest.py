@@ -66,7 +66,7 @@ def backbone(engine: Engine) -> Callable[[torch.dtype], Backbone]:
 
     def make(dtype: torch.dtype) -> Backbone:
         if dtype not in made:
-            made[dtype] = Backbone(NETWORKS[MODEL], tensors, CPU, dtype)
+            made[dtype] = Backbone(NETWORKS[MODEL], tensors, CPU, dtype, sparing=dtype == torch.bfloat16)
         return made[dtype]
 
     return make

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,77 +13,97 @@ import torch.nn.functional as F
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import convolution, hardware, winograd
+from nst_engine import convolution, winograd_squares
 from nst_engine.convolution import Convolution
+from nst_engine.winograd_rows import TILE, WinogradRows
+from nst_engine.winograd_squares import WinogradSquares
 
 CPU = torch.device("cpu")
-# What bfloat16 leaves of a map: direct, and with the additions of Winograd's way.
-DIRECT, SPARING = 4e-3, 2e-2
+# The errors of a map: direct, and with the additions of Winograd's way.
+DIRECT = {torch.bfloat16: 4e-3, torch.float32: 1e-6}
+SPARING = {torch.bfloat16: 2e-2, torch.float32: 4e-6}
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def a_map(*shape: int) -> Tensor:
+def a_map(*shape: int, dtype: torch.dtype) -> Tensor:
     """As after a ReLU: nothing below 0, and far from a mean of 0."""
-    return random(*shape).relu().bfloat16().contiguous(memory_format=torch.channels_last)
+    return random(*shape).relu().to(dtype, memory_format=torch.channels_last)
 
 
-def a_convolution(channels_in: int, channels_out: int, *, sparing: bool) -> tuple[Convolution, Tensor, Tensor]:
+def a_convolution(
+    channels_in: int, channels_out: int, dtype: torch.dtype, *, sparing: bool
+) -> tuple[Convolution, Tensor, Tensor]:
     weight, bias = random(channels_out, channels_in, 3, 3, seed=1) / channels_in**0.5, random(channels_out, seed=2)
-    return Convolution(weight, bias, 1, CPU, torch.bfloat16, sparing=sparing), weight.double(), bias.double()
+    return Convolution(weight, bias, 1, CPU, dtype, sparing=sparing), weight.double(), bias.double()
 
 
-def test_the_transforms_make_a_convolution():
+@pytest.mark.parametrize("size", [(7, 13), (1, 1), (4, 8), (9, 2)], ids=str)
+@pytest.mark.parametrize("make", [WinogradSquares, partial(WinogradRows, dtype=torch.float32)], ids=["squares", "rows"])
+def test_the_transforms_make_a_convolution(
+    make: Callable[[Callable[[], Tensor]], WinogradSquares], size: tuple[int, int]
+):
     """In float32, so that little but their own errors is seen."""
     weight, bias = random(24, 16, 3, 3), random(24, seed=1)
-    rows = random(2, 16, 7, 13, seed=2).contiguous(memory_format=torch.channels_last)
-    truth = F.conv2d(rows.double(), weight.double(), bias.double(), padding=1)
-    assert relative_error(winograd.Winograd(lambda: weight, torch.float32)(rows, bias), truth) < 1e-6
+    maps = random(2, 16, *size, seed=2).contiguous(memory_format=torch.channels_last)
+    truth = F.conv2d(maps.double(), weight.double(), bias.double(), padding=1)
+    convolve = make(lambda: weight)
+    assert relative_error(convolve(maps, bias), truth) < 2e-6
+    assert relative_error(convolve(maps, bias, relu=True), truth.relu()) < 2e-6
+    assert relative_error(convolve(maps), truth - bias.double().view(-1, 1, 1)) < 2e-6
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_map_in_strips_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, rows: int):
+    weight, bias = random(16, 16, 3, 3), random(16, seed=1)
+    maps = random(1, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
+    whole = WinogradSquares(lambda: weight)(maps, bias)
+    monkeypatch.setattr(winograd_squares, "STRIP_BYTES", rows * 36 * 4 * 16 * 4)
+    monkeypatch.setattr(torch, "bmm", products := Mock(wraps=torch.bmm))
+    assert relative_error(WinogradSquares(lambda: weight)(maps, bias), whole.double()) < 1e-6
+    assert products.call_count == -(-6 // rows)
+
+
+@DTYPES
 @pytest.mark.parametrize("width", [23, 24, 25, 26, 27], ids=lambda width: f"{width} wide")
 @pytest.mark.parametrize("relu", [False, True])
-def test_maps_and_gradients_are_right_at_every_width(width: int, relu: bool):
-    sparing, weight, bias = a_convolution(16, 24, sparing=True)
-    hidden = a_map(2, 16, 24, width).requires_grad_(True)
+def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: int, relu: bool):
+    sparing, weight, bias = a_convolution(16, 24, dtype, sparing=True)
+    hidden = a_map(2, 16, 24, width, dtype=dtype).requires_grad_(True)
     exact = hidden.detach().double().requires_grad_(True)
     truth = F.conv2d(exact, weight, bias, padding=1)
     truth = truth.relu() if relu else truth
     found = sparing(hidden, relu=relu)
-    assert found.is_contiguous(memory_format=torch.channels_last) or width % winograd.TILE
-    assert relative_error(found.detach(), truth.detach()) < SPARING
-    slope = random(*found.shape, seed=3).bfloat16()
+    assert found.is_contiguous(memory_format=torch.channels_last) or width % TILE
+    assert relative_error(found.detach(), truth.detach()) < SPARING[dtype]
+    slope = random(*found.shape, seed=3).to(dtype)
     # Of the map as it came out, whose ReLUs may have opened otherwise where it is next to 0.
     opened = slope.double() * (found > 0) if relu else slope.double()
     (gradient,) = torch.autograd.grad(F.conv2d(exact, weight, bias, padding=1), exact, opened)
     (own,) = torch.autograd.grad(found, hidden, slope)
-    assert relative_error(own, gradient) < SPARING
+    assert relative_error(own, gradient) < SPARING[dtype]
 
 
-def test_small_maps_are_convolved_directly():
-    sparing, weight, bias = a_convolution(16, 16, sparing=True)
-    direct, _, _ = a_convolution(16, 16, sparing=False)
+@DTYPES
+def test_small_maps_are_convolved_directly(dtype: torch.dtype):
+    sparing, weight, bias = a_convolution(16, 16, dtype, sparing=True)
+    direct, _, _ = a_convolution(16, 16, dtype, sparing=False)
     side = int(convolution.WINOGRAD_POSITIONS**0.5) - 1
-    small, large = a_map(1, 16, side, side), a_map(1, 16, side + 2, side + 2)
+    small, large = (a_map(1, 16, size, size, dtype=dtype) for size in (side, side + 2))
     assert torch.equal(sparing(small, relu=True), direct(small, relu=True))
-    spares = convolution.can_pack(CPU, torch.bfloat16) and hardware.multiplies_dearly(CPU, torch.bfloat16)
+    spares = convolution.can_pack(CPU, dtype)
     assert torch.equal(sparing(large, relu=True), direct(large, relu=True)) != spares
     truth = F.conv2d(large.double(), weight, bias, padding=1).relu()
-    assert relative_error(direct(large, relu=True), truth) < DIRECT
+    assert relative_error(direct(large, relu=True), truth) < DIRECT[dtype]
 
 
-def test_float32_spares_nothing():
-    weight, bias = random(8, 8, 3, 3), random(8)
-    hidden = random(1, 8, 30, 30).contiguous(memory_format=torch.channels_last)
-    sparing, plain = (Convolution(weight, bias, 1, CPU, torch.float32, sparing=flag) for flag in (True, False))
-    assert torch.equal(sparing(hidden, relu=False), plain(hidden, relu=False))
-
-
-def test_a_map_does_not_depend_on_its_batch():
-    sparing, _, _ = a_convolution(16, 16, sparing=True)
-    batch = a_map(3, 16, 24, 30)
+@DTYPES
+def test_a_map_does_not_depend_on_its_batch(dtype: torch.dtype):
+    sparing, _, _ = a_convolution(16, 16, dtype, sparing=True)
+    batch = a_map(3, 16, 24, 30, dtype=dtype)
     together = sparing(batch, relu=True)
     for index in range(3):
         alone = batch[index : index + 1].contiguous(memory_format=torch.channels_last)

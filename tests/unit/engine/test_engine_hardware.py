@@ -39,8 +39,24 @@ def test_bfloat16_is_of_the_gpu_that_is_meant(monkeypatch: pytest.MonkeyPatch, c
     majors = {torch.device("cuda:0"): 16 - capability, torch.device("cuda:1"): capability}
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=majors[device]))
     for precision in ("auto", "bfloat16"):
-        assert hardware.trunk_dtype(precision, torch.device("cuda:1")) == dtype
-    assert hardware.trunk_dtype("float32", torch.device("cuda:1")) == torch.float32
+        assert hardware.arithmetic(precision, torch.device("cuda:1")) == (dtype, False)
+    assert hardware.arithmetic("float32", torch.device("cuda:1")) == (torch.float32, False)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fastest"),
+    [
+        ({}, (torch.float32, True)),
+        ({"avx512_bf16": True}, (torch.bfloat16, True)),
+        ({"avx512_bf16": True, "amx_bf16": True}, (torch.bfloat16, False)),
+    ],
+)
+def test_a_cpu_spares_multiplications_where_they_are_dear(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], fastest: tuple[torch.dtype, bool]
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert {hardware.arithmetic(precision, CPU) for precision in ("auto", "bfloat16")} == {fastest}
+    assert hardware.arithmetic("float32", CPU) == (torch.float32, False), "what is asked for by name is exact"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ KERNEL_TRANSFORM = (
 TILE = 4
 
 
-class Winograd:
+class WinogradRows:
     """A 3x3 convolution with a padding of 1, for oneDNN: as six depthwise ones, six of 3x1, and additions.
 
     Args:
