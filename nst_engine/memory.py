@@ -22,7 +22,7 @@ META = torch.device("meta")
 COPIES = 8
 # Peak of the resident memory that an evaluation takes, in multiples of the maps that it keeps: there are gradients on
 # the way back, scratch space of the convolutions, and holes in the heap. Measured on a CPU, in both precisions.
-EVALUATION = 2.5
+EVALUATION = 3
 # Bytes a pixel: how much positions count at every tap, held for each region; in an evaluation, the subject's detail.
 REGION = 6
 SUBJECT = 64

@@ -197,8 +197,7 @@ def _tiles(rows: _Division, columns: _Division) -> tuple[Tile, ...]:
 def tiles(
     network: Vgg,
     taps: Collection[str],
-    pooling: str,
-    itemsize: int,
+    per_pixel: float,
     height: int,
     width: int,
     memory_budget: int,
@@ -209,8 +208,7 @@ def tiles(
     Args:
         network: which VGG.
         taps: those in use, at least one.
-        pooling: "max" or "average".
-        itemsize: bytes of a number in the trunk's dtype.
+        per_pixel: bytes kept for each pixel of a picture; see `map_bytes_per_pixel`.
         height, width: of the picture, each at least `network.minimum_side(taps)`.
         memory_budget: bytes that the maps of one evaluation may take in a process.
         processes: how many share the picture.
@@ -218,7 +216,6 @@ def tiles(
     Raises:
         BudgetError: not even the smallest tile fits.
     """
-    per_pixel = map_bytes_per_pixel(network, taps, pooling, itemsize)
     if processes == 1 and height * width * per_pixel <= memory_budget:
         return (whole(height, width),)
     stride, halo = _stride_and_halo(network, taps)
@@ -264,18 +261,27 @@ def _stride_and_halo(network: Vgg, taps: Collection[str]) -> tuple[int, int]:
     return stride, -(-network.reach(taps) // stride) * stride
 
 
-def map_bytes_per_pixel(network: Vgg, taps: Collection[str], pooling: str, itemsize: int) -> float:
+def map_bytes_per_pixel(
+    network: Vgg, taps: Collection[str], pooling: str, itemsize: int, late_relus: Collection[str] = ()
+) -> float:
     """Bytes kept per pixel of the picture, from the forward pass for the backward pass.
 
     They are the normalised picture, what each ReLU and pooling gives, the convolutions that are
     tapped themselves, and the places of the maxima in max pooling. Kept outputs of poolings are
-    needed on GPUs alone, where torch's own convolution keeps its input.
+    needed by `late_relus`, whose maps are not kept, and on GPUs, where torch's own convolution keeps its input.
+
+    Args:
+        network: which VGG.
+        taps: those in use, at least one.
+        pooling: "max" or "average".
+        itemsize: bytes of a number in the trunk's dtype.
+        late_relus: those that are applied after the pooling that follows them.
     """
     last = max(network.taps.index(tap) for tap in taps)
     total = 3.0 * itemsize
     for tap in network.taps[: last + 1]:
         numbers = network.channels(tap) / network.stride(tap) ** 2
-        if not tap.startswith("conv") or tap in taps:
+        if tap not in late_relus and (not tap.startswith("conv") or tap in taps):
             total += itemsize * numbers
         if tap.startswith("pool") and pooling == "max":
             total += INDEX_BYTES * numbers

@@ -1,5 +1,7 @@
 """VGG-16 and VGG-19 (Simonyan and Zisserman, arXiv 1409.1556), without torch."""
 
+from collections.abc import Collection
+
 from nst_engine.network import Network, Tap
 
 CAFFE_CREDIT = (
@@ -29,6 +31,17 @@ class Vgg(Network):
                 shapes[tap.name] = (channels, tap.channels)
                 channels = tap.channels
         return shapes
+
+    def late_relus(self, taps: Collection[str], pooling: str) -> frozenset[str]:
+        """The ReLUs that can come after the pooling that follows them: a maximum can go through one as well."""
+        if pooling != "max":
+            return frozenset()
+        threes = zip(self.taps, self.taps[1:], self.taps[2:], strict=False)
+        return frozenset(
+            relu
+            for conv, relu, following in threes
+            if following.startswith("pool") and conv not in taps and relu not in taps
+        )
 
 
 def _layers(plan: tuple[int, ...]) -> tuple[Tap, ...]:

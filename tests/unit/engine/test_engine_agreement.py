@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_runs import Pixels, finish, quick, steps
+from engine_runs import Pixels, bytes_for, finish, quick, steps
 from torch import Tensor
 
 from nst_engine import Engine, Session, Style, StylizeOptions, checkpoint
-from nst_engine.networks import NETWORKS
 from nst_engine.tiled import TiledObjective
-from nst_engine.tiling import map_bytes_per_pixel
 
 ITERATIONS, BOUNDARY = 6, 3
 # Places to cut a run of two scales: before the first iteration and after it, within a scale,
@@ -132,9 +130,7 @@ def test_an_engine_of_its_own_makes_the_same(content: Pixels, texture: Pixels, p
 def test_tiled_is_plain_but_for_rounding(content: Pixels, texture: Pixels, plain: dict[str, Session], job: str):
     """And a tiled run that is resumed is the tiled run, to the bit."""
     options = options_of(job)
-    taps = [*options.content_layers, *options.style_layers]
-    bytes_per_pixel = map_bytes_per_pixel(NETWORKS[options.model], taps, options.pooling, itemsize=4)
-    tiled = Engine("cpu", threads=1, memory_budget=int(64 * 24 * bytes_per_pixel) + 1)
+    tiled = Engine("cpu", threads=1, memory_budget=bytes_for(options, 64 * 24))
     whole = tiled.start(content, [Style(texture)], options)
     cut = tiled.start(content, [Style(texture)], options)
     finish(tiled, whole)

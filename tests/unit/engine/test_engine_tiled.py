@@ -333,7 +333,7 @@ def test_what_needs_a_picture_as_a_whole_is_refused_in_tiles(
         small_engine.start(content, [Style(style)], options)
     assert caught.value.field == "style_statistic"
     size = "128x85" if small == "style" else "128x115"
-    for part in (size, "memory budget of 3 MiB", "set a smaller size", "raise the engine's memory_budget"):
+    for part in (size, "memory budget of 2 MiB", "set a smaller size", "raise the engine's memory_budget"):
         assert part in caught.value.message
     engine.start(content, [Style(style)], options)
     small_engine.start(content, [Style(style)], dataclasses.replace(options, size=48))
