@@ -39,7 +39,7 @@ class Change:
 
 
 CHANGES = {
-    "float32 instead of bfloat16": Change({"precision": "float32"}),
+    "precision float32": Change({"precision": "float32"}),
     "convolutions without Winograd": Change(module=hardware, name="multiplies_dearly", value=lambda *_: False),
     "convolutions' weights in one layout": Change(module=onednn, name="packed_bytes", value=lambda *_: 0),
     "no preconditioner": Change(module=lbfgs, name="FREQUENCY_EXPONENT", value=0.0),

@@ -13,17 +13,15 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import torch
 from machine import OtherLoad
 from pairs import PAIRS
 from report import Facts, Report
 
 import nst_engine
-from nst_engine.hardware import has_native_bfloat16
 from nst_engine.options import StylizeOptions
 
 TIMEOUT = timedelta(minutes=10)
-PRECISIONS = ("bfloat16", "float32") if has_native_bfloat16(torch.device("cpu")) else ("float32",)
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from nst_engine.recording import RECORDED_PIXELS
 from nst_engine.report import StepReport
 from nst_engine.session import Session
 from nst_engine.style_cache import StyleCache
+from nst_engine.vgg import Vgg
 
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
@@ -271,7 +272,7 @@ class Engine:
 
     def _chosen(self, options: StylizeOptions) -> dict[str, Any]:
         """The options by name, and the precision that is meant on this device."""
-        return {**vars(options), "precision": str(hardware.arithmetic(options.precision, self.device))}
+        return {**vars(options), "precision": str(hardware.arithmetic(options.precision, self.device).dtype)}
 
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = self._network_key(options)
@@ -285,7 +286,10 @@ class Engine:
         return self._backbones[key]
 
     def _network_key(self, options: StylizeOptions) -> NetworkKey:
-        return options.model, hardware.arithmetic(options.precision, self.device), options.chosen_padding
+        arithmetic = hardware.arithmetic(options.precision, self.device)
+        if not isinstance(NETWORKS[options.model], Vgg):  # the others spare nothing
+            arithmetic = arithmetic._replace(sparing=False)
+        return options.model, arithmetic, options.chosen_padding
 
     def _read_weights(self, model: str) -> dict[str, Tensor]:
         file = self._files.get(model)

@@ -100,10 +100,10 @@ class StylizeOptions:
         padding: what the first convolution sees beyond the picture's edge: "replicate", more of the
             same; "zeros", the network's mean colour. "auto" is "replicate" with a `strength`, and
             "zeros", which makes the losses those of other implementations, without.
-        precision: "auto", "float32" or "bfloat16", of the feature network alone. "auto" is the fastest that the
-            device has. On a CPU without AVX512-BF16 and AMX, or a GPU before Ampere, all are float32, where "float32"
-            is the one that does not spare multiplications for a little more rounding. On an NVIDIA GPU torch convolves
-            float32 in TF32, unless `torch.backends.cudnn.allow_tf32` is off.
+        precision: "auto", "float32" or "bfloat16", of the feature network alone. "auto" and "bfloat16" are the fastest
+            that the device has: float32 on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere. On a CPU a VGG
+            then spares multiplications, for more rounding, where it pays; with "float32" it does not. On an NVIDIA GPU
+            torch convolves float32 in TF32, unless `torch.backends.cudnn.allow_tf32` is off.
     """
 
     size: int = _number(512, 16, 8192)

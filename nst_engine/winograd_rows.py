@@ -10,7 +10,8 @@ from torch import Tensor
 from nst_engine.onednn import Packed
 
 # F(4, 3) of Lavin and Gray (arXiv 1509.09308, section 4.3), along rows only: two dimensions would spare more
-# multiplications, but cost more additions, and twice the rounding error. The points are 0, 1, -1, 2, -2 and infinity.
+# multiplications, but cost more additions, and twice the rounding error, of which bfloat16 has enough. The points are
+# 0, 1, -1, 2, -2 and infinity.
 ZERO, ONE, MINUS_ONE, TWO, MINUS_TWO, INFINITY = range(6)
 # What six neighbours in a row become at the points: whole numbers, which bfloat16 holds.
 INPUT_TRANSFORM = (

@@ -68,7 +68,9 @@ def _convolve(seen: Tensor, kernels: Tensor, bias: Tensor | None, tiles: Tensor)
     _spread([seen[place::TILE][:rows] for place in range(POINTS)], in_rows.unbind(0))
     spread = seen.new_empty(POINTS, POINTS, rows, columns, channels_in)
     _spread([in_rows[:, :, place::TILE][:, :, :columns] for place in range(POINTS)], spread.unbind(1))
+    del in_rows
     products = torch.bmm(spread.view(POINTS**2, rows * columns, channels_in), kernels)
+    del spread
     if bias is not None:
         # A constant square is 1 at the point 1 of both directions, and 0 at all others: so is a bias.
         products[ONE * POINTS + ONE] += bias

@@ -15,7 +15,10 @@ class SharedTasks(Generic[T]):
         self._running: dict[Hashable, asyncio.Task[T]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the work returns, or raises, for all who wait for it. Once begun it goes on, whoever leaves."""
+        """What the work returns, or raises, for all who wait for it. Once begun it goes on, whoever leaves.
+
+        Work that is cancelled, which only the end of the process does, is so for all.
+        """
         if key not in self._running:
             self._running[key] = asyncio.create_task(work())
             self._running[key].add_done_callback(partial(self._done, key))

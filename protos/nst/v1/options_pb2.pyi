@@ -274,11 +274,13 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
     """Not allowed in a request: leave the field unset instead."""
     PRECISION_AUTO: _Precision.ValueType  # 1
-    """The fastest that the device has: bfloat16, or float32 with fewer multiplications and a little more rounding."""
+    """The fastest that the device has: bfloat16 where it computes it natively, float32 elsewhere. On a CPU a VGG's
+    convolutions then spare multiplications, for more rounding.
+    """
     PRECISION_FLOAT32: _Precision.ValueType  # 2
-    """float32, every multiplication made."""
+    """float32, on a CPU without sparing multiplications."""
     PRECISION_BFLOAT16: _Precision.ValueType  # 3
-    """bfloat16; as AUTO on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
+    """As AUTO."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
     """The arithmetic of the feature network."""
@@ -286,11 +288,13 @@ class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
 PRECISION_UNSPECIFIED: Precision.ValueType  # 0
 """Not allowed in a request: leave the field unset instead."""
 PRECISION_AUTO: Precision.ValueType  # 1
-"""The fastest that the device has: bfloat16, or float32 with fewer multiplications and a little more rounding."""
+"""The fastest that the device has: bfloat16 where it computes it natively, float32 elsewhere. On a CPU a VGG's
+convolutions then spare multiplications, for more rounding.
+"""
 PRECISION_FLOAT32: Precision.ValueType  # 2
-"""float32, every multiplication made."""
+"""float32, on a CPU without sparing multiplications."""
 PRECISION_BFLOAT16: Precision.ValueType  # 3
-"""bfloat16; as AUTO on a CPU without AVX512-BF16 and AMX, or a GPU before Ampere."""
+"""As AUTO."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final

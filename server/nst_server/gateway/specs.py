@@ -83,14 +83,14 @@ class SpecReader:
         )
 
     async def complete(
-        self, tenant: str, spec: job_pb2.JobSpec, checked: job_pb2.JobSpec, attached: Mapping[str, bytes]
+        self, tenant: str, spec: job_pb2.JobSpec, bare: job_pb2.JobSpec, attached: Mapping[str, bytes]
     ) -> job_pb2.JobSpec:
         """The spec as it is stored.
 
         Args:
             tenant: whose pictures they are.
             spec: as it came.
-            checked: what `check` made of it; the pictures are added to it.
+            bare: what `check` made of it.
             attached: the stored forms of attached pictures by name.
 
         Raises:
@@ -98,11 +98,13 @@ class SpecReader:
         """
         try:
             async with asyncio.timeout(COMPLETE_SECONDS):
-                return await self._complete(spec, checked, Supply(tenant, attached))
+                return await self._complete(spec, bare, Supply(tenant, attached))
         except TimeoutError as error:
             raise BackboneUnavailable(f"the pictures were not all stored in {COMPLETE_SECONDS:g} s") from error
 
-    async def _complete(self, spec: job_pb2.JobSpec, complete: job_pb2.JobSpec, supply: Supply) -> job_pb2.JobSpec:
+    async def _complete(self, spec: job_pb2.JobSpec, bare: job_pb2.JobSpec, supply: Supply) -> job_pb2.JobSpec:
+        complete = job_pb2.JobSpec()
+        complete.CopyFrom(bare)
         complete.content.CopyFrom(await self._reference("spec.content", spec.content, supply))
         for index, style in enumerate(spec.styles):
             complete.styles.append(await self._style(f"spec.styles[{index}]", style, supply))

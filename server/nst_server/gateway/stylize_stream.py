@@ -84,8 +84,8 @@ class StylizeStreams:
         check_request_id(request_id)
         # Before the client sends the bytes of its pictures for nothing.
         known = partial(self._commands.knows, request_id, tenant)
-        checked = self._specs.check(start.spec)
-        await self._info.check_possible(checked.options, known)
+        bare = self._specs.check(start.spec)
+        await self._info.check_possible(bare.options, known)
         await self._commands.check_room(request_id, tenant)
         assemblies = self._assemblies(start.spec)
         size = sum(assembly.size for assembly in assemblies.values())
@@ -94,7 +94,7 @@ class StylizeStreams:
             while not all(assembly.whole for assembly in assemblies.values()):
                 await self._add_chunk(arrival, assemblies)
             attached = {name: await asyncio.to_thread(assembly.finish) for name, assembly in assemblies.items()}
-            spec = await self._specs.complete(tenant, start.spec, checked, attached)
+            spec = await self._specs.complete(tenant, start.spec, bare, attached)
         # The pictures would be held for as long as the stream lasts.
         asked = reduce_to_references(start.spec, spec)
         return pb.StylizeStart(request_id=request_id, detach=start.detach, spec=asked), spec

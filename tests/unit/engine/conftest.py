@@ -12,7 +12,7 @@ from engine_runs import MODEL, Pixels
 from PIL import Image
 from torch import Tensor
 
-from nst_engine import Engine, weights
+from nst_engine import Engine, hardware, weights
 from nst_engine.backbone import Backbone
 from nst_engine.networks import NETWORKS
 
@@ -66,7 +66,13 @@ def backbone(engine: Engine) -> Callable[[torch.dtype], Backbone]:
 
     def make(dtype: torch.dtype) -> Backbone:
         if dtype not in made:
-            made[dtype] = Backbone(NETWORKS[MODEL], tensors, CPU, dtype, sparing=dtype == torch.bfloat16)
+            made[dtype] = Backbone(
+                NETWORKS[MODEL],
+                tensors,
+                CPU,
+                dtype,
+                sparing=dtype == torch.bfloat16 and hardware.multiplies_dearly(CPU, dtype),
+            )
         return made[dtype]
 
     return make

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
 from nst_engine.balance import PLAIN
-from nst_engine.hardware import has_native_bfloat16
 from nst_engine.networks import NETWORKS
 from nst_engine.pictures import MID_GREY
 from nst_engine.tiling import map_bytes_per_pixel
@@ -18,8 +17,8 @@ from nst_engine.tiling import map_bytes_per_pixel
 Pixels = NDArray[np.uint8]
 
 MODEL = "vgg16-caffe"
-# Options that are another precision than float32: a CPU without bfloat16 has none.
-OTHER_PRECISIONS = [{"precision": "bfloat16"}] if has_native_bfloat16(torch.device("cpu")) else []
+# Options that compute otherwise than float32 by name.
+OTHER_PRECISIONS = [{"precision": "auto"}]
 # Shallow taps keep a run to a fraction of a second.
 SHALLOW = {"content_layers": {"relu2_2": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}}
 
@@ -88,4 +87,6 @@ def shares_of(styles: Sequence[Pixels], shares: Sequence[float]) -> list[Style]:
 def bytes_for(options: StylizeOptions, pixels: int, itemsize: int = 4) -> int:
     """The memory budget with which a tile may have that many pixels."""
     taps = [*options.content_layers, *options.style_layers]
-    return int(pixels * map_bytes_per_pixel(NETWORKS[options.model], taps, options.pooling, itemsize)) + 1
+    network = NETWORKS[options.model]
+    late = network.late_relus(taps, options.pooling)
+    return int(pixels * map_bytes_per_pixel(network, taps, options.pooling, itemsize, late)) + 1

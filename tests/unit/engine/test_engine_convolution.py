@@ -43,9 +43,7 @@ def a_convolution(
 
 @pytest.mark.parametrize("size", [(7, 13), (1, 1), (4, 8), (9, 2)], ids=str)
 @pytest.mark.parametrize("make", [WinogradSquares, partial(WinogradRows, dtype=torch.float32)], ids=["squares", "rows"])
-def test_the_transforms_make_a_convolution(
-    make: Callable[[Callable[[], Tensor]], WinogradSquares], size: tuple[int, int]
-):
+def test_the_transforms_make_a_convolution(make: Callable[..., WinogradSquares | WinogradRows], size: tuple[int, int]):
     """In float32, so that little but their own errors is seen."""
     weight, bias = random(24, 16, 3, 3), random(24, seed=1)
     maps = random(2, 16, *size, seed=2).contiguous(memory_format=torch.channels_last)

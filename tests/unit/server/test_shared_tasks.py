@@ -9,20 +9,34 @@ from nst_server.shared_tasks import SharedTasks
 
 
 class Work:
-    """Fails once it is let."""
+    """Ends once it is let: fails, or returns the value that it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, value: object = None) -> None:
+        self.value = value
         self.begun = 0
         self.let = asyncio.Event()
 
-    async def __call__(self) -> None:
+    async def __call__(self) -> object:
         self.begun += 1
         await self.let.wait()
-        raise KeyError("away")
+        if self.value is None:
+            raise KeyError("away")
+        return self.value
+
+
+async def test_it_goes_on_for_those_who_stay():
+    tasks, work = SharedTasks[object](), Work(value=object())
+    leaving, staying = (asyncio.create_task(tasks.run("key", work)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    work.let.set()
+    assert await staying is work.value
+    assert (leaving.cancelled(), work.begun) == (True, 1)
 
 
 async def test_a_failure_is_that_of_all_who_wait_and_of_nobody_else():
-    tasks, work, other = SharedTasks[None](), Work(), Work()
+    tasks, work, other = SharedTasks[object](), Work(), Work()
     waiting = [asyncio.create_task(tasks.run("key", work)) for _ in range(3)]
     apart = asyncio.create_task(tasks.run("another key", other))
     await asyncio.sleep(0)
@@ -40,7 +54,7 @@ async def test_a_failure_is_that_of_all_who_wait_and_of_nobody_else():
 async def test_a_failure_for_which_nobody_waits_is_nobodys():
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    tasks, work = SharedTasks[None](), Work()
+    tasks, work = SharedTasks[object](), Work()
     waiting = asyncio.create_task(tasks.run("key", work))
     await asyncio.sleep(0)
     waiting.cancel()
