@@ -23,6 +23,8 @@ COPIES = 8
 # Peak of the resident memory that an evaluation takes, in multiples of the maps that it keeps: there are gradients on
 # the way back, scratch space of the convolutions, and holes in the heap. Measured on a CPU, in both precisions.
 EVALUATION = 3
+# Likewise for a style that is measured, without a gradient.
+MEASURING = 1.5
 # Bytes a pixel: how much positions count at every tap, held for each region; in an evaluation, the subject's detail.
 REGION = 6
 SUBJECT = 64
@@ -67,8 +69,7 @@ def working_memory(
     seen = material.window(backbone, scale, options).pixels
     evaluating = EVALUATION * min(seen * per_pixel, memory_budget)
     evaluating += _sorting(backbone, material, pixels[0], options)
-    # Styles are measured without a gradient, which takes their maps alone.
-    evaluating = max(evaluating, min(max(pixels[1:]) * per_pixel, memory_budget))
+    evaluating = max(evaluating, MEASURING * min(max(pixels[1:]) * per_pixel, memory_budget))
     painting = BYTES_PER_PIXEL if options.parametrization == "network" else 0
     regions = distinct_regions(material.masks)
     masked = sum(one.mask is not None for one in regions)

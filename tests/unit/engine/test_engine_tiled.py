@@ -336,7 +336,7 @@ def test_what_needs_a_picture_as_a_whole_is_refused_in_tiles(
     for part in (size, "memory budget of 2 MiB", "set a smaller size", "raise the engine's memory_budget"):
         assert part in caught.value.message
     engine.start(content, [Style(style)], options)
-    small_engine.start(content, [Style(style)], dataclasses.replace(options, size=48))
+    small_engine.start(content, [Style(style)], dataclasses.replace(options, size=40))
 
 
 def test_faces_may_be_looked_for_where_there_are_none(small_engine: Engine, photo: Pixels, texture: Pixels):
