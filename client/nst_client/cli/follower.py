@@ -2,16 +2,15 @@
 
 import asyncio
 import dataclasses
-import re
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 
 import click
 
 from nst_client.cli.output import Display, JsonLines
 from nst_client.cli.output_file import OutputFile, save_result
+from nst_client.cli.previews import PreviewFolder
 from nst_client.errors import NstError
-from nst_client.events import AnyEvent, PreviewEvent, ResultEvent, ends_history
+from nst_client.events import AnyEvent, ResultEvent, ends_history
 from nst_client.job import AsyncJob
 
 _CANCEL_SECONDS = 5.0
@@ -20,21 +19,17 @@ _CANCEL_SECONDS = 5.0
 class Follower:
     """Follows a job: shows its events, and saves its pictures."""
 
-    def __init__(self, output: OutputFile, previews: Path | None, display: Display) -> None:
+    def __init__(self, output: OutputFile, previews: PreviewFolder | None, display: Display) -> None:
         self._output = output
         self._previews = previews
         self._display = display
         self._last = 0
         self._ended = False
-        self._unsaved = 0
 
     async def follow(self, job: AsyncJob) -> None:
         """Follow the job to its end. Raises JobFailed or JobCancelled when that is not a picture."""
-        try:
+        with nullcontext() if self._previews is None else self._previews.told():
             await self._follow(job)
-        finally:
-            if self._unsaved:
-                click.echo(f"Previews not saved, as their pictures did not come in time: {self._unsaved}", err=True)
 
     async def _follow(self, job: AsyncJob) -> None:
         wants_pictures = isinstance(self._display, JsonLines) or self._previews is not None
@@ -44,8 +39,8 @@ class Follower:
                 picture = await save_result(job, self._output)
                 self._show(dataclasses.replace(event, picture=picture))
                 return
-            if isinstance(event, PreviewEvent):
-                self._save_preview(event)
+            if self._previews is not None:
+                self._previews.save(event)
             self._show(event)
         await save_result(job, self._output)  # raises what the history ended with
 
@@ -71,16 +66,3 @@ class Follower:
     def _show(self, event: AnyEvent) -> None:
         self._last = event.sequence
         self._display.show(event)
-
-    def _save_preview(self, event: PreviewEvent) -> None:
-        if self._previews is None:
-            return
-        if event.picture is None:
-            self._unsaved += 1
-        else:
-            (self._previews / f"{event.iteration:04d}.png").write_bytes(event.picture.data)
-
-
-def is_preview_name(name: str) -> bool:
-    """Whether a preview may be saved under this name."""
-    return re.fullmatch(r"[0-9]{4,}\.png", name) is not None

@@ -2,13 +2,13 @@
 
 import asyncio
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import click
 
-from nst_client.cli.follower import Follower, is_preview_name
+from nst_client.cli.follower import Follower
 from nst_client.cli.output import JsonLines, ProgressBar, print_json
 from nst_client.cli.output_file import OutputFile, output_options
+from nst_client.cli.previews import PreviewFolder, previews_option
 from nst_client.cli.server import Server, server_options
 from nst_client.cli.work import StyleFiles, Work, work_options
 from nst_client.client import AsyncClient
@@ -22,11 +22,7 @@ from nst_client.spec import Style
 @output_options(required=False)
 @server_options
 @work_options
-@click.option(
-    "--previews",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Save previews here, named after their iteration.",
-)
+@previews_option
 @click.option(
     "--detach",
     is_flag=True,
@@ -54,33 +50,17 @@ def stylize(
     if output is None:
         raise click.UsageError("give --output, or --detach")
     _check_kept(output.path, work)
-    if previews is not None:
-        _make_folder(previews)
-        _check_apart(previews, work)
+    folder = None if previews is None else PreviewFolder.made(previews)
+    if folder is not None:
+        folder.check_apart(work.inputs())
     with server.or_private() as chosen:
-        asyncio.run(_follow(chosen, work, output, previews, as_json))
+        asyncio.run(_follow(chosen, work, output, folder, as_json))
 
 
 def _check_kept(output: Path, work: Work) -> None:
     """Raises BadParameter where the result would take the place of a picture that it is made from."""
     if output.exists() and any(output.samefile(file) for file in work.inputs()):
         raise click.BadParameter(f"{output} is one of the pictures to work from", param_hint="--output")
-
-
-def _check_apart(previews: Path, work: Work) -> None:
-    """Raises BadParameter where a preview could take the place of a picture that is worked from."""
-    for file in work.inputs():
-        if is_preview_name(file.name) and previews.samefile(file.parent):
-            raise click.BadParameter(f"{file} could be written over: choose another folder", param_hint="--previews")
-
-
-def _make_folder(previews: Path) -> None:
-    """Make the folder unless it is there, and find out whether files can be written in it."""
-    try:
-        previews.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=previews).close()
-    except OSError as error:
-        raise click.BadParameter(f"{previews}: cannot be written: {error.strerror}", param_hint="--previews") from None
 
 
 async def _detach(client: AsyncClient, work: Work, form: Format | None, as_json: bool) -> None:
@@ -91,7 +71,9 @@ async def _detach(client: AsyncClient, work: Work, form: Format | None, as_json:
         click.echo(job.id)
 
 
-async def _follow(server: Server, work: Work, output: OutputFile, previews: Path | None, as_json: bool) -> None:
+async def _follow(
+    server: Server, work: Work, output: OutputFile, previews: PreviewFolder | None, as_json: bool
+) -> None:
     async with server.client() as client:
         job = await _make(client, work, output.form)
         with JsonLines() if as_json else ProgressBar() as display:

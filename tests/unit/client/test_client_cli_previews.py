@@ -1,4 +1,4 @@
-"""`nst stylize --previews` saves what comes on the way, and says what does not."""
+"""`--previews` saves what comes on the way, and says what does not."""
 
 from pathlib import Path
 
@@ -59,3 +59,16 @@ def test_no_preview_takes_the_place_of_a_picture_to_work_from(
     earlier.rename(pictures[0])
     command[1] = pictures[0]
     assert nst(*command, tmp_path).code == 0
+
+
+def test_a_job_that_was_left_to_the_server_gives_its_previews_to_who_watches(
+    nst: Nst, server: ScriptedServer, tmp_path: Path
+) -> None:
+    dropped = job_pb2.JobEvent(job_state=job_pb2.JOB_STATE_RUNNING, preview=job_pb2.Preview(iteration=7))
+    server.publish(preview_event(5, PREVIEW), dropped, result_event(RESULT))
+    watch = ["jobs", "watch", "abc", "--server", server.address, "--previews"]
+    ended = nst(*watch, tmp_path / "previews")
+    assert (tmp_path / "previews" / "0005.png").read_bytes() == PREVIEW
+    assert (ended.code, len(list((tmp_path / "previews").iterdir()))) == (0, 1)
+    assert "did not come in time: 1" in ended.err
+    assert nst(*watch, "/proc/previews").code == 2
