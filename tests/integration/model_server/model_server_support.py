@@ -1,4 +1,4 @@
-"""A gateway with a model server that is not like others."""
+"""A gateway with the model server of special_server.py."""
 
 import subprocess
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ class Special:
 
 
 @contextmanager
-def special_server(folder: Path, how: str, **environment: str) -> Iterator[Special]:
-    """A model server that is changed by the function `how` of special_server.py."""
+def special_server(folder: Path, **environment: str) -> Iterator[Special]:
+    """It, for as long as the block runs."""
     status = f"127.0.0.1:{free_port()}"
     with running_nats(folder) as nats_url, running_gateway(folder, nats_url) as gateway:
         address = gateway.address  # the gateway makes the job store
-        command = (how, "model-server", "--nats", nats_url, "--metrics-listen", status)
+        command = ("model-server", "--nats", nats_url, "--metrics-listen", status)
         process = Process(
             folder / "model-server.log", *command, program=[str(PROGRAM)], stdin=subprocess.PIPE, **environment
         )

@@ -1,6 +1,7 @@
-"""`nst-server model-server`, made slow or short of memory: special_server.py HOW ARGUMENTS..."""
+"""`nst-server model-server`, made slow and short of memory: special_server.py ARGUMENTS..."""
 
 import sys
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,9 @@ import torch
 from nst_engine import Engine, Session, StepReport
 from nst_server.main import main
 from nst_server.model_server import app
+
+# A job of so many iterations hangs in its second.
+ENDLESS = 41
 
 
 def warm_when_told() -> None:
@@ -38,18 +42,20 @@ def out_of_memory_once() -> None:
 
 
 def without_end() -> None:
-    """The second iteration of a job does not end, and is not waited for long."""
+    """The second iteration of an `ENDLESS` job does not end, and is not waited for long."""
     step = Engine.step
     app.LAST_SECONDS = 1.0
 
     def hanging(engine: Engine, sessions: Sequence[Session]) -> list[StepReport | Exception]:
-        if any(session.iteration == 1 for session in sessions):
-            sys.stdin.readline()
+        if any((session.iteration, session.options.iterations) == (1, ENDLESS) for session in sessions):
+            threading.Event().wait()
         return step(engine, sessions)
 
     Engine.step = hanging  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    globals()[sys.argv.pop(1)]()
+    warm_when_told()
+    out_of_memory_once()
+    without_end()
     main()
