@@ -1,6 +1,6 @@
 """Two tenants on one real server."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,9 @@ from PIL import Image
 
 from nst_calls import metric
 from nst_client import Client, JobState, ProgressEvent
-from nst_processes import running_server
+from nst_processes import Server, running_server
 
+PLACES = 3
 LONG = {"size": 32, "iterations": 4000, "scales": 1}
 SHORT = {"size": 64, "iterations": 40, "scales": 1}
 
@@ -20,22 +21,26 @@ STRIP = (550, 64)
 SHALLOW = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
 
 
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that works on `PLACES` jobs of a tenant at once."""
+    with running_server(tmp_path_factory.mktemp("own"), NST_MAX_RUNNING_JOBS=str(PLACES)) as server:
+        yield server
+
+
 def seconds(address: str) -> dict[str, float]:
     """What each tenant has had of the device."""
     return {tenant: metric(address, "nst_device_seconds_total", tenant=tenant) for tenant in ("many", "one")}
 
 
-def test_a_tenant_with_one_job_gets_half_of_the_device_beside_one_with_six(
-    tmp_path: Path, content_path: Path, style_path: Path
+def test_a_tenant_with_one_job_gets_half_of_the_device_beside_one_with_many(
+    own_server: Server, content_path: Path, style_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        server = stack.enter_context(running_server(tmp_path / "data", NST_MAX_RUNNING_JOBS="6"))
-        many = stack.enter_context(Client(server.address, tenant="many"))
-        one = stack.enter_context(Client(server.address, tenant="one"))
-        jobs = [many.stylize(content_path, style_path, **LONG) for _ in range(6)]
+    address, counted = own_server.address, own_server.status["model_metrics_address"]
+    with Client(address, tenant="many") as many, Client(address, tenant="one") as one:
+        jobs = [many.stylize(content_path, style_path, **LONG) for _ in range(PLACES)]
         for job in jobs:
             next(event for event in job if isinstance(event, ProgressEvent))
-        counted = server.status["model_metrics_address"]
         events = iter(one.stylize(content_path, style_path, **SHORT))
         next(event for event in events if isinstance(event, ProgressEvent))
         before = seconds(counted)
@@ -49,18 +54,17 @@ def test_a_tenant_with_one_job_gets_half_of_the_device_beside_one_with_six(
 
 
 def test_a_small_picture_does_not_wait_for_large_ones_of_its_own_tenant(
-    tmp_path: Path, content_path: Path, style_path: Path
+    own_server: Server, content_path: Path, style_path: Path
 ) -> None:
     """Which have all the places that there are for large ones."""
-    with (
-        running_server(tmp_path / "data", NST_MAX_RUNNING_JOBS="1") as server,
-        Client(server.address) as client,
-    ):
+    with Client(own_server.address) as client:
         strips = [Image.open(path).convert("RGB").resize(STRIP) for path in (content_path, style_path)]
-        large = [client.stylize(*strips, **LARGE, **SHALLOW) for _ in range(2)]
-        next(event for event in large[0] if isinstance(event, ProgressEvent))
+        large = [client.stylize(*strips, **LARGE, **SHALLOW) for _ in range(PLACES)]
+        for job in large:
+            next(event for event in job if isinstance(event, ProgressEvent))
+        large.append(client.stylize(*strips, **LARGE, **SHALLOW))
         small = client.stylize(content_path, style_path, **{**SHORT, "iterations": 3}, **SHALLOW)
         small.result()
-        assert [job.status().state for job in large] == [JobState.RUNNING, JobState.QUEUED]
+        assert [job.status().state for job in large] == [JobState.RUNNING] * PLACES + [JobState.QUEUED]
         for job in large:
             job.cancel()
