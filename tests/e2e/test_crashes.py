@@ -9,8 +9,8 @@ import nats
 import psutil
 import pytest
 
-from nst.v1 import job_pb2
-from nst_calls import assert_gapless, calls, job_spec, metric, until
+from nst.v1 import job_pb2, job_service_pb2
+from nst_calls import Calls, assert_gapless, calls, job_spec, metric, until
 from nst_processes import Server, running_server
 
 ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_MAX_RUNNING_JOBS": "1"}
@@ -102,15 +102,24 @@ def test_a_killed_model_server_costs_seconds_and_no_pixel(own_server, spec, uncu
 def test_a_job_whose_checkpoint_is_lost_says_that_it_starts_again(own_server, spec, uncut):
     with calls(own_server.address) as call:
         job_id = call.create(spec)
-        seen = run_to_checkpoint(own_server, job_id)
-        own_server.kill_child("model-server")
+        watching = call.watch(job_id)
+        events = until(watching, lambda event: event.progress.iteration > 8)
+        pause(call, job_id, paused=True)
+        events += until(watching, lambda event: event.job_state == job_pb2.JOB_STATE_PAUSED)
         asyncio.run(lose_checkpoints(own_server.status["nats"]))
-        events = seen + list(call.watch(job_id, after=seen[-1].sequence))
+        pause(call, job_id, paused=False)
+        events += watching
     assert_gapless(events)
     starts = [event for event in events if event.state.state == job_pb2.JOB_STATE_RUNNING]
     assert [(event.attempt, event.state.from_iteration > 0) for event in starts] == [(1, False), (2, True), (2, False)]
     assert "checkpoint is lost" in starts[-1].state.reason
     assert events[-1].result.reference.sha256 == uncut
+
+
+def pause(call: Calls, job_id: str, *, paused: bool) -> None:
+    """Holds the job, which leaves a checkpoint, or lets it go on."""
+    change = job_pb2.JobUpdate(paused=paused)
+    call.jobs.UpdateJob(job_service_pb2.UpdateJobRequest(job_id=job_id, update=change), timeout=30)
 
 
 async def lose_checkpoints(url: str) -> None:
