@@ -3,8 +3,6 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import pytest
@@ -136,16 +134,17 @@ def test_another_gateway_takes_over_from_one_that_was_killed(tmp_path):
             assert samples(second.metrics_address)["nst_store_bytes"]
 
 
-@contextmanager
-def one_model_server(folder: Path, **environment: str) -> Iterator[tuple[Calls, Process]]:
-    """Calls to a gateway, and its only model server, which nobody starts again."""
+@pytest.fixture(scope="module")
+def solitary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Calls, Process]]:
+    """Calls to a gateway, and its only model server, which has memory for small jobs and is not started again."""
+    folder = tmp_path_factory.mktemp("solitary")
     with (
         running_nats(folder) as nats_url,
         running_gateway(folder, nats_url, NST_LEASE_SECONDS="0.5") as gateway,
         calls(gateway.address) as call,
     ):
         arguments = ("model-server", "--nats", nats_url, "--metrics-listen", "127.0.0.1:0")
-        model_server = Process(folder / "model.log", *arguments, **environment)
+        model_server = Process(folder / "model.log", *arguments, NST_MEMORY_LIMIT_BYTES="200000000")
         try:
             model_server.wait_for_log("model server ready")
             yield call, model_server
@@ -153,26 +152,27 @@ def one_model_server(folder: Path, **environment: str) -> Iterator[tuple[Calls, 
             model_server.stop()
 
 
-def test_a_job_whose_model_server_died_ends_with_its_latest_preview(tmp_path):
-    with one_model_server(tmp_path) as (call, model_server):
-        job_id = call.create(limited_spec(3.0, preview_interval=1))
-        watching = call.watch(job_id)
-        seen = until(watching, lambda event: event.HasField("preview"))
-        model_server.kill()
-        seen += list(watching)
-        error = assert_out_of_time(call, seen, 3.0)
-        assert error.partial.reference == [event.preview.reference for event in seen if event.HasField("preview")][-1]
-        assert_picture(call, job_id, error)
+def test_a_job_that_waits_for_memory_ends_without_a_picture(solitary):
+    call, _ = solitary
+    running = call.create(tiny_spec(**LONG))
+    until(call.watch(running), lambda event: event.HasField("progress"))
+    large = limited_spec(2.5)
+    large.options.size = 512
+    events = list(call.watch(call.create(large)))
+    error = assert_out_of_time(call, events, 2.5)
+    assert not error.HasField("partial")
+    assert job_pb2.JOB_STATE_RUNNING in [event.job_state for event in events], "it was taken from the queue"
+    cancel(call, running)
 
 
-def test_a_job_that_waits_for_memory_ends_without_a_picture(tmp_path):
-    with one_model_server(tmp_path, NST_MEMORY_LIMIT_BYTES="200000000") as (call, _):
-        running = call.create(tiny_spec(**LONG))
-        until(call.watch(running), lambda event: event.HasField("progress"))
-        large = limited_spec(4.0)
-        large.options.size = 512
-        events = list(call.watch(call.create(large)))
-        error = assert_out_of_time(call, events, 4.0)
-        assert not error.HasField("partial")
-        assert job_pb2.JOB_STATE_RUNNING in [event.job_state for event in events], "it was taken from the queue"
-        cancel(call, running)
+def test_a_job_whose_model_server_died_ends_with_its_latest_preview(solitary):
+    """The last one, as it leaves no model server."""
+    call, model_server = solitary
+    job_id = call.create(limited_spec(3.0, preview_interval=1))
+    watching = call.watch(job_id)
+    seen = until(watching, lambda event: event.HasField("preview"))
+    model_server.kill()
+    seen += list(watching)
+    error = assert_out_of_time(call, seen, 3.0)
+    assert error.partial.reference == [event.preview.reference for event in seen if event.HasField("preview")][-1]
+    assert_picture(call, job_id, error)
