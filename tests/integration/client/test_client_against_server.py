@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from gateway_support import running_gateway
 from PIL import Image
 
 from nst_client import (
@@ -32,7 +33,7 @@ from nst_client import (
     StateEvent,
     TensorFormat,
 )
-from nst_processes import Server, running_server
+from nst_processes import Server, running_nats
 
 TINY = {"size": 32, "iterations": 3, "scales": 1}
 LONG = {"size": 32, "iterations": 5000, "scales": 1}
@@ -158,14 +159,18 @@ async def test_many_at_once_in_asyncio(server: Server) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
-    with running_server(tmp_path / "server", "--max-queued-jobs", "1") as server, Client(server.address) as client:
+    """Where there is no model server, and the first job waits."""
+    with (
+        running_nats(tmp_path) as nats_url,
+        running_gateway(tmp_path, nats_url, "--max-queued-jobs", "1") as gateway,
+        Client(gateway.address) as client,
+    ):
         content, style = client.upload(CONTENT), client.upload(STYLE)
-        job = client.stylize(content, style, **LONG)
+        client.stylize(content, style, **TINY)
         with pytest.raises(ServerBusy) as busy:
-            client.stylize(content, style, **LONG)
+            client.stylize(content, style, **TINY)
         assert busy.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert busy.value.retry_after > 0
-        job.cancel()
 
 
 @pytest.fixture
