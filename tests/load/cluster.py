@@ -192,11 +192,12 @@ class Cluster:
         """Every process, in the order in which they are needed."""
         return [*self.nats, *self.gateways, *self.model_servers]
 
-    async def start(self) -> None:
-        """Starts every process and waits until all take work."""
-        for member in self.members:
+    async def start(self, without: str = "") -> None:
+        """Starts every process, but for those of the kind `without`, and waits until all take work."""
+        members = [member for member in self.members if member.kind != without]
+        for member in members:
             member.start()
-        await asyncio.gather(*(member.ready() for member in self.members))
+        await asyncio.gather(*(member.ready() for member in members))
 
     async def stop(self) -> None:
         """Stops every process, NATS last."""
@@ -220,11 +221,12 @@ async def running_cluster(
     gateways: int = 2,
     model_servers: int = 2,
     environment: Mapping[str, str] | None = None,
+    without: str = "",
 ) -> AsyncIterator[Cluster]:
-    """A cluster with its files in `folder`, for as long as the block runs."""
+    """A cluster with its files in `folder`, for as long as the block runs; who needs some `without` starts them."""
     cluster = Cluster(folder, nats=nats, gateways=gateways, model_servers=model_servers, environment=environment or {})
     try:
-        await cluster.start()
+        await cluster.start(without)
         yield cluster
     finally:
         await cluster.stop()

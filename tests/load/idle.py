@@ -15,7 +15,7 @@ from time import monotonic
 import grpc
 import psutil
 from clients import running_clients
-from cluster import Cluster, running_cluster
+from cluster import MODEL_SERVER, Cluster, running_cluster
 from jobs import Work
 from table import Table, finish
 
@@ -86,11 +86,10 @@ async def run(minutes: float, folder: Path) -> Table:
     """Lets the jobs wait for so long, then has them done; what was found."""
     table = Table("idle", f"{JOBS} jobs, half of them paused, of which nothing is heard for {minutes:g} minutes")
     async with (
-        running_cluster(folder, model_servers=1) as cluster,
+        running_cluster(folder, model_servers=1, without=MODEL_SERVER) as cluster,
         running_clients(1, cluster.gateway_ports) as (client,),
     ):
         (model_server,) = cluster.model_servers
-        await model_server.stop()
         jobs = [await client.create(WORK, f"idle-{number}") for number in range(JOBS)]
         for job in jobs[::2]:
             await job.pause()
