@@ -36,7 +36,8 @@ def _unharmed(call: Calls) -> Iterator[None]:
     """After every test the server answers and takes pictures."""
     yield
     assert call.making.GetServerInfo(making_pb2.GetServerInfoRequest(), timeout=30).models
-    assert (upload(call, CONTENT).width, upload(call, CONTENT).height) == (48, 32)
+    taken = upload(call, CONTENT)
+    assert (taken.width, taken.height) == (48, 32)
 
 
 @pytest.fixture(autouse=True, scope="module")

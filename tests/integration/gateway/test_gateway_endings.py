@@ -8,7 +8,7 @@ from nst.v1 import job_pb2, options_pb2
 ENDINGS = {
     "its iterations": ({}, 3, job_pb2.STOP_REASON_ITERATIONS),
     "no improvement": (
-        {"min_improvement": 1.0, "window": 2, "optimizer": options_pb2.OPTIMIZER_ADAM},
+        {"min_improvement": 1.0, "window": 2, "optimizer": options_pb2.OPTIMIZER_ADAM, "learning_rate": 1.0},
         2,
         job_pb2.STOP_REASON_IMPROVEMENT,
     ),

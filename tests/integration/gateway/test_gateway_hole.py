@@ -8,7 +8,7 @@ from gateway_support import assert_invalid, encoded, file_of, run_tiny, tiny_spe
 from PIL import Image
 from stylize_stream import attached, chunk, stylize
 
-from nst.v1 import job_pb2
+from nst.v1 import job_pb2, options_pb2
 from nst.v1.style_transfer_service_pb2 import CreateJobRequest
 
 RNG = np.random.default_rng(2)
@@ -57,6 +57,6 @@ def test_a_hole_excludes_protection(call):
 def test_a_hole_needs_a_style_layer(call):
     """There is no content loss in a hole: with content layers alone nothing would fill it."""
     spec = holed_spec(0)
-    spec.options.style_layers.weights["relu1_1"] = 0.0
+    spec.options.style_layers.CopyFrom(options_pb2.LayerWeights(weights={"relu1_1": 0.0}))
     request = CreateJobRequest(request_id="refused", spec=spec)
     assert_invalid(lambda: call.making.CreateJob(request), request, "spec.options.style_layers", "fills a hole")

@@ -11,17 +11,20 @@ from nst_calls import assert_gapless, until
 
 QUEUED, RUNNING, PAUSED = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED
 SUCCEEDED, CANCELLED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_CANCELLED
+# Fewer iterations than are done leave a job one more, with which it succeeds.
+ENOUGH = job_pb2.JobUpdate(iterations=1)
 
 
 def test_a_new_strength_is_applied_to_the_running_job(call):
     with stylize(call) as stream:
-        stream.start(tiny_spec(iterations=100, strength=0.0))
+        stream.start(tiny_spec(**LONG, strength=0.0))
         events = iter(stream)
         before = until(events, is_running)
         assert before[-1].progress.losses["style"] == 0
         stream.send(update=job_pb2.JobUpdate(strength=1.0))
         after = until(events, lambda event: event.progress.losses.get("style", 0) > 0)
         assert after[-1].progress.losses["content"] == 0
+        stream.send(update=ENOUGH)
         rest = list(events)
     assert_gapless([*before, *after, *rest])
     assert rest[-1].job_state == SUCCEEDED
@@ -29,24 +32,25 @@ def test_a_new_strength_is_applied_to_the_running_job(call):
 
 def test_a_new_weight_and_new_shares_are_applied_to_the_running_job(call):
     with stylize(call) as stream:
-        stream.start(tiny_spec(styles=2, iterations=100, tv_weight=1.0))
+        stream.start(tiny_spec(**LONG, styles=2, tv_weight=1.0))
         events = iter(stream)
         assert until(events, is_running)[-1].progress.losses["tv"] > 0
         stream.send(update=job_pb2.JobUpdate(style_shares=[0.0, 1.0], tv_weight=0.0))
         until(events, lambda event: event.HasField("progress") and event.progress.losses.get("tv", 0) == 0)
+        stream.send(update=ENOUGH)
         *_, last = events
     assert last.job_state == SUCCEEDED
 
 
 def test_a_job_is_paused_and_goes_on_where_it_was(call):
     with stylize(call) as stream:
-        stream.start(tiny_spec(iterations=100))
+        stream.start(tiny_spec(**LONG))
         events = iter(stream)
         before = until(events, is_running)
         stream.send(update=job_pb2.JobUpdate(paused=True))
         before += until(events, lambda event: event.job_state == PAUSED)
         done = max(event.progress.iteration for event in before)
-        stream.send(update=job_pb2.JobUpdate(paused=False))
+        stream.send(update=job_pb2.JobUpdate(paused=False, iterations=done + 5))
         after = list(events)
     assert_gapless([*before, *after])
     assert states(before) == [QUEUED, RUNNING, PAUSED]
@@ -54,7 +58,7 @@ def test_a_job_is_paused_and_goes_on_where_it_was(call):
     assert states(after) in ([QUEUED, RUNNING], [RUNNING])
     restart = next(event.state for event in after if event.state.state == RUNNING)
     assert restart.from_iteration >= done
-    assert after[-1].result.iterations == 100
+    assert after[-1].result.iterations == done + 5
 
 
 def test_a_cancel_message_ends_the_job_and_the_stream(call):
