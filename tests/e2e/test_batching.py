@@ -9,7 +9,8 @@ from nst_client import Client, Job
 from nst_processes import running_server
 
 STRENGTHS = (0.2, 0.5, 0.8)
-OPTIONS = {"size": 32, "iterations": 30, "scales": 1}
+SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
+OPTIONS = {"size": 32, "iterations": 60, "scales": 1, **SHALLOW}
 
 
 def pixels(job: Job) -> np.ndarray:
@@ -26,9 +27,10 @@ def test_jobs_that_are_turned_together_end_as_each_does_alone(
         def batches(at_most: int) -> float:
             return metric(counted, "nst_batch_size_bucket", le=f"{at_most}.0")
 
-        jobs = [client.stylize(content_path, style_path, strength=strength, **OPTIONS) for strength in STRENGTHS]
+        content, style = client.upload(content_path), client.upload(style_path)
+        jobs = [client.stylize(content, style, strength=strength, **OPTIONS) for strength in STRENGTHS]
         pictures = [pixels(job) for job in jobs]
         assert batches(4) > batches(2), "three at once"
         for strength, picture in zip(STRENGTHS, pictures, strict=True):
-            alone = pixels(client.stylize(content_path, style_path, strength=strength, **OPTIONS))
+            alone = pixels(client.stylize(content, style, strength=strength, **OPTIONS))
             assert np.array_equal(alone, picture)

@@ -15,7 +15,8 @@ from nst_calls import assert_gapless, calls
 from nst_client import Client, ProgressEvent, ResultEvent
 from nst_processes import Process, Server, free_port
 
-OPTIONS = {"size": 64, "iterations": 40, "scales": 1, "preview_interval": 5}
+SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
+OPTIONS = {"size": 64, "iterations": 80, "scales": 1, "preview_interval": 5, **SHALLOW}
 
 
 @pytest.fixture(scope="module")

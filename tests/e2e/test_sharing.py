@@ -11,14 +11,12 @@ from nst_client import Client, JobState, ProgressEvent
 from nst_processes import Server, running_server
 
 PLACES = 3
-LONG = {"size": 32, "iterations": 4000, "scales": 1}
-SHORT = {"size": 64, "iterations": 40, "scales": 1}
-
-
-# Of strips, which are soon taken in.
-LARGE = {"size": 1100, "iterations": 500, "scales": 1}
-STRIP = (550, 64)
 SHALLOW = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
+LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOW}
+SHORT = {"size": 64, "iterations": 40, "scales": 1, **SHALLOW}
+# Of strips, which are soon taken in.
+LARGE = {"size": 1100, "iterations": 500, "scales": 1, **SHALLOW}
+STRIP = (550, 64)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +57,11 @@ def test_a_small_picture_does_not_wait_for_large_ones_of_its_own_tenant(
     """Which have all the places that there are for large ones."""
     with Client(own_server.address) as client:
         strips = [Image.open(path).convert("RGB").resize(STRIP) for path in (content_path, style_path)]
-        large = [client.stylize(*strips, **LARGE, **SHALLOW) for _ in range(PLACES)]
+        large = [client.stylize(*strips, **LARGE) for _ in range(PLACES)]
         for job in large:
             next(event for event in job if isinstance(event, ProgressEvent))
-        large.append(client.stylize(*strips, **LARGE, **SHALLOW))
-        small = client.stylize(content_path, style_path, **{**SHORT, "iterations": 3}, **SHALLOW)
+        large.append(client.stylize(*strips, **LARGE))
+        small = client.stylize(content_path, style_path, **{**SHORT, "iterations": 3})
         small.result()
         assert [job.status().state for job in large] == [JobState.RUNNING] * PLACES + [JobState.QUEUED]
         for job in large:

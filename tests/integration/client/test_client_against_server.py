@@ -35,8 +35,9 @@ from nst_client import (
 )
 from nst_processes import Server, running_nats
 
-TINY = {"size": 32, "iterations": 3, "scales": 1}
-LONG = {"size": 32, "iterations": 5000, "scales": 1}
+SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
+TINY = {"size": 32, "iterations": 3, "scales": 1, **SHALLOW}
+LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOW}
 _random = np.random.default_rng(5)
 CONTENT = _random.integers(0, 256, (32, 48, 3), dtype=np.uint8)
 STYLE = _random.integers(0, 256, (40, 40, 3), dtype=np.uint8)

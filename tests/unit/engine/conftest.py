@@ -59,16 +59,21 @@ def real_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def backbone(engine: Engine) -> Callable[[torch.dtype], Backbone]:
+def loaded(engine: Engine) -> dict[str, Tensor]:
+    """The default network's weights, as the engine reads them."""
+    return weights.load(MODEL)
+
+
+@pytest.fixture(scope="session")
+def backbone(loaded: dict[str, Tensor]) -> Callable[[torch.dtype], Backbone]:
     """The default network in the precision asked for."""
-    tensors = weights.load(MODEL)
     made: dict[torch.dtype, Backbone] = {}
 
     def make(dtype: torch.dtype) -> Backbone:
         if dtype not in made:
             made[dtype] = Backbone(
                 NETWORKS[MODEL],
-                tensors,
+                loaded,
                 CPU,
                 dtype,
                 sparing=dtype == torch.bfloat16 and hardware.multiplies_dearly(CPU, dtype),

@@ -4,7 +4,7 @@ It shares no code with the engine: convolutions are matrix products over unfolde
 the layer plans are spelt out, and gradients come from float64 autograd.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,8 @@ class Trunk:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pooling: str = "max"
 
-    def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """(1, 3, H, W) RGB in 0-255 to every map (C, h, w) by its tap's name."""
+    def maps(self, image: Tensor, taps: Collection[str] = ("pool5",)) -> dict[str, Tensor]:
+        """(1, 3, H, W) RGB in 0-255 to every map (C, h, w) by its tap's name, as far as these taps need them."""
         hidden = (image.double()[0, list(self.channels)] - column(self.mean)) / column(self.std)
         found = {}
         for block, widths in enumerate(self.blocks, start=1):
@@ -39,6 +39,8 @@ class Trunk:
                 padded = replicated(hidden) if name == "1_1" else F.pad(hidden, (1, 1, 1, 1))
                 found[f"conv{name}"] = self.convolved(padded, f"conv{name}")
                 found[f"relu{name}"] = hidden = found[f"conv{name}"].clamp(min=0)
+                if found.keys() >= {*taps}:
+                    return found
             found[f"pool{block}"] = hidden = self.pooled(hidden)
         return found
 
@@ -105,7 +107,8 @@ class Problem:
 
     def losses(self, image: Tensor) -> dict[str, Tensor]:
         """Each weighted loss; the target of several styles is the mean of their Gram matrices."""
-        maps, wanted = self.trunk.maps(image), self.trunk.maps(self.content)
+        maps = self.trunk.maps(image, {*self.content_layers, *self.style_layers})
+        wanted = self.trunk.maps(self.content, self.content_layers)
         content = [weight * mean_square(maps[tap] - wanted[tap]) for tap, weight in self.content_layers.items()]
         targets = self.style_targets()
         style = [weight * mean_square(gram(maps[tap]) - targets[tap]) for tap, weight in self.style_layers.items()]
@@ -117,7 +120,7 @@ class Problem:
         }
 
     def style_targets(self) -> dict[str, Tensor]:
-        maps = [self.trunk.maps(style) for style in self.styles]
+        maps = [self.trunk.maps(style, self.style_layers) for style in self.styles]
         whole = sum(self.shares)
         blended = {}
         for tap in self.style_layers:
@@ -127,10 +130,10 @@ class Problem:
 
     def separate_style_loss(self, image: Tensor) -> Tensor:
         """The other reading of several styles: the share-weighted sum of the loss to each."""
-        maps, whole = self.trunk.maps(image), sum(self.shares)
+        maps, whole = self.trunk.maps(image, self.style_layers), sum(self.shares)
         terms = []
         for style, share in zip(self.styles, self.shares, strict=True):
-            wanted = self.trunk.maps(style)
+            wanted = self.trunk.maps(style, self.style_layers)
             for tap, weight in self.style_layers.items():
                 terms.append(share / whole * weight * mean_square(gram(maps[tap]) - gram(wanted[tap])))
         return self.style_weight * total(terms)

@@ -23,17 +23,18 @@ class Replayed:
         self._operations = log.operations
         for tensor, before in reversed(log.overwritten):
             tensor.copy_(before)  # recording carries nothing out
-        self._made: list[Tensor] = []
+        self._made: dict[Any, Tensor] = {}
         self._given: dict[int, list[Tensor]] = {}
         for tensor in filter(_has_memory, tree_leaves(log.operations)):
-            made = _memory(tensor) in log.made
-            (self._made if made else self._given.setdefault(_memory(tensor), [])).append(tensor)
+            if _memory(tensor) not in log.made:
+                self._given.setdefault(_memory(tensor), []).append(tensor)
+            elif tensor.is_floating_point():
+                self._made[tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()] = tensor
         self._spoil()
 
     def _spoil(self) -> None:
-        for tensor in self._made:
-            if tensor.is_floating_point():
-                tensor.fill_(torch.nan)
+        for tensor in self._made.values():
+            tensor.fill_(torch.nan)
 
     def replay(self) -> None:
         """Does all of it again."""

@@ -32,7 +32,7 @@ PROCESSES, PAIR = 3, 2
 IN_THREE = "gram"
 SECONDS = 150
 GRAM: dict[str, Any] = {"style_statistic": "gram", "strength": None, "style_weight": 0.1, "tv_weight": 0.01}
-RUN: dict[str, Any] = {**SHALLOW, "iterations": 6, "scales": 2, "style_statistic": "gram"}
+RUN: dict[str, Any] = {**SHALLOW, "size": 128, "iterations": 4, "scales": 2, "style_statistic": "gram"}
 # The most pixels that a small tile may have.
 SMALL_TILE = 64 * 64
 RIGHT = np.repeat(np.float32([[0, 1]]), 8, axis=1).repeat(16, axis=0)  # a mask of the right half
@@ -84,7 +84,7 @@ class Process:
     def run(self, **changes: Any) -> Arrays:
         """A run at two scales, steered on its way, and the same resumed in the middle."""
         session = self.engine.start(self.content, [Style(self.style)], options(**{**RUN, **changes}))
-        steps(self.engine, session, 4)
+        steps(self.engine, session, 3)
         state = checkpoint.loads(checkpoint.dumps(session.state_dict()))
         session.update(strength=0.7)
         finish(self.engine, session)

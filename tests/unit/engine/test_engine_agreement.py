@@ -127,10 +127,13 @@ def test_an_engine_of_its_own_makes_the_same(content: Pixels, texture: Pixels, p
 
 
 @pytest.mark.parametrize("job", TILED)
-def test_tiled_is_plain_but_for_rounding(content: Pixels, texture: Pixels, plain: dict[str, Session], job: str):
+def test_tiled_is_plain_but_for_rounding(
+    engine: Engine, content: Pixels, texture: Pixels, plain: dict[str, Session], job: str
+):
     """And a tiled run that is resumed is the tiled run, to the bit."""
     options = options_of(job)
     tiled = Engine("cpu", threads=1, memory_budget=bytes_for(options, 64 * 24))
+    tiled._backbones = engine._backbones
     whole = tiled.start(content, [Style(texture)], options)
     cut = tiled.start(content, [Style(texture)], options)
     finish(tiled, whole)

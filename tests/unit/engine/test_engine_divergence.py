@@ -64,7 +64,7 @@ def test_a_rate_of_a_thousand_is_survived(
     engine: Engine, photo: Pixels, texture: Pixels, optimizer: str, raw: float
 ):  # fmt: skip
     """With whatever weights: the loss never leaves the bound, and in the end it is below the first."""
-    options = quick(size=32, iterations=30, optimizer=optimizer, learning_rate=RATES[optimizer], **weights(raw))
+    options = quick(size=32, iterations=16, optimizer=optimizer, learning_rate=RATES[optimizer], **weights(raw))
     unmoved = replace(options, optimizer="adam", learning_rate=1e-6)
     (first,) = steps(engine, engine.start(photo, [Style(texture)], unmoved), 1)
     reports, session = run(engine, photo, texture, options)
@@ -161,7 +161,7 @@ def test_a_run_resumes_to_the_bit_in_the_midst_of_a_backoff(
     engine: Engine, photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ):
     """Risen above the best, diverged once, and twice: each is a place to go on from."""
-    options = quick(size=32, iterations=20, optimizer=optimizer, learning_rate=RATES[optimizer])
+    options = quick(size=32, iterations=14, optimizer=optimizer, learning_rate=RATES[optimizer])
     session = engine.start(photo, [Style(texture)], options)
     states = [session.state_dict()]
     while not session.finished:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from engine_runs import Pixels, quick, run
+from engine_runs import DEEPER, Pixels, quick, run
 from PIL import Image
 from scipy import ndimage
 
@@ -20,7 +20,7 @@ def test_a_small_content_gets_the_fine_detail_of_the_style(engine: Engine, photo
     """Bicubic enlargement has little of it; painting closes two fifths of the gap and more, on a log scale."""
     small = np.asarray(Image.fromarray(photo).resize((48, 32)))
     style = np.array(Image.open(style_path).convert("RGB").resize((144, 144)))
-    _, session = run(engine, small, style, quick(size=144, scales=2, iterations=16, strength=0.7))
+    _, session = run(engine, small, style, quick(**DEEPER, size=144, scales=2, iterations=16, strength=0.7))
     result = session.image()
     assert result.shape == (96, 144, 3)
     plain = np.asarray(Image.fromarray(small).resize((144, 96), Image.Resampling.BICUBIC))

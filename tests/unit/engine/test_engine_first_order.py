@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import Pixels, finish, quick, steps
+from engine_runs import DEEPER, Pixels, finish, quick, steps
 from torch import Tensor
 
 from nst_engine import Engine, Style, StylizeOptions, checkpoint
@@ -114,7 +114,10 @@ def test_a_new_objective_is_met_without_the_memory_of_the_old(case: str):
 def test_each_gets_on_with_its_own_rate_and_resumes_bit_for_bit(
     engine: Engine, photo: Pixels, texture: Pixels, optimizer: str
 ):
-    options, style = quick(optimizer=optimizer, strength=0.8, iterations=8, weight_decay=0.001), [Style(texture)]
+    options, style = (
+        quick(**DEEPER, optimizer=optimizer, strength=0.8, iterations=8, weight_decay=0.001),
+        [Style(texture)],
+    )
     whole = engine.start(photo, style, options)
     reports = finish(engine, whole)
     assert reports[-1].total_loss < 0.9 * reports[0].total_loss

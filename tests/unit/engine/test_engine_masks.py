@@ -54,7 +54,7 @@ def test_each_region_is_measured_over_its_own_area(
     regions, source = [soft_mask(64, 96, 1), soft_mask(64, 96, 2) ** 4], soft_mask(72, 80, 3)
     masks = [StyleMasks(regions[0], source), StyleMasks(regions[1])]
     trunk, variable = Trunk(real_weights), image.double().requires_grad_(True)
-    maps, wanted = trunk.maps(variable), [trunk.maps(style) for style in styles]
+    maps, *wanted = (trunk.maps(picture, SHALLOW["style_layers"]) for picture in (variable, *styles))
     total = torch.zeros((), dtype=torch.float64)
     for tap in SHALLOW["style_layers"]:
         targets = masked_gram(wanted[0][tap], source), gram(wanted[1][tap])

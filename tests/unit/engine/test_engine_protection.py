@@ -88,7 +88,7 @@ def test_the_detail_loss_is_that_of_the_laplacians(backbone: Backbones, photo: P
 
 def test_content_counts_by_position(backbone: Backbones, photo: Pixels, texture: Pixels):
     image = noisy(photo, 30.0)
-    maps = [backbone(torch.float32).features(one, ["relu2_2"])["relu2_2"].double() for one in (image, as_image(photo))]
+    maps = [backbone(torch.float32).features(one, ["relu2_1"])["relu2_1"].double() for one in (image, as_image(photo))]
     for protection in (0.0, 0.4, 1.0):
         weights = 1 + protection * (CONTENT_GAIN - 1) * cells_of(middle().astype(np.float64), 2)
         wanted = 3.0 * float((torch.from_numpy(weights) * (maps[0] - maps[1]) ** 2).mean())

@@ -9,11 +9,12 @@ import pytest
 import torch
 from engine_runs import Pixels, bytes_for, finish, quick, stepped
 from replayed import Replayed
+from torch import Tensor
 
-from nst_engine import Engine, Session, Style, recording
+from nst_engine import Engine, Session, Style, recording, weights
 from nst_engine.recording import Loan, Pool, Recording, Recordings, Shelf
 
-SMALL = {"size": 40, "iterations": 4}
+SMALL = {"size": 32, "iterations": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "gram": {"style_statistic": "gram"},
@@ -34,7 +35,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "hole": {},
     "regions": {},
     "subject": {},
-    "tiles": {},
+    "tiles": {"size": 40},
 }
 
 
@@ -48,7 +49,8 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def recorder(monkeypatch: pytest.MonkeyPatch, loaded: dict[str, Tensor]) -> Iterator[Recorder]:
+    monkeypatch.setattr(weights, "load", lambda *_: loaded)
     made = Pool.__init__
 
     def willing(pool: Pool, device: Any) -> None:
@@ -101,7 +103,7 @@ def test_the_next_job_of_a_shape_records_nothing(recorder, launched, photo, text
     finish(engine, start(engine, photo[:, ::-1], texture, **KINDS[kind]))
     recorded = recorder.count
     assert recorded == 3  # an evaluation, and both halves of a step
-    layers = {"content_layers": {"relu2_2": 2.0}, "style_layers": {"relu1_1": 0.5, "relu2_1": 2.0, "relu3_1": 1.0}}
+    layers = {"content_layers": {"relu2_1": 2.0}, "style_layers": {"relu1_1": 0.5, "pool1": 2.0, "relu2_1": 1.0}}
     other = {**KINDS[kind], **layers, "tv_weight": 3e-3}
 
     def job() -> list[Any]:

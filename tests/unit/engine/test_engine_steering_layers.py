@@ -126,7 +126,7 @@ def started(engine: Engine, content: Pixels, style: Pixels, **changes: Any) -> S
     return session
 
 
-STEERING = {"content_layers": {"relu2_2": 3.0}, "style_layers": {"relu3_1": 2.0, "relu1_1": 0.5}}
+STEERING = {"content_layers": {"relu2_1": 3.0}, "style_layers": {"relu2_1": 2.0, "relu1_1": 0.5}}
 
 
 @pytest.mark.parametrize("strength", [0.5, None])
@@ -134,9 +134,9 @@ def test_layers_are_steered_from_the_next_iteration_on(
     engine: Engine, photo: Pixels, texture: Pixels, strength: float | None
 ):
     session = started(engine, photo, texture, strength=strength)
-    session.update(style_layers={"relu3_1": 2.0})
-    assert session.options.style_layers == {"relu1_1": 0.0, "relu2_1": 0.0, "relu3_1": 2.0}
-    fresh = engine.start(photo, [Style(texture)], quick(size=48, strength=strength, style_layers={"relu3_1": 2.0}))
+    session.update(style_layers={"relu2_1": 2.0})
+    assert session.options.style_layers == {"relu1_1": 0.0, "pool1": 0.0, "relu2_1": 2.0}
+    fresh = engine.start(photo, [Style(texture)], quick(size=48, strength=strength, style_layers={"relu2_1": 2.0}))
     (report,) = steps(engine, session, 1)
     assert report.iteration == 4
     assert report.losses == fresh._stage.objective.evaluate(session.state_dict().tensors["image"]).losses
@@ -150,7 +150,7 @@ def test_a_tap_that_was_left_out_can_have_a_weight_again(engine: Engine, photo: 
     state = checkpoint.loads(checkpoint.dumps(session.state_dict()))
     resumed = engine.resume(state, photo, [Style(texture)])
     for run in (session, resumed):
-        run.update(style_layers={"relu3_1": 1.0})
+        run.update(style_layers={"relu2_1": 1.0})
         finish(engine, run)
     assert identical(resumed.state_dict(), session.state_dict())
 
@@ -215,13 +215,13 @@ def test_steering_that_ran_out_of_memory_can_be_asked_for_again(
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"content_layers": {"relu3_1": 1.0}}, "content_layers.relu3_1", "no target at this tap.*: relu2_2"),
-        ({"style_layers": {"relu9_1": 1.0}}, "style_layers.relu9_1", "relu1_1, relu2_1, relu3_1"),
+        ({"content_layers": {"relu3_1": 1.0}}, "content_layers.relu3_1", "no target at this tap.*: relu2_1"),
+        ({"style_layers": {"relu9_1": 1.0}}, "style_layers.relu9_1", "relu1_1, pool1, relu2_1"),
         ({"style_layers": {"relu1_1": 0.0}}, "style_layers", "above 0"),
         ({"content_layers": {}}, "content_layers", "above 0"),
         ({"style_layers": {"relu1_1": -1.0}}, "style_layers.relu1_1", "from 0"),
         ({"style_layers": {"relu1_1": float("nan")}}, "style_layers.relu1_1", "from 0"),
-        ({"style_layers": {"relu1_1": 2.0}, "content_layers": {"relu2_2": 1e13}}, "content_layers.relu2_2", "from 0"),
+        ({"style_layers": {"relu1_1": 2.0}, "content_layers": {"relu2_1": 1e13}}, "content_layers.relu2_1", "from 0"),
         ({"style_layers": {"relu1_1": 2.0}, "iterations": 0}, "iterations", "from 1"),
     ],
 )
@@ -242,6 +242,6 @@ def test_a_hole_has_no_content_layers_to_steer(engine: Engine, photo: Pixels, te
     session = engine.start(photo, [Style(texture)], quick(size=48), hole=hole)
     with pytest.raises(OptionError, match="none") as caught:
         session.update(content_layers=SHALLOW["content_layers"])
-    assert caught.value.field == "content_layers.relu2_2"
-    session.update(style_layers={"relu3_1": 1.0})
+    assert caught.value.field == "content_layers.relu2_1"
+    session.update(style_layers={"relu2_1": 1.0})
     assert finish(engine, session)[-1].losses["style"] > 0

@@ -222,8 +222,7 @@ def started(engine: Engine, photo: Pixels, texture: Pixels, **changes: Any) -> S
     return engine.start(photo[:60], [Style(texture)], options)
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize(("optimizer", "statistic"), [("lbfgs", "moments"), ("adam", "gram")])
 def test_a_run_in_tiles_ends_in_the_same_picture(
     engine: Engine, small_engine: Engine, photo: Pixels, texture: Pixels, optimizer: str, statistic: str
 ):
@@ -289,8 +288,8 @@ MASKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "a region": ({}, {"region": half(60, 96)}, {}),
     "a source region": ({}, {"source_region": half(72, 80)}, {}),
     "a subject": ({}, {}, {"subject": half(60, 96)}),
-    "a hole": ({}, {}, {"hole": half(60, 96)}),
-    "a hole to be filled from around it": ({}, None, {"hole": half(60, 96)}),
+    "a hole": ({"size": 128}, {}, {"hole": half(60, 96)}),
+    "a hole to be filled from around it": ({"size": 128}, None, {"hole": half(60, 96)}),
 }
 
 
@@ -302,7 +301,8 @@ def test_a_run_with_a_mask_ends_in_tiles_in_the_same_picture(
     pictures = []
     for chosen, kind in ((engine, Objective), (small_engine, TiledObjective)):
         styles = [] if style_masks is None else [Style(texture, **style_masks)]
-        session = chosen.start(photo[:60], styles, quick(size=128, iterations=2, **RUN_TAPS, **given), **content_masks)
+        options = quick(**{"size": 96, "iterations": 2, **RUN_TAPS, **given})
+        session = chosen.start(photo[:60], styles, options, **content_masks)
         finish(chosen, session)
         assert type(session._stage.objective) is kind
         pictures.append(session.image().astype(int))
