@@ -58,6 +58,12 @@ def style_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What type checks share, in all workers: most of their time goes into the types of other packages."""
+    return tmp_path_factory.getbasetemp().parent / "mypy_cache"
+
+
+@pytest.fixture(scope="session")
 def small_picture() -> bytes:
     """A PNG file, 48 x 32."""
     pixels = np.random.default_rng(7).integers(0, 256, (32, 48, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from nst_processes import running_server
 
 STRENGTHS = (0.2, 0.5, 0.8)
 SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
-OPTIONS = {"size": 32, "iterations": 60, "scales": 1, **SHALLOW}
+OPTIONS = {"size": 32, "iterations": 40, "scales": 1, **SHALLOW}
 
 
 def pixels(job: Job) -> np.ndarray:

@@ -36,9 +36,9 @@ def test_the_example_runs_as_printed(server: Server, content_path: Path, style_p
     assert Image.open(tmp_path / "preview.png").size == (64, 43)
 
 
-def test_the_example_passes_a_type_checker(tmp_path: Path):
+def test_the_example_passes_a_type_checker(mypy_cache: Path, tmp_path: Path):
     (tmp_path / "example.py").write_text(read_example())
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), str(tmp_path / "example.py")]
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(mypy_cache), str(tmp_path / "example.py")]
     run = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
 

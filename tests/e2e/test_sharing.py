@@ -16,7 +16,7 @@ LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOW}
 SHORT = {"size": 64, "iterations": 40, "scales": 1, **SHALLOW}
 # Of strips, which are soon taken in.
 LARGE = {"size": 1100, "iterations": 500, "scales": 1, **SHALLOW}
-STRIP = (550, 64)
+STRIP = (550, 32)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ def fetch(job: Job) -> None:
 """
 
 
-def test_a_type_checker_passes_them(tmp_path: Path) -> None:
+def test_a_type_checker_passes_them(mypy_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(tmp_path / "program.py")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(mypy_cache), str(tmp_path / "program.py")]
     run = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout

@@ -171,7 +171,7 @@ def test_tiles_agree_with_a_float64_reference(networks: dict[str, Backbone], rea
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_the_balance_is_that_of_the_whole(networks: dict[str, Backbone], statistic: str):
     options = StylizeOptions(**SHALLOW, style_statistic=statistic, strength=0.3)
-    _, found, truth = both(networks[MODEL], (96, 160), options, bytes_for(options, 56 * 160))
+    _, found, truth = both(networks[MODEL], (96, 80), options, bytes_for(options, 56 * 80))
     # The weights are quotients of gradients, each of which is equal to 1e-4.
     assert found.losses == pytest.approx(truth.losses, rel=2e-4)
 
@@ -179,7 +179,7 @@ def test_the_balance_is_that_of_the_whole(networks: dict[str, Backbone], statist
 def test_bfloat16_differs_by_its_rounding_alone(backbone: Callable[[torch.dtype], Backbone]):
     """What is rounded to eight bits: a thousandth of the loss; of the gradient no more than that is off anyway."""
     options = StylizeOptions(**SHALLOW, strength=None, style_weight=0.1)
-    _, found, truth = both(backbone(torch.bfloat16), (64, 80), options, bytes_for(options, 48 * 80, itemsize=2))
+    _, found, truth = both(backbone(torch.bfloat16), (64, 48), options, bytes_for(options, 48 * 48, itemsize=2))
     assert found.total == pytest.approx(truth.total, rel=1e-3)
     assert relative_error(found.gradient, truth.gradient) < 5e-2
 
