@@ -20,7 +20,7 @@ MODEL = "vgg16-caffe"
 # Options that compute otherwise than float32 by name.
 OTHER_PRECISIONS = [{"precision": "auto"}]
 # Shallow taps keep a run to a fraction of a second.
-SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "pool1": 1.0, "relu2_1": 1.0}}
+SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu1_2": 1.0, "relu2_1": 1.0}}
 # For runs of which it counts what they look like; they take twice as long.
 DEEPER = {"content_layers": {"relu2_2": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0, "relu3_1": 1.0}}
 

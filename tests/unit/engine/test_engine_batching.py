@@ -150,7 +150,7 @@ def test_steering_one_leaves_the_others_as_they_are(
 def test_one_that_cannot_begin_leaves_the_others_as_they_are(
     engine: Engine, photo: Pixels, texture: Pixels, alone: dict[str, Session]
 ):
-    layers = {"relu1_1": 1e12, "pool1": 1e12, "relu2_1": 1e12}
+    layers = {"relu1_1": 1e12, "relu1_2": 1e12, "relu2_1": 1e12}
     heavy = start(engine, photo, texture, "raw", style_layers=layers, style_weight=1e12)
     good = start(engine, photo, texture, "moments")
     done = start(engine, photo, texture, "gram, weak", iterations=1)

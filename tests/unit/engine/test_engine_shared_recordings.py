@@ -103,7 +103,7 @@ def test_the_next_job_of_a_shape_records_nothing(recorder, launched, photo, text
     finish(engine, start(engine, photo[:, ::-1], texture, **KINDS[kind]))
     recorded = recorder.count
     assert recorded == 3  # an evaluation, and both halves of a step
-    layers = {"content_layers": {"relu2_1": 2.0}, "style_layers": {"relu1_1": 0.5, "pool1": 2.0, "relu2_1": 1.0}}
+    layers = {"content_layers": {"relu2_1": 2.0}, "style_layers": {"relu1_1": 0.5, "relu1_2": 2.0, "relu2_1": 1.0}}
     other = {**KINDS[kind], **layers, "tv_weight": 3e-3}
 
     def job() -> list[Any]:

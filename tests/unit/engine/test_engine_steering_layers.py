@@ -135,7 +135,7 @@ def test_layers_are_steered_from_the_next_iteration_on(
 ):
     session = started(engine, photo, texture, strength=strength)
     session.update(style_layers={"relu2_1": 2.0})
-    assert session.options.style_layers == {"relu1_1": 0.0, "pool1": 0.0, "relu2_1": 2.0}
+    assert session.options.style_layers == {"relu1_1": 0.0, "relu1_2": 0.0, "relu2_1": 2.0}
     fresh = engine.start(photo, [Style(texture)], quick(size=48, strength=strength, style_layers={"relu2_1": 2.0}))
     (report,) = steps(engine, session, 1)
     assert report.iteration == 4
@@ -216,7 +216,7 @@ def test_steering_that_ran_out_of_memory_can_be_asked_for_again(
     ("changes", "field", "words"),
     [
         ({"content_layers": {"relu3_1": 1.0}}, "content_layers.relu3_1", "no target at this tap.*: relu2_1"),
-        ({"style_layers": {"relu9_1": 1.0}}, "style_layers.relu9_1", "relu1_1, pool1, relu2_1"),
+        ({"style_layers": {"relu9_1": 1.0}}, "style_layers.relu9_1", "relu1_1, relu1_2, relu2_1"),
         ({"style_layers": {"relu1_1": 0.0}}, "style_layers", "above 0"),
         ({"content_layers": {}}, "content_layers", "above 0"),
         ({"style_layers": {"relu1_1": -1.0}}, "style_layers.relu1_1", "from 0"),

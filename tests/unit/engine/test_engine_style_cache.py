@@ -100,7 +100,7 @@ def test_what_a_measure_does_not_depend_on_does_not_count(
         (Style(texture), {}),
         (Style(texture, 3.0, region=region), {}),
         (Style(texture), {"seed": 7, "init": "noise", "optimizer": "adam", "strength": 0.9}),
-        (Style(texture), {"style_layers": {"relu1_1": 5.0, "pool1": 1.0, "relu2_1": 2.0}}),
+        (Style(texture), {"style_layers": {"relu1_1": 5.0, "relu1_2": 1.0, "relu2_1": 2.0}}),
     ):
         start(caching, photo, style, **changes)
     assert len(measured) == 1
