@@ -23,10 +23,6 @@ SHELF_BYTES = 2 * 2**30  # what 32 jobs of 512 px leave there
 class Trunk(Protocol):
     """The frozen layers of one kind of network."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
     ) -> tuple[Tile, ...]:
@@ -74,11 +70,6 @@ class Backbone:
         self._trunk = _trunk(network, weights, device, dtype, sparing)
         self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return self._trunk.nbytes
 
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from nst_engine.onednn import Packed, can_pack, rounded
 from nst_engine.winograd_rows import WinogradRows
-from nst_engine.winograd_squares import WinogradSquares
 
-# On maps with fewer positions it takes longer to start Winograd's operations than the time that they save.
-WINOGRAD_POSITIONS = 512
+# On maps with fewer positions it takes longer to start the operations of `WinogradRows` than the time that they save.
+ROWS_POSITIONS = 512
 # From here on maps may have more numbers than cuDNN indexes; convolutions alone are split by torch. No layer here has
 # more than twice as many channels as the one before it.
 FUSED_NUMBERS = 2**30
@@ -31,7 +30,8 @@ class Convolution:
         bias: (O,).
         padding: rows and columns of zeros put around the input, 0 or 1.
         device, dtype: where and in what to compute.
-        sparing: whether to multiply less where there is enough to multiply, on a CPU, with a padding of 1.
+        sparing: whether to multiply less, on a CPU, with a padding of 1; in bfloat16 where there is enough to multiply,
+            in float32 with channels by the sixteen.
     """
 
     def __init__(
@@ -59,15 +59,9 @@ class Convolution:
         elif not can_pack(device, dtype):
             self._kernels = rounded(weight.to(device), dtype)
         elif sparing and padding == 1:
-            self._kernels = _Sparing(plain, dtype), _Sparing(turned, dtype)
+            self._kernels = _sparing(plain, dtype), _sparing(turned, dtype)
         else:
             self._kernels = Packed(plain, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        kernels = (self._kernels,) if isinstance(self._kernels, Tensor) else self._kernels
-        return self._bias.nbytes + sum(part.nbytes for part in kernels)
 
     def __call__(self, hidden: Tensor, *, relu: bool) -> Tensor:
         """The maps (N, O, h, w) of (N, I, h, w), channels-last in and out."""
@@ -81,9 +75,6 @@ class Convolution:
 class _Kernels(Protocol):
     """Prepared weights, which turn (N, I, h, w) into (N, O, h, w), plus a bias, and with the ReLU if asked."""
 
-    @property
-    def nbytes(self) -> int: ...
-
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor: ...
 
 
@@ -92,10 +83,6 @@ class _Fused:
         self._padding = [padding, padding]
         self._weight = rounded(weight.to(device), dtype)
 
-    @property
-    def nbytes(self) -> int:
-        return self._weight.nbytes
-
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
         if not relu or hidden.numel() >= FUSED_NUMBERS:
             mapped = F.conv2d(hidden, self._weight, bias, padding=self._padding)
@@ -103,20 +90,23 @@ class _Fused:
         return torch.cudnn_convolution_relu(hidden, self._weight, bias, [1, 1], self._padding, [1, 1], 1)
 
 
-class _Sparing:
+class _SparingRows:
     """Multiplies less where there is enough to multiply."""
 
     def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        self._winograd = WinogradSquares(weight) if dtype == torch.float32 else WinogradRows(weight, dtype)
-        self._direct = Packed(weight, dtype, padding=(1, 1))
-
-    @property
-    def nbytes(self) -> int:
-        return self._winograd.nbytes + self._direct.nbytes
+        self._winograd, self._direct = WinogradRows(weight, dtype), Packed(weight, dtype, padding=(1, 1))
 
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        few = hidden.shape[2:].numel() < WINOGRAD_POSITIONS
+        few = hidden.shape[2:].numel() < ROWS_POSITIONS
         return (self._direct if few else self._winograd)(hidden, bias, relu=relu)
+
+
+def _sparing(weight: Callable[[], Tensor], dtype: torch.dtype) -> _Kernels:
+    if dtype != torch.float32:
+        return _SparingRows(weight, dtype)
+    from nst_engine.winograd_squares import WinogradSquares  # which brings a compiler of 40 MB
+
+    return WinogradSquares(weight)
 
 
 class _Frozen(torch.autograd.Function):

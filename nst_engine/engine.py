@@ -23,7 +23,6 @@ from nst_engine.recording import RECORDED_PIXELS
 from nst_engine.report import StepReport
 from nst_engine.session import Session
 from nst_engine.style_cache import StyleCache
-from nst_engine.vgg import Vgg
 
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
@@ -287,7 +286,7 @@ class Engine:
 
     def _network_key(self, options: StylizeOptions) -> NetworkKey:
         arithmetic = hardware.arithmetic(options.precision, self.device)
-        if not isinstance(NETWORKS[options.model], Vgg):  # the others spare nothing
+        if not NETWORKS[options.model].spares:
             arithmetic = arithmetic._replace(sparing=False)
         return options.model, arithmetic, options.chosen_padding
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from nst_engine.threads import has_gnu_threads
+
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
@@ -70,11 +72,12 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def multiplies_dearly(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether it pays to multiply less for more additions.
 
-    It does on a CPU, in float32 as far as measured, which is with AVX2, and in bfloat16 without AMX, which multiplies
-    ten times as fast.
+    It does on a CPU, in float32, for which loops are compiled that torch's threads have to share, and in bfloat16
+    without AMX, which multiplies ten times as fast.
     """
-    amx = dtype == torch.bfloat16 and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return device.type == "cpu" and not amx
+    if device.type != "cpu":
+        return False
+    return has_gnu_threads() if dtype == torch.float32 else not torch.cpu.get_capabilities().get("amx_bf16")
 
 
 def arithmetic(precision: str, device: torch.device) -> Arithmetic:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Network:
         content_layers, style_layers: by tap, what the options of these names are where they are left out.
         padding: rows and columns that the first convolution wants around the picture.
         statistic: what `style_statistic` "auto" is where `strength` balances the weights.
+        spares: whether it can multiply less, see `hardware.Arithmetic`.
     """
+
+    spares: ClassVar[bool] = False
 
     name: str
     description: str

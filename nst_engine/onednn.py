@@ -56,11 +56,6 @@ class Packed:
         size = packed_bytes(self._shape, dtype, self._geometry, maps)
         self._layouts = {size: _packed(rounded(made, dtype), self._geometry, maps)}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(self._layouts)
-
     def __call__(self, hidden: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
         """The maps (N, O, h, w) of (N, I, h, w), plus a bias (O,), and with the ReLU if asked; all channels-last."""
         then = "relu" if relu else "none"

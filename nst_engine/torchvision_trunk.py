@@ -44,11 +44,6 @@ class TorchvisionTrunk:
         self._module = module
         self._bytes_per_pixel: dict[tuple[frozenset[str], str], float] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(tensor.nbytes for tensor in self._module.state_dict().values())
-
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
     ) -> tuple[Tile, ...]:

@@ -21,6 +21,8 @@ STYLE_LAYERS = {f"relu{block}_1": 1.0 for block in range(1, 6)}
 class Vgg(Network):
     """A plain chain of 3x3 convolutions, ReLUs and poolings, each of them a tap: conv1_1, relu1_1, ..., pool5."""
 
+    spares = True
+
     @property
     def convs(self) -> dict[str, tuple[int, int]]:
         """Convolutions from shallow to deep: name to (channels in, channels out)."""

@@ -11,8 +11,8 @@ from nst_engine.convolution import Convolution
 from nst_engine.pooling import pooled, pooled_relu
 from nst_engine.vgg import Vgg
 
-# Where fewer multiplications are worth more additions and rounding: maps with fewer channels have too much to add
-# up, and those of the last block are too small to save time, while its taps have the most rounding behind them.
+# Where fewer multiplications are worth more additions and rounding in bfloat16: maps with fewer channels have too much
+# to add up, and those of the last block are too small to save time, while its taps have the most rounding behind them.
 SPARING_BLOCKS = ("conv2", "conv3", "conv4")
 SPARING_CHANNELS = 128
 
@@ -39,15 +39,10 @@ class VggTrunk:
                 0 if name == "conv1_1" else 1,
                 device,
                 dtype,
-                sparing=sparing and name.startswith(SPARING_BLOCKS) and channels_in >= SPARING_CHANNELS,
+                sparing=sparing and _worth_sparing(name, channels_in, dtype),
             )
             for name, (channels_in, _) in network.convs.items()
         }
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(convolution.nbytes for convolution in self._convolutions.values())
 
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int, processes: int
@@ -89,3 +84,7 @@ class VggTrunk:
     def _late_relus(self, taps: Collection[str], pooling: str) -> Collection[str]:
         # On a GPU cuDNN has the ReLU of a whole map for nothing.
         return self._network.late_relus(taps, pooling) if self._device.type == "cpu" else ()
+
+
+def _worth_sparing(convolution: str, channels_in: int, dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or (convolution.startswith(SPARING_BLOCKS) and channels_in >= SPARING_CHANNELS)

@@ -50,11 +50,6 @@ class WinogradRows:
         columns = (partial(_multiplying, weight, row) for row in KERNEL_TRANSFORM)
         self._multiply = [Packed(column, dtype, padding=(1, 0)) for column in columns]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(packed.nbytes for packed in (*self._spread, *self._multiply))
-
     def __call__(self, hidden: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
         """See `Packed`."""
         width = hidden.shape[3]

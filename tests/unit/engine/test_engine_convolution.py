@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import convolution, winograd_squares
+from nst_engine import convolution, winograd_kernels, winograd_squares
 from nst_engine.convolution import Convolution
 from nst_engine.winograd_rows import TILE, WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
@@ -45,7 +44,7 @@ def a_convolution(
 @pytest.mark.parametrize("make", [WinogradSquares, partial(WinogradRows, dtype=torch.float32)], ids=["squares", "rows"])
 def test_the_transforms_make_a_convolution(make: Callable[..., WinogradSquares | WinogradRows], size: tuple[int, int]):
     """In float32, so that little but their own errors is seen."""
-    weight, bias = random(24, 16, 3, 3), random(24, seed=1)
+    weight, bias = random(32, 16, 3, 3), random(32, seed=1)
     maps = random(2, 16, *size, seed=2).contiguous(memory_format=torch.channels_last)
     truth = F.conv2d(maps.double(), weight.double(), bias.double(), padding=1)
     convolve = make(lambda: weight)
@@ -60,16 +59,55 @@ def test_a_map_in_strips_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, r
     maps = random(1, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
     whole = WinogradSquares(lambda: weight)(maps, bias)
     monkeypatch.setattr(winograd_squares, "STRIP_BYTES", rows * 36 * 4 * 16 * 4)
-    monkeypatch.setattr(torch, "bmm", products := Mock(wraps=torch.bmm))
-    assert relative_error(WinogradSquares(lambda: weight)(maps, bias), whole.double()) < 1e-6
-    assert products.call_count == -(-6 // rows)
+    strips = []
+    run = winograd_kernels.program().run
+    monkeypatch.setattr(
+        winograd_kernels.program(), "run", lambda writer, *rest: (strips.append(writer), run(writer, *rest))
+    )
+    assert torch.equal(WinogradSquares(lambda: weight)(maps, bias), whole)
+    assert strips == [winograd_kernels.spread, winograd_kernels.multiply, winograd_kernels.join] * -(-6 // rows)
+
+
+def test_a_place_depends_on_nothing_but_what_it_sees():
+    """So tiles whose places are multiples of four from the whole picture's have its map, to the bit."""
+    weight, bias = random(16, 16, 3, 3), random(16, seed=1)
+    maps = random(1, 16, 40, 50, seed=2).contiguous(memory_format=torch.channels_last)
+    convolve = WinogradSquares(lambda: weight)
+    cut = convolve(maps[..., 8:33, 12:41].contiguous(memory_format=torch.channels_last), bias)
+    assert torch.equal(cut[..., 4:-5, 4:-5], convolve(maps, bias)[..., 12:28, 16:36])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_a_map_does_not_depend_on_the_threads(threads: int):
+    weight, bias = random(32, 16, 3, 3), random(32, seed=1)
+    maps = random(1, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
+    truth = F.conv2d(maps.double(), weight.double(), bias.double(), padding=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert relative_error(WinogradSquares(lambda: weight)(maps, bias), truth) < 2e-6
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 8)], ids=str)
+def test_channels_that_do_not_fit_are_refused(shape: tuple[int, int]):
+    with pytest.raises(ValueError, match="multiples of 16, not"):
+        WinogradSquares(lambda: random(*shape, 3, 3))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_not_a_number_is_not_lost(relu: bool):
+    maps = random(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    maps[0, 3, 5, 5] = torch.nan
+    assert WinogradSquares(lambda: random(16, 16, 3, 3))(maps, relu=relu)[..., 4:7, 4:7].isnan().all()
 
 
 @DTYPES
 @pytest.mark.parametrize("width", [23, 24, 25, 26, 27], ids=lambda width: f"{width} wide")
 @pytest.mark.parametrize("relu", [False, True])
 def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: int, relu: bool):
-    sparing, weight, bias = a_convolution(16, 24, dtype, sparing=True)
+    sparing, weight, bias = a_convolution(16, 32, dtype, sparing=True)
     hidden = a_map(2, 16, 24, width, dtype=dtype).requires_grad_(True)
     exact = hidden.detach().double().requires_grad_(True)
     truth = F.conv2d(exact, weight, bias, padding=1)
@@ -85,17 +123,23 @@ def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: 
     assert relative_error(own, gradient) < SPARING[dtype]
 
 
-@DTYPES
-def test_small_maps_are_convolved_directly(dtype: torch.dtype):
-    sparing, weight, bias = a_convolution(16, 16, dtype, sparing=True)
+def test_small_maps_are_convolved_directly_in_bfloat16():
+    dtype = torch.bfloat16
+    sparing, _, _ = a_convolution(16, 16, dtype, sparing=True)
     direct, _, _ = a_convolution(16, 16, dtype, sparing=False)
-    side = int(convolution.WINOGRAD_POSITIONS**0.5) - 1
+    side = int(convolution.ROWS_POSITIONS**0.5) - 1
     small, large = (a_map(1, 16, size, size, dtype=dtype) for size in (side, side + 2))
     assert torch.equal(sparing(small, relu=True), direct(small, relu=True))
     spares = convolution.can_pack(CPU, dtype)
     assert torch.equal(sparing(large, relu=True), direct(large, relu=True)) != spares
-    truth = F.conv2d(large.double(), weight, bias, padding=1).relu()
-    assert relative_error(direct(large, relu=True), truth) < DIRECT[dtype]
+
+
+@DTYPES
+def test_a_direct_map_is_right(dtype: torch.dtype):
+    direct, weight, bias = a_convolution(16, 16, dtype, sparing=False)
+    hidden = a_map(1, 16, 24, 24, dtype=dtype)
+    truth = F.conv2d(hidden.double(), weight, bias, padding=1).relu()
+    assert relative_error(direct(hidden, relu=True), truth) < DIRECT[dtype]
 
 
 @DTYPES

@@ -9,7 +9,7 @@ from engine_runs import MODEL, SHALLOW, Pixels, as_image, at_balance, noisy
 from reference import Problem, Trunk, relative_error
 from torch import Tensor
 
-from nst_engine import StylizeOptions, convolution
+from nst_engine import StylizeOptions
 from nst_engine.backbone import Backbone
 from nst_engine.balance import PLAIN
 from nst_engine.hardware import has_native_bfloat16
@@ -100,10 +100,8 @@ def test_the_objective_of_neural_style_pt_is_expressible(
 
 
 def test_float32_that_spares_multiplications_is_nearly_as_right(
-    real_weights: dict[str, Tensor], pair: tuple[Tensor, Tensor], image: Tensor, monkeypatch: pytest.MonkeyPatch
+    real_weights: dict[str, Tensor], pair: tuple[Tensor, Tensor], image: Tensor
 ):
-    """In all of the layers where it does in larger pictures."""
-    monkeypatch.setattr(convolution, "WINOGRAD_POSITIONS", 1)
     content, style = pair
     plain = {name: value for name, value in NEURAL_STYLE_PT.items() if name != "box_weight"}
     losses, total, gradient = problem(real_weights, content, [style], [1.0], plain).solve(image)

@@ -11,7 +11,7 @@ from engine_runs import Pixels, bytes_for, finish, quick, stepped
 from replayed import Replayed
 from torch import Tensor
 
-from nst_engine import Engine, Session, Style, recording, weights
+from nst_engine import Engine, Session, Style, hardware, recording, weights
 from nst_engine.recording import Loan, Pool, Recording, Recordings, Shelf
 
 SMALL = {"size": 32, "iterations": 4}
@@ -51,6 +51,8 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch, loaded: dict[str, Tensor]) -> Iterator[Recorder]:
     monkeypatch.setattr(weights, "load", lambda *_: loaded)
+    # What is compiled for a CPU is no operation of torch's that could be replayed.
+    monkeypatch.setattr(hardware, "has_gnu_threads", lambda: False)
     made = Pool.__init__
 
     def willing(pool: Pool, device: Any) -> None:

@@ -1,0 +1,118 @@
+"""Loops that are compiled as they run, against the same in torch."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+
+COUNT = 37
+
+
+def combine(code: Code, one: Pointer, other: Pointer, target: Pointer, rows: Whole, columns: Whole) -> None:
+    """3 * one - other * other + one, at least `other`; by rows."""
+    with code.shared(rows) as row, code.loop(0, columns, LANES) as column:
+        place = row * columns + column
+        first, second = one.at(place).load(), other.at(place).load()
+        target.at(place).store((3.0 * first - second * second + first).at_least(second))
+
+
+def add_up(code: Code, rows: Pointer, target: Pointer, height: Whole, width: Whole) -> None:
+    """The sum over `width` of rows * (rows + 1), the rows as wide as there are lanes."""
+
+    def add(index: Whole, sums: Sequence[Floats]) -> Sequence[Floats]:
+        there = row.at(index * LANES).load()
+        return [sums[0] + there * there, sums[1] + there]
+
+    with code.shared(height) as number:
+        row = rows.at(number * width * LANES)
+        squares, plain = code.accumulate(width, 2, add)
+        target.at(number * LANES).store(squares + plain)
+
+
+def gather(code: Code, source: Pointer, outside: Pointer, target: Pointer, count: Whole, offset: Whole) -> None:
+    """Each number of `source`, so many places further on, in every lane; beyond the ends the first of `outside`."""
+    with code.shared(count) as index:
+        place = index + offset
+        inside = place.within(count) & (place - offset).within(count)
+        target.at(index * LANES).store(source.at(place).where(inside, outside).load_repeated())
+
+
+def places(code: Code, room: Pointer, target: Pointer, count: Whole, divisor: Whole) -> None:
+    """Which numbers are counted: what is at the quotient goes by way of room of the thread's own."""
+    own = code.scratch(count * LANES)
+    with code.shared(count) as index:
+        own.at(index * LANES).store(room.at(index // divisor).load_repeated())
+        target.at(index * LANES).store(own.at(index * LANES).load())
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(combine, add_up, gather, places)
+
+
+@pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
+def _threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+class TestProgram:
+    @pytest.mark.parametrize("rows", [0, 1, 3, COUNT])
+    def test_numbers_are_combined(self, program: Program, rows: int):
+        one, other = torch.randn(2, rows, 2 * LANES)
+        target = torch.zeros(rows, 2 * LANES)
+        program.run(combine, one, other, target, rows, 2 * LANES)
+        torch.testing.assert_close(target, (3 * one - other.square() + one).maximum(other))
+
+    @pytest.mark.parametrize("width", [1, 2, 9])
+    def test_sums_are_kept_from_turn_to_turn(self, program: Program, width: int):
+        rows, target = torch.randn(COUNT, width, LANES), torch.zeros(COUNT, LANES)
+        program.run(add_up, rows, target, COUNT, width)
+        torch.testing.assert_close(target, (rows.square() + rows).sum(1))
+
+    @pytest.mark.parametrize("offset", [0, -3, 5])
+    def test_a_place_is_chosen_by_a_condition(self, program: Program, offset: int):
+        source, target = torch.arange(1.0, COUNT + 1), torch.full((COUNT, LANES), torch.nan)
+        program.run(gather, source, torch.zeros(1), target, COUNT, offset)
+        wanted = torch.tensor([float(n + 1) if 0 <= n < COUNT else 0.0 for n in range(offset, COUNT + offset)])
+        assert torch.equal(target, wanted[:, None].expand(-1, LANES))
+
+    def test_each_thread_has_room_of_its_own(self, program: Program):
+        source, target = torch.randn(COUNT), torch.zeros(COUNT, LANES)
+        program.run(places, source, target, COUNT, 3)
+        assert torch.equal(target, source[torch.arange(COUNT) // 3][:, None].expand(-1, LANES))
+
+
+def test_what_is_not_a_number_stays(program: Program):
+    one, other = torch.full((1, LANES), torch.nan), torch.zeros(1, LANES)
+    target = torch.zeros(1, LANES)
+    program.run(combine, one, other, target, 1, LANES)
+    assert target.isnan().all()
+
+
+WITHOUT = """
+import ctypes
+real = ctypes.CDLL
+class CDLL(real):
+    def __init__(self, name, *rest, **named):
+        if name == "libgomp.so.1":
+            raise OSError("no such library")
+        super().__init__(name, *rest, **named)
+ctypes.CDLL = CDLL
+import sys
+import torch
+from nst_engine import hardware
+assert hardware.arithmetic("auto", torch.device("cpu")) in ((torch.float32, False), (torch.bfloat16, True))
+assert "llvmlite" not in sys.modules
+"""
+
+
+def test_where_torch_has_other_threads_nothing_is_compiled():
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=60)
