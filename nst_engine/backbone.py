@@ -1,6 +1,7 @@
 """The frozen feature network: a picture in, the maps at named taps out."""
 
 from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -62,14 +63,23 @@ class Backbone:
     ) -> None:
         self.network = network
         self.processes = processes or Processes()
-        self.recordings = Recordings(device, RECORDINGS)
-        self.optimizer_shelf = Shelf(device, SHELF_BYTES)
         self.device = device
         self.dtype = dtype
-        self._edge = "replicate" if padding == "replicate" else "constant"
         self._trunk = _trunk(network, weights, device, dtype, sparing)
         self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
+        self._pad(padding)
+
+    def padded(self, padding: str) -> "Backbone":
+        """One of the same layers, which are not there twice, that pads pictures so."""
+        other = copy(self)
+        other._pad(padding)
+        return other
+
+    def _pad(self, padding: str) -> None:
+        self._edge = "replicate" if padding == "replicate" else "constant"
+        self.recordings = Recordings(self.device, RECORDINGS)
+        self.optimizer_shelf = Shelf(self.device, SHELF_BYTES)
 
     def tiles(
         self, height: int, width: int, taps: Collection[str], pooling: str, memory_budget: int

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,19 @@ from nst_engine.style_cache import StyleCache
 if TYPE_CHECKING:  # a torch without the distributed package has no such name
     from torch.distributed import ProcessGroup
 
-NetworkKey = tuple[str, hardware.Arithmetic, str]
+
+class NetworkKey(NamedTuple):
+    """What tells one backbone from another."""
+
+    model: str
+    arithmetic: hardware.Arithmetic
+    padding: str
+
+    @property
+    def layers(self) -> tuple[str, hardware.Arithmetic]:
+        """What those have in common that differ in their padding alone."""
+        return self.model, self.arithmetic
+
 
 WARM_UP_SIZE = 64
 # What is measured of a dozen styles by moments, at any size, takes a tenth of it.
@@ -90,7 +102,7 @@ class Engine:
         self._files = dict(weights or {})
         self._cache_dir = cache_dir
         self._backbones: dict[NetworkKey, Backbone] = {}
-        self._prepared: dict[NetworkKey, dict[str, Tensor]] = {}
+        self._prepared: dict[tuple[str, hardware.Arithmetic], dict[str, Tensor]] = {}
         self._style_cache = StyleCache(style_cache_bytes)
         self._processes = Processes(process_group, self.device)
         self.memory_budget = self._processes.least(memory_budget or hardware.default_memory_budget(self.device))
@@ -116,10 +128,10 @@ class Engine:
             WeightsError: the weights cannot be had.
         """
         key = self._network_key(options)
-        if key not in self._backbones and key not in self._prepared:
-            self._prepared[key] = self._read_weights(options.model)
-            if key in self._backbones:  # made meanwhile, by another that has prepared it
-                self._prepared.pop(key, None)
+        if self._alike(key) is None and key.layers not in self._prepared:
+            self._prepared[key.layers] = self._read_weights(options.model)
+            if self._alike(key) is not None:  # made meanwhile, by another that has prepared it
+                self._prepared.pop(key.layers, None)
 
     def warm_up(self, model: str) -> None:
         """Loads the weights of `model` and runs one small iteration, so that the first job need not wait.
@@ -276,19 +288,26 @@ class Engine:
     def _backbone(self, options: StylizeOptions) -> Backbone:
         key = self._network_key(options)
         if key not in self._backbones:
-            model, (dtype, sparing), padding = key
-            tensors = self._prepared.get(key) or self._read_weights(model)
-            self._backbones[key] = Backbone(
-                NETWORKS[model], tensors, self.device, dtype, padding, self._processes, sparing=sparing
-            )
-            self._prepared.pop(key, None)  # not sooner: `prepare` would read them again
+            alike = self._alike(key)
+            self._backbones[key] = self._made(key) if alike is None else alike.padded(key.padding)
+            self._prepared.pop(key.layers, None)  # not sooner: `prepare` would read them again
         return self._backbones[key]
+
+    def _alike(self, key: NetworkKey) -> Backbone | None:
+        """One that differs in its padding, if at all."""
+        alike = (there for other, there in list(self._backbones.items()) if other.layers == key.layers)
+        return next(alike, None)
+
+    def _made(self, key: NetworkKey) -> Backbone:
+        tensors = self._prepared.get(key.layers) or self._read_weights(key.model)
+        dtype, sparing = key.arithmetic
+        return Backbone(NETWORKS[key.model], tensors, self.device, dtype, key.padding, self._processes, sparing=sparing)
 
     def _network_key(self, options: StylizeOptions) -> NetworkKey:
         arithmetic = hardware.arithmetic(options.precision, self.device)
         if not NETWORKS[options.model].spares:
             arithmetic = arithmetic._replace(sparing=False)
-        return options.model, arithmetic, options.chosen_padding
+        return NetworkKey(options.model, arithmetic, options.chosen_padding)
 
     def _read_weights(self, model: str) -> dict[str, Tensor]:
         file = self._files.get(model)

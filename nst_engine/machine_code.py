@@ -25,7 +25,7 @@ CONTRACT = ("contract",)
 _FLOAT, _WHOLE, _ADDRESS, _NONE = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
 _LANES = ir.VectorType(_FLOAT, LANES)
 _FLOAT_BYTES = 4
-_THREAD, _THREADS = "omp_get_thread_num", "omp_get_num_threads"
+_THREAD, _THREADS, _BARRIER = "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"
 
 
 class Whole:
@@ -50,6 +50,11 @@ class Whole:
     def __floordiv__(self, other: "Whole | int") -> "Whole":
         """Towards 0."""
         return self._with("sdiv", other)
+
+    def at_most(self, other: "Whole") -> "Whole":
+        """The smaller of the two."""
+        smaller = self.builder.icmp_signed("<", self.value, other.value)
+        return Whole(self.builder, self.builder.select(smaller, self.value, other.value))
 
     def within(self, end: "Whole") -> "Condition":
         """That this is at least 0 and before `end`."""
@@ -127,8 +132,8 @@ class Pointer:
 class Code:
     """What one of the threads does."""
 
-    def __init__(self, builder: Any, thread: Whole, threads: Whole) -> None:
-        self._builder, self._thread, self._threads = builder, thread, threads
+    def __init__(self, builder: Any, thread: Whole, threads: Whole, barrier: Any) -> None:
+        self._builder, self._thread, self._threads, self._barrier = builder, thread, threads, barrier
 
     def scratch(self, count: Whole) -> Pointer:
         """Room for floats, of the thread's own, until it is done."""
@@ -140,18 +145,22 @@ class Code:
         """A loop over this thread's part of the whole numbers from 0 to before `count`."""
         return self.loop(count * self._thread // self._threads, count * (self._thread + 1) // self._threads)
 
+    def wait_for_all(self) -> None:
+        """The threads go on together. All of them come here, equally often."""
+        self._builder.call(self._barrier, [])
+
     @contextmanager
-    def loop(self, start: Whole | int, end: Whole, step: int = 1) -> Iterator[Whole]:
+    def loop(self, start: Whole | int, end: Whole, step: Whole | int = 1) -> Iterator[Whole]:
         """What is written inside is done for the whole numbers from `start` to before `end`."""
         builder = self._builder
-        first = start.value if isinstance(start, Whole) else _WHOLE(start)
+        first, stride = (each.value if isinstance(each, Whole) else _WHOLE(each) for each in (start, step))
         before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
         builder.cbranch(builder.icmp_signed("<", first, end.value), body, after)
         builder.position_at_end(body)
         index = builder.phi(_WHOLE)
         index.add_incoming(first, before)
         yield Whole(builder, index)
-        following = builder.add(index, _WHOLE(step))
+        following = builder.add(index, stride)
         index.add_incoming(following, builder.block)
         builder.cbranch(builder.icmp_signed("<", following, end.value), body, after)
         builder.position_at_end(after)
@@ -189,8 +198,8 @@ class Program:
     def __init__(self, *writers: Callable[..., None]) -> None:
         self._openmp = gnu_threads()
         module = ir.Module("nst")
-        for name in (_THREAD, _THREADS):
-            ir.Function(module, ir.FunctionType(ir.IntType(32), []), name)
+        for name, kind in ((_THREAD, ir.IntType(32)), (_THREADS, ir.IntType(32)), (_BARRIER, _NONE)):
+            ir.Function(module, ir.FunctionType(kind, []), name)
             llvm.add_symbol(name, ctypes.cast(self._openmp[name], ctypes.c_void_p).value)
         for writer in writers:
             _write(module, writer)
@@ -218,7 +227,7 @@ def _write(module: Any, writer: Callable[..., None]) -> None:
         value = builder.load(address, typ=_WHOLE)
         pointer = parameter.annotation is Pointer
         arguments.append(Pointer(builder, builder.inttoptr(value, _ADDRESS)) if pointer else Whole(builder, value))
-    writer(Code(builder, thread, threads), *arguments)
+    writer(Code(builder, thread, threads, module.globals[_BARRIER]), *arguments)
     builder.ret_void()
 
 

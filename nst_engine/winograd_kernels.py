@@ -12,149 +12,153 @@ POINTS, TILE = 6, 4
 # them, and twelve sums, two that hold weights and one for the maps leave one.
 BLOCK_TILES, BLOCK_LANES = 6, 2
 BLOCK_CHANNELS = BLOCK_LANES * LANES
+# Tiles at a point that are one piece of work: their maps and products fit into a core's own cache.
+PIECE_TILES = 8 * BLOCK_TILES
 
 
 @cache
 def program() -> Program:
-    """The three, compiled."""
-    return Program(spread, multiply, join)
+    """`convolve`, compiled."""
+    return Program(convolve)
 
 
-def spread(
+def convolve(
     code: Code,
     picture: Pointer,
-    points: Pointer,
-    zeros: Pointer,
-    height: Whole,
-    width: Whole,
-    channels: Whole,
-    first_row: Whole,
-    rows: Whole,
-    columns: Whole,
-    tiles: Whole,
-) -> None:
-    """What tiles, with the positions around them, are at the points.
-
-    Args:
-        code: the thread's.
-        picture: (height, width, channels).
-        points: (36, tiles, channels), to be filled.
-        zeros: (channels,).
-        height, width, channels: of the picture.
-        first_row, rows: which rows of tiles.
-        columns: tiles in a row.
-        tiles: rows * columns at least.
-    """
-    with code.shared(rows) as row, code.loop(0, columns) as column:
-        top, left = (first_row + row) * TILE - 1, column * TILE - 1
-        seen = []
-        for down, right in product(range(POINTS), repeat=2):
-            y, x = top + down, left + right
-            inside = y.within(height) & x.within(width)
-            seen.append(picture.at((y * width + x) * channels).where(inside, zeros))
-        there = points.at((row * columns + column) * channels)
-        with code.loop(0, channels, LANES) as channel:
-            found = [place.at(channel).load() for place in seen]
-            of_rows = zip(*(at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
-            for point, floats in enumerate(each for line in of_rows for each in at_points(line)):
-                there.at(tiles * channels * point + channel).store(floats)
-
-
-def multiply(
-    code: Code,
-    points: Pointer,
     kernels: Pointer,
+    mapped: Pointer,
+    points: Pointer,
     products: Pointer,
-    tiles: Whole,
-    channels_in: Whole,
-    channels_out: Whole,
-    pieces: Whole,
-) -> None:
-    """The product of matrices at each point.
-
-    Args:
-        code: the thread's.
-        points: (36, tiles, channels_in).
-        kernels: (36, channels_out / 16, channels_in, 16).
-        products: (36, tiles, channels_out), to be filled.
-        tiles: a multiple of `BLOCK_TILES`.
-        channels_in, channels_out: the latter a multiple of `BLOCK_CHANNELS`.
-        pieces: into which the tiles at a point are divided, that the threads share.
-    """
-    blocks = tiles // BLOCK_TILES
-    with code.shared(pieces * (POINTS**2)) as share:
-        point = share // pieces
-        piece = share - point * pieces
-        seen, weights = points.at(point * tiles * channels_in), kernels.at(point * channels_in * channels_out)
-        made = products.at(point * tiles * channels_out)
-        with (
-            code.loop(0, channels_out, BLOCK_CHANNELS) as channel,
-            code.loop(blocks * piece // pieces, blocks * (piece + 1) // pieces) as block,
-        ):
-            tile = block * BLOCK_TILES
-            _multiply_block(
-                code,
-                [seen.at((tile + each) * channels_in) for each in range(BLOCK_TILES)],
-                weights.at(channel * channels_in),
-                [made.at((tile + each) * channels_out + channel) for each in range(BLOCK_TILES)],
-                channels_in,
-            )
-
-
-def _multiply_block(
-    code: Code, seen: Sequence[Pointer], weights: Pointer, made: Sequence[Pointer], channels_in: Whole
-) -> None:
-    def add(channel: Whole, sums: Sequence[Floats]) -> Sequence[Floats]:
-        factors = [weights.at(channel * BLOCK_CHANNELS + lane * LANES).load() for lane in range(BLOCK_LANES)]
-        left = iter(sums)
-        return [next(left) + tile.at(channel).load_repeated() * factor for tile in seen for factor in factors]
-
-    sums = iter(code.accumulate(channels_in, BLOCK_TILES * BLOCK_LANES, add))
-    for tile in made:
-        for lane in range(BLOCK_LANES):
-            tile.at(lane * LANES).store(next(sums))
-
-
-def join(
-    code: Code,
-    products: Pointer,
-    picture: Pointer,
+    zeros: Pointer,
     bias: Pointer,
     least: Pointer,
     height: Whole,
     width: Whole,
-    channels: Whole,
-    first_row: Whole,
-    rows: Whole,
-    columns: Whole,
+    channels_in: Whole,
+    channels_out: Whole,
     tiles: Whole,
+    columns: Whole,
+    strip: Whole,
 ) -> None:
-    """What the points make of tiles.
+    """Makes a map of a picture, strip by strip.
 
     Args:
         code: the thread's.
-        products: (36, tiles, channels).
-        picture: (height, width, channels), to be filled.
-        bias: (channels,), which is added.
-        least: (channels,), below which nothing is: 0 with a ReLU.
-        height, width, channels: of the picture.
-        first_row, rows, columns, tiles: see `spread`.
+        picture: (height, width, channels_in).
+        kernels: (36, channels_out / 16, channels_in, 16), at the points.
+        mapped: (height, width, channels_out), to be filled.
+        points: (36, strip, channels_in), room for the picture at the points.
+        products: (36, strip, channels_out), room.
+        zeros: (channels_in,).
+        bias: (channels_out,), which is added.
+        least: (channels_out,), below which nothing is: 0 with a ReLU.
+        height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `BLOCK_CHANNELS`.
+        tiles: 4x4 positions of the map each, row by row, as many as it takes.
+        columns: tiles in a row.
+        strip: tiles that are worked on together, a multiple of `BLOCK_TILES`.
     """
-    outside = code.scratch(channels)
-    with code.shared(rows) as row, code.loop(0, columns) as column:
-        top, left = (first_row + row) * TILE, column * TILE
-        places = []
-        for down, right in product(range(TILE), repeat=2):
-            y, x = top + down, left + right
-            inside = y.within(height) & x.within(width)
-            places.append(picture.at((y * width + x) * channels).where(inside, outside))
-        there = products.at((row * columns + column) * channels)
-        with code.loop(0, channels, LANES) as channel:
-            found = [there.at(tiles * channels * point + channel).load() for point in range(POINTS**2)]
-            added, floor = bias.at(channel).load(), least.at(channel).load()
-            of_rows = zip(*(at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
-            for place, floats in zip(places, (each for line in of_rows for each in at_positions(line)), strict=True):
-                place.at(channel).store((floats + added).at_least(floor))
+    outside = code.scratch(channels_out)
+    with code.loop(0, tiles, strip) as first:
+        count = strip.at_most(tiles - first)
+        with code.shared(count) as tile:
+            around = [each - 1 for each in _corner(first + tile, columns)]
+            seen = _places(picture, around, POINTS, height, width, channels_in, zeros)
+            _spread(code, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
+        code.wait_for_all()
+        _multiply(code, points, kernels, products, strip, count, channels_in, channels_out)
+        code.wait_for_all()
+        with code.shared(count) as tile:
+            places = _places(mapped, _corner(first + tile, columns), TILE, height, width, channels_out, outside)
+            made = products.at(tile * channels_out)
+            _join(code, made, strip * channels_out, places, bias, least, channels_out)
+
+
+def _corner(tile: Whole, columns: Whole) -> list[Whole]:
+    """The row and the column of a tile's first position."""
+    row = tile // columns
+    return [row * TILE, (tile - row * columns) * TILE]
+
+
+def _places(
+    maps: Pointer, corner: Sequence[Whole], side: int, height: Whole, width: Whole, channels: Whole, outside: Pointer
+) -> list[Pointer]:
+    """Where the positions of a square are, row by row, and `outside` for those that are not in the maps."""
+    found = []
+    for down, right in product(range(side), repeat=2):
+        y, x = corner[0] + down, corner[1] + right
+        inside = y.within(height) & x.within(width)
+        found.append(maps.at((y * width + x) * channels).where(inside, outside))
+    return found
+
+
+def _spread(code: Code, seen: Sequence[Pointer], points: Pointer, apart: Whole, channels: Whole) -> None:
+    """What 6x6 positions are at the points, which lie so far apart."""
+    with code.loop(0, channels, LANES) as channel:
+        found = [place.at(channel).load() for place in seen]
+        of_rows = zip(*(at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
+        for point, floats in enumerate(each for line in of_rows for each in at_points(line)):
+            points.at(apart * point + channel).store(floats)
+
+
+def _multiply(
+    code: Code,
+    points: Pointer,
+    kernels: Pointer,
+    products: Pointer,
+    strip: Whole,
+    count: Whole,
+    channels_in: Whole,
+    channels_out: Whole,
+) -> None:
+    """The product of matrices at each point, of the first `count` tiles and those that fill a block with them."""
+    blocks, pieces = (count + (BLOCK_TILES - 1)) // BLOCK_TILES, (count + (PIECE_TILES - 1)) // PIECE_TILES
+    with code.shared(pieces * POINTS**2) as share:
+        point = share // pieces
+        piece = share - point * pieces
+        seen, weights = points.at(point * strip * channels_in), kernels.at(point * channels_in * channels_out)
+        made = products.at(point * strip * channels_out)
+        with (
+            code.loop(0, channels_out, BLOCK_CHANNELS) as channel,
+            code.loop(blocks * piece // pieces, blocks * (piece + 1) // pieces) as block,
+        ):
+            tiles = [block * BLOCK_TILES + each for each in range(BLOCK_TILES)]
+            rows, ends = (
+                [start.at(tile * channels) for tile in tiles]
+                for start, channels in ((seen, channels_in), (made.at(channel), channels_out))
+            )
+            _multiply_block(code, rows, weights.at(channel * channels_in), ends, channels_in)
+
+
+def _multiply_block(
+    code: Code, rows: Sequence[Pointer], weights: Pointer, ends: Sequence[Pointer], channels_in: Whole
+) -> None:
+    def add(channel: Whole, sums: Sequence[Floats]) -> Sequence[Floats]:
+        factors = [weights.at(channel * BLOCK_CHANNELS + lane * LANES).load() for lane in range(BLOCK_LANES)]
+        so_far = iter(sums)
+        return [next(so_far) + row.at(channel).load_repeated() * factor for row in rows for factor in factors]
+
+    sums = iter(code.accumulate(channels_in, BLOCK_TILES * BLOCK_LANES, add))
+    for end in ends:
+        for lane in range(BLOCK_LANES):
+            end.at(lane * LANES).store(next(sums))
+
+
+def _join(
+    code: Code,
+    products: Pointer,
+    apart: Whole,
+    places: Sequence[Pointer],
+    bias: Pointer,
+    least: Pointer,
+    channels: Whole,
+) -> None:
+    """What the points, which lie so far apart, make of 4x4 positions."""
+    with code.loop(0, channels, LANES) as channel:
+        found = [products.at(apart * point + channel).load() for point in range(POINTS**2)]
+        added, floor = bias.at(channel).load(), least.at(channel).load()
+        of_rows = zip(*(at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
+        for place, floats in zip(places, (each for line in of_rows for each in at_positions(line)), strict=True):
+            place.at(channel).store((floats + added).at_least(floor))
 
 
 def at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:

@@ -6,22 +6,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nst_engine.winograd_kernels import (
-    BLOCK_CHANNELS,
-    BLOCK_TILES,
-    POINTS,
-    TILE,
-    join,
-    multiply,
-    program,
-    spread,
-)
+from nst_engine.winograd_kernels import BLOCK_CHANNELS, BLOCK_TILES, POINTS, TILE, convolve, program
 from nst_engine.winograd_rows import KERNEL_TRANSFORM
 
-# What a strip of tiles takes at the points: more costs the processor's cache, less makes the products short.
-STRIP_BYTES = 10_000_000
-# Of the tiles at a point, in one piece of work: their maps fit into a core's own cache.
-PIECE_TILES = 96
+# Tiles that are worked on together: with more, what they are at the points leaves the processor's cache, and with fewer
+# the kernels, which each strip needs, are read more often.
+STRIP_TILES = 24 * BLOCK_TILES
 
 
 class WinogradSquares:
@@ -52,34 +42,25 @@ class WinogradSquares:
         """See `onednn.Packed`."""
         batch, _, height, width = hidden.shape
         mapped = hidden.new_empty(batch, height, width, self._channels_out)
-        rows, columns = -(-height // TILE), -(-width // TILE)
-        row_bytes = POINTS**2 * columns * max(self._channels_in, self._channels_out) * hidden.itemsize
-        strip = min(rows, max(1, STRIP_BYTES // row_bytes))
+        columns = -(-width // TILE)
+        tiles = -(-height // TILE) * columns
+        strip = min(STRIP_TILES, -(-tiles // BLOCK_TILES) * BLOCK_TILES)
+        points, products = (
+            hidden.new_empty(POINTS**2, strip, channels) for channels in (self._channels_in, self._channels_out)
+        )
         added, least = self._zeros if bias is None else bias, self._zeros if relu else self._lowest
         for picture, made in zip(hidden.permute(0, 2, 3, 1).contiguous(), mapped, strict=True):
-            for first in range(0, rows, strip):
-                of_strip = (first, min(strip, rows - first), columns)
-                products, tiles = self._products(picture, *of_strip)
-                program().run(join, products, made, added, least, height, width, self._channels_out, *of_strip, tiles)
+            program().run(
+                convolve,
+                *(picture, self._kernels, made, points, products, self._zeros, added, least),
+                *(height, width, self._channels_in, self._channels_out, tiles, columns, strip),
+            )
         return mapped.permute(0, 3, 1, 2)
 
     @cached_property
     def _kernels(self) -> Tensor:
         # Four times as large as the weights, and no loss may look as deep.
         return _at_the_points(self._weight())
-
-    def _products(self, picture: Tensor, first: int, rows: int, columns: int) -> tuple[Tensor, int]:
-        """(36, tiles, O) of a strip of (h, w, I), and how many tiles there are in it, those that fill a block too."""
-        height, width, _ = picture.shape
-        tiles = -(-rows * columns // BLOCK_TILES) * BLOCK_TILES
-        points = picture.new_empty(POINTS**2, tiles, self._channels_in)
-        program().run(
-            spread, picture, points, self._zeros, height, width, self._channels_in, first, rows, columns, tiles
-        )
-        products = picture.new_empty(POINTS**2, tiles, self._channels_out)
-        pieces = -(-tiles // PIECE_TILES)
-        program().run(multiply, points, self._kernels, products, tiles, self._channels_in, self._channels_out, pieces)
-        return products, tiles
 
 
 def _at_the_points(weight: Tensor) -> Tensor:

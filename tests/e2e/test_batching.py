@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nst_calls import metric
+from nst_calls import SHALLOW, metric
 from nst_client import Client, Job
 from nst_processes import running_server
 
 STRENGTHS = (0.2, 0.5, 0.8)
-SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
 OPTIONS = {"size": 32, "iterations": 40, "scales": 1, **SHALLOW}
 
 

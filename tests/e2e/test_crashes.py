@@ -10,16 +10,11 @@ import psutil
 import pytest
 
 from nst.v1 import job_pb2, job_service_pb2
-from nst_calls import Calls, assert_gapless, calls, job_spec, metric, until
+from nst_calls import SHALLOW_MESSAGES, Calls, assert_gapless, calls, job_spec, metric, until
 from nst_processes import Server, running_server
 
 ENVIRONMENT = {"NST_CHECKPOINT_SECONDS": "0.2", "NST_LEASE_SECONDS": "2", "NST_MAX_RUNNING_JOBS": "1"}
-# The deeper layers would take most of the time.
-SHALLOW = {
-    "content_layers": {"weights": {"relu2_1": 1.0}},
-    "style_layers": {"weights": {"relu1_1": 1.0, "relu2_1": 1.0}},
-}
-OPTIONS = {"size": 64, "iterations": 90, "scales": 2, **SHALLOW}
+OPTIONS = {"size": 64, "iterations": 90, "scales": 2, **SHALLOW_MESSAGES}
 
 
 class Crashing:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nst_calls import assert_gapless, calls
+from nst_calls import SHALLOW, assert_gapless, calls
 from nst_client import Client, ProgressEvent, ResultEvent
 from nst_processes import Process, Server, free_port
 
-SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
 OPTIONS = {"size": 64, "iterations": 80, "scales": 1, "preview_interval": 5, **SHALLOW}
 
 

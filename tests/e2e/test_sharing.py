@@ -11,11 +11,11 @@ from nst_client import Client, JobState, ProgressEvent
 from nst_processes import Server, running_server
 
 PLACES = 3
-SHALLOW = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
-LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOW}
-SHORT = {"size": 64, "iterations": 40, "scales": 1, **SHALLOW}
+SHALLOWEST = {"content_layers": {"relu1_1": 1.0}, "style_layers": {"relu1_1": 1.0}, "precision": "float32"}
+LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOWEST}
+SHORT = {"size": 64, "iterations": 40, "scales": 1, **SHALLOWEST}
 # Of strips, which are soon taken in.
-LARGE = {"size": 1100, "iterations": 500, "scales": 1, **SHALLOW}
+LARGE = {"size": 1100, "iterations": 500, "scales": 1, **SHALLOWEST}
 STRIP = (550, 32)
 
 

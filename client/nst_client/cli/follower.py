@@ -2,13 +2,13 @@
 
 import asyncio
 import dataclasses
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import click
 
 from nst_client.cli.output import Display, JsonLines
 from nst_client.cli.output_file import OutputFile, save_result
-from nst_client.cli.previews import PreviewFolder
+from nst_client.cli.previews import Previews
 from nst_client.errors import NstError
 from nst_client.events import AnyEvent, ResultEvent, ends_history
 from nst_client.job import AsyncJob
@@ -19,7 +19,7 @@ _CANCEL_SECONDS = 5.0
 class Follower:
     """Follows a job: shows its events, and saves its pictures."""
 
-    def __init__(self, output: OutputFile, previews: PreviewFolder | None, display: Display) -> None:
+    def __init__(self, output: OutputFile, previews: Previews, display: Display) -> None:
         self._output = output
         self._previews = previews
         self._display = display
@@ -28,19 +28,18 @@ class Follower:
 
     async def follow(self, job: AsyncJob) -> None:
         """Follow the job to its end. Raises JobFailed or JobCancelled when that is not a picture."""
-        with nullcontext() if self._previews is None else self._previews.told():
+        with self._previews.told():
             await self._follow(job)
 
     async def _follow(self, job: AsyncJob) -> None:
-        wants_pictures = isinstance(self._display, JsonLines) or self._previews is not None
+        wants_pictures = isinstance(self._display, JsonLines) or self._previews.wanted
         async for event in job.events(omit_pictures=not wants_pictures):
             self._ended = ends_history(event)
             if isinstance(event, ResultEvent):
                 picture = await save_result(job, self._output)
                 self._show(dataclasses.replace(event, picture=picture))
                 return
-            if self._previews is not None:
-                self._previews.save(event)
+            self._previews.save(event)
             self._show(event)
         await save_result(job, self._output)  # raises what the history ended with
 

@@ -1,6 +1,5 @@
 """`nst jobs`: look at, follow, steer and end jobs that exist."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from nst_client.cli.job_table import JOB_COLUMNS, job_row, job_table
 from nst_client.cli.kinds import UINT32_MAX, UINT64_MAX, Text
 from nst_client.cli.output import JsonLines, ProgressBar, print_json, print_table
 from nst_client.cli.output_file import OutputFile, output_options, save_result
-from nst_client.cli.previews import PreviewFolder, previews_option
+from nst_client.cli.previews import Previews, previews_option
 from nst_client.cli.server import Server, server_options
 from nst_client.client import AsyncClient
 from nst_client.events import STATES, JobStatus, StateName
@@ -67,14 +66,13 @@ def get(server: Server, job_id: str, as_json: bool) -> None:
 @_json_option
 def watch(server: Server, job_id: str, after: int, previews: Path | None, as_json: bool) -> None:
     """Follow a job to its end. Leaving does not touch it; a job without a result exits with 1."""
-    folder = None if previews is None else PreviewFolder.made(previews)
+    saved = Previews(previews)
 
     async def watching(client: AsyncClient) -> None:
         job = client.job(job_id)
-        with nullcontext() if folder is None else folder.told(), JsonLines() if as_json else ProgressBar() as display:
-            async for event in job.events(after, omit_pictures=not (as_json or folder)):
-                if folder is not None:
-                    folder.save(event)
+        with saved.told(), JsonLines() if as_json else ProgressBar() as display:
+            async for event in job.events(after, omit_pictures=not (as_json or saved.wanted)):
+                saved.save(event)
                 display.show(event)
         await job.wait()
 

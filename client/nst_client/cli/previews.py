@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Self
 
 import click
 
@@ -18,22 +17,27 @@ previews_option = click.option(
 )
 
 
-class PreviewFolder:
-    """Saves the previews of a job, named after their iteration."""
+class Previews:
+    """Saves the previews of a job in a folder, named after their iteration; without one it does nothing.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    The folder is made unless it is there. Raises BadParameter where files cannot be written in it.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._unsaved = 0
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder).close()
+            except OSError as error:
+                reason = f"{folder}: cannot be written: {error.strerror}"
+                raise click.BadParameter(reason, param_hint="--previews") from None
 
-    @classmethod
-    def made(cls, path: Path) -> Self:
-        """The folder, made unless it is there. Raises BadParameter where files cannot be written in it."""
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=path).close()
-        except OSError as error:
-            raise click.BadParameter(f"{path}: cannot be written: {error.strerror}", param_hint="--previews") from None
-        return cls(path)
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a folder."""
+        return self._folder is not None
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -46,17 +50,19 @@ class PreviewFolder:
 
     def save(self, event: AnyEvent) -> None:
         """Saves the picture of an event that is a preview."""
-        if not isinstance(event, PreviewEvent):
+        if self._folder is None or not isinstance(event, PreviewEvent):
             return
         if event.picture is None:
             self._unsaved += 1
         else:
-            (self._path / f"{event.iteration:04d}.png").write_bytes(event.picture.data)
+            (self._folder / f"{event.iteration:04d}.png").write_bytes(event.picture.data)
 
     def check_apart(self, files: Iterator[Path]) -> None:
         """Raises BadParameter where a preview could take the place of one of these."""
+        if self._folder is None:
+            return
         for file in files:
-            if re.fullmatch(r"[0-9]{4,}\.png", file.name) and self._path.samefile(file.parent):
+            if re.fullmatch(r"[0-9]{4,}\.png", file.name) and self._folder.samefile(file.parent):
                 raise click.BadParameter(
                     f"{file} could be written over: choose another folder", param_hint="--previews"
                 )

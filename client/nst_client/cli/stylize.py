@@ -8,7 +8,7 @@ import click
 from nst_client.cli.follower import Follower
 from nst_client.cli.output import JsonLines, ProgressBar, print_json
 from nst_client.cli.output_file import OutputFile, output_options
-from nst_client.cli.previews import PreviewFolder, previews_option
+from nst_client.cli.previews import Previews, previews_option
 from nst_client.cli.server import Server, server_options
 from nst_client.cli.work import StyleFiles, Work, work_options
 from nst_client.client import AsyncClient
@@ -50,11 +50,10 @@ def stylize(
     if output is None:
         raise click.UsageError("give --output, or --detach")
     _check_kept(output.path, work)
-    folder = None if previews is None else PreviewFolder.made(previews)
-    if folder is not None:
-        folder.check_apart(work.inputs())
+    saved = Previews(previews)
+    saved.check_apart(work.inputs())
     with server.or_private() as chosen:
-        asyncio.run(_follow(chosen, work, output, folder, as_json))
+        asyncio.run(_follow(chosen, work, output, saved, as_json))
 
 
 def _check_kept(output: Path, work: Work) -> None:
@@ -71,9 +70,7 @@ async def _detach(client: AsyncClient, work: Work, form: Format | None, as_json:
         click.echo(job.id)
 
 
-async def _follow(
-    server: Server, work: Work, output: OutputFile, previews: PreviewFolder | None, as_json: bool
-) -> None:
+async def _follow(server: Server, work: Work, output: OutputFile, previews: Previews, as_json: bool) -> None:
     async with server.client() as client:
         job = await _make(client, work, output.form)
         with JsonLines() if as_json else ProgressBar() as display:

@@ -17,6 +17,7 @@ import pytest
 from gateway_support import running_gateway
 from PIL import Image
 
+from nst_calls import SHALLOW
 from nst_client import (
     AsyncClient,
     Client,
@@ -35,7 +36,6 @@ from nst_client import (
 )
 from nst_processes import Server, running_nats
 
-SHALLOW = {"content_layers": {"relu2_1": 1.0}, "style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}}
 TINY = {"size": 32, "iterations": 3, "scales": 1, **SHALLOW}
 LONG = {"size": 32, "iterations": 5000, "scales": 1, **SHALLOW}
 _random = np.random.default_rng(5)

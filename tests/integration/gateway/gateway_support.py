@@ -22,17 +22,12 @@ from PIL import Image
 
 from nst.v1 import image_pb2, job_pb2, job_service_pb2, options_pb2
 from nst.v1 import style_transfer_service_pb2 as making_pb2
-from nst_calls import Calls
+from nst_calls import SHALLOW_MESSAGES, Calls
 from nst_processes import Process
 
 SECONDS = 30
 TINY = {"size": 32, "iterations": 3, "scales": 1}
 LONG = {"size": 32, "iterations": 5000, "scales": 1}
-# The deeper layers, which most models have by other names, would take most of the time.
-SHALLOW = {
-    "content_layers": {"weights": {"relu2_1": 1.0}},
-    "style_layers": {"weights": {"relu1_1": 1.0, "relu2_1": 1.0}},
-}
 # How a call may end, whatever was sent.
 ANSWERS = frozenset(
     {
@@ -97,7 +92,7 @@ STYLE = file_of(pixels(40, 40, seed=2))
 
 def tiny_spec(styles: int = 1, **options: Any) -> job_pb2.JobSpec:
     """A job of some tens of milliseconds, its pictures inline; `options` change it."""
-    layers = {} if "model" in options else SHALLOW
+    layers = {} if "model" in options else SHALLOW_MESSAGES
     return job_pb2.JobSpec(
         content=encoded(CONTENT),
         styles=[job_pb2.Style(image=encoded(STYLE))] * styles,

@@ -15,7 +15,7 @@ from nst.v1.style_transfer_service_pb2 import CreateJobRequest
 
 FLAT = file_of(np.full((40, 40, 3), (250, 20, 20), np.uint8))
 # Gradient descent moves no pixel without a gradient, and the first layer sees only its neighbours.
-SHALLOW = {
+SHALLOWEST = {
     "optimizer": options_pb2.OPTIMIZER_GRADIENT_DESCENT,
     "content_layers": {"weights": {"relu1_1": 1.0}},
     "style_layers": {"weights": {"relu1_1": 1.0}},
@@ -33,7 +33,7 @@ def half(width: int, height: int, *, left: bool) -> bytes:
 
 
 def masked_spec(**masks: image_pb2.Image) -> job_pb2.JobSpec:
-    spec = tiny_spec(**SHALLOW)
+    spec = tiny_spec(**SHALLOWEST)
     spec.styles[0].CopyFrom(job_pb2.Style(image=encoded(FLAT), **masks))
     return spec
 
@@ -43,7 +43,7 @@ def shown(event: job_pb2.JobEvent) -> NDArray[np.int64]:
 
 
 def still(call: Any) -> NDArray[np.int64]:
-    return shown(run_tiny(call, tiny_spec(**{**SHALLOW, "iterations": 1, "learning_rate": 1e-6})))
+    return shown(run_tiny(call, tiny_spec(**{**SHALLOWEST, "iterations": 1, "learning_rate": 1e-6})))
 
 
 def test_a_style_changes_its_region_and_nothing_else(call):

@@ -17,17 +17,13 @@ from stylize_stream import Stream, stylize
 
 from nst.internal.v1.job_record_pb2 import JobRecord
 from nst.v1 import job_pb2, options_pb2
-from nst_calls import Calls, calls, inline, job_spec, metric, until
+from nst_calls import SHALLOW_MESSAGES, Calls, calls, inline, job_spec, metric, until
 from nst_processes import Server, running_server
 from nst_server.jobs.backbone import connect
 from nst_server.jobs.records import Records
 
 RUNNING, PAUSED, CANCELLED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_PAUSED, job_pb2.JOB_STATE_CANCELLED
-LAYERS = {
-    "content_layers": {"weights": {"relu2_1": 1.0}},
-    "style_layers": {"weights": {"relu1_1": 1.0, "relu2_1": 1.0}},
-}
-SIZE = {"size": 256, "scales": 1, "iterations": 300, **LAYERS}
+SIZE = {"size": 256, "scales": 1, "iterations": 300, **SHALLOW_MESSAGES}
 Progress = job_pb2.Progress
 # What is sent, and how the first progress that obeys differs from the one before it.
 Change = tuple[dict[str, object], Callable[[Progress, Progress], bool]]

@@ -8,11 +8,12 @@ import io
 
 import numpy as np
 import pytest
-from gateway_support import SHALLOW, STYLE, encoded, file_of, result_bytes, run_tiny, upload
+from gateway_support import STYLE, encoded, file_of, result_bytes, run_tiny, upload
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from nst.v1 import image_pb2, job_pb2, options_pb2
+from nst_calls import SHALLOW_MESSAGES
 
 WIDTH, HEIGHT = 48, 32
 LEFT, RIGHT = (200, 60, 40), (40, 90, 180)
@@ -99,7 +100,9 @@ def seen_by_a_job(call, data: bytes) -> NDArray[np.uint8]:
     spec = job_pb2.JobSpec(
         content=image_pb2.Image(reference=upload(call, data).reference),
         styles=[job_pb2.Style(image=encoded(STYLE))],
-        options=options_pb2.StylizeOptions(size=WIDTH, iterations=1, scales=1, strength=0, tv_weight=0, **SHALLOW),
+        options=options_pb2.StylizeOptions(
+            size=WIDTH, iterations=1, scales=1, strength=0, tv_weight=0, **SHALLOW_MESSAGES
+        ),
     )
     last = run_tiny(call, spec)
     assert last.job_state == job_pb2.JOB_STATE_SUCCEEDED, last.error

@@ -49,9 +49,21 @@ def places(code: Code, room: Pointer, target: Pointer, count: Whole, divisor: Wh
         target.at(index * LANES).store(own.at(index * LANES).load())
 
 
+def turn(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole) -> None:
+    """The numbers of each part in the other order, in every lane, by way of room that all threads share."""
+    with code.loop(0, count, part) as first:
+        size = part.at_most(count - first)
+        with code.shared(size) as index:
+            room.at(index * LANES).store(source.at(first + index).load_repeated())
+        code.wait_for_all()
+        with code.shared(size) as index:
+            target.at((first + index) * LANES).store(room.at((size - 1 - index) * LANES).load())
+        code.wait_for_all()
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(combine, add_up, gather, places)
+    return Program(combine, add_up, gather, places, turn)
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
@@ -88,6 +100,15 @@ class TestProgram:
         source, target = torch.randn(COUNT), torch.zeros(COUNT, LANES)
         program.run(places, source, target, COUNT, 3)
         assert torch.equal(target, source[torch.arange(COUNT) // 3][:, None].expand(-1, LANES))
+
+    @pytest.mark.parametrize("part", [1, 5, 36, COUNT, 50])
+    def test_threads_wait_for_each_other(self, program: Program, part: int):
+        source, room = torch.randn(COUNT), torch.empty(part, LANES)
+        target = torch.zeros(COUNT, LANES)
+        for _ in range(50):
+            program.run(turn, source, room, target, COUNT, part)
+            wanted = torch.cat([each.flip(0) for each in source.split(part)])
+            assert torch.equal(target, wanted[:, None].expand(-1, LANES))
 
 
 def test_what_is_not_a_number_stays(program: Program):

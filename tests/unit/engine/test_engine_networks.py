@@ -84,9 +84,20 @@ def test_what_has_been_prepared_in_another_thread_is_not_read_again(
     link.unlink()
     local.prepare(options)
     assert local.start(photo, [Style(texture)], options).advance().iteration == 1
-    local.prepare(options)
+    local.prepare(replace(options, padding="zeros"))
     with pytest.raises(WeightsError):
-        local.prepare(replace(options, padding="zeros"))
+        local.prepare(replace(options, precision="auto"))
+
+
+def test_paddings_share_the_layers(photo: Pixels, texture: Pixels, monkeypatch: pytest.MonkeyPatch):
+    options = StylizeOptions(size=48, iterations=1, scales=1, precision="float32")
+    zeros = replace(options, padding="zeros")
+    local = Engine("cpu")
+    apart = local.start(photo, [Style(texture)], zeros).advance().total_loss
+    both = Engine("cpu")
+    first = both.start(photo, [Style(texture)], options)
+    monkeypatch.setattr(weights, "load", lambda *_: pytest.fail("read again"))
+    assert both.start(photo, [Style(texture)], zeros).advance().total_loss == apart != first.advance().total_loss
 
 
 @pytest.mark.parametrize(

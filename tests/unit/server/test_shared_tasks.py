@@ -4,24 +4,9 @@ import asyncio
 import gc
 
 import pytest
+from work_in_hand import Work
 
 from nst_server.shared_tasks import SharedTasks
-
-
-class Work:
-    """Ends once it is let: fails, or returns the value that it is given."""
-
-    def __init__(self, value: object = None) -> None:
-        self.value = value
-        self.begun = 0
-        self.let = asyncio.Event()
-
-    async def __call__(self) -> object:
-        self.begun += 1
-        await self.let.wait()
-        if self.value is None:
-            raise KeyError("away")
-        return self.value
 
 
 async def test_it_goes_on_for_those_who_stay():
