@@ -5,9 +5,8 @@ from functools import cache
 from itertools import product
 
 from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+from nst_engine.winograd import POINTS, TILE
 
-# Points in a line, and positions that a tile has in one.
-POINTS, TILE = 6, 4
 # Of a block of products that is in registers at once: tiles, and channels in multiples of the lanes. AVX2 has 16 of
 # them, and twelve sums, two that hold weights and one for the maps leave one.
 BLOCK_TILES, BLOCK_LANES = 6, 2
@@ -162,7 +161,7 @@ def _join(
 
 
 def at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:
-    """What six neighbours in a line become at 0, 1, -1, 2, -2 and infinity, by `winograd_rows.INPUT_TRANSFORM`."""
+    """What six neighbours in a line become at 0, 1, -1, 2, -2 and infinity, by `winograd.INPUT_TRANSFORM`."""
     a, b, c, d, e, f = neighbours
     even, odd = e - 4.0 * c, d - 4.0 * b
     even_twos, odd_twos = e - c, 2.0 * (d - b)

@@ -8,35 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_engine.onednn import Packed
-
-# F(4, 3) of Lavin and Gray (arXiv 1509.09308, section 4.3), along rows only: two dimensions would spare more
-# multiplications, but cost more additions, and twice the rounding error, of which bfloat16 has enough. The points are
-# 0, 1, -1, 2, -2 and infinity.
-ZERO, ONE, MINUS_ONE, TWO, MINUS_TWO, INFINITY = range(6)
-# What six neighbours in a row become at the points: whole numbers, which bfloat16 holds.
-INPUT_TRANSFORM = (
-    (4.0, 0.0, -5.0, 0.0, 1.0, 0.0),
-    (0.0, -4.0, -4.0, 1.0, 1.0, 0.0),
-    (0.0, 4.0, -4.0, -1.0, 1.0, 0.0),
-    (0.0, -2.0, -1.0, 2.0, 1.0, 0.0),
-    (0.0, 2.0, -1.0, -2.0, 1.0, 0.0),
-    (0.0, 4.0, 0.0, -5.0, 0.0, 1.0),
-)
-# What a row of the kernel becomes, divided by what the input is spared.
-KERNEL_TRANSFORM = (
-    (1 / 4, 0.0, 0.0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0.0, 0.0, 1.0),
-)
-# Outputs of a row that are computed together.
-TILE = 4
+from nst_engine.winograd import INFINITY, INPUT_TRANSFORM, KERNEL_TRANSFORM, MINUS_ONE, MINUS_TWO, ONE, TILE, TWO, ZERO
 
 
 class WinogradRows:
     """A 3x3 convolution with a padding of 1, for oneDNN: as six depthwise ones, six of 3x1, and additions.
+
+    Two dimensions would spare more multiplications, but cost more additions, and twice the rounding error, of which
+    bfloat16 has enough.
 
     Args:
         weight: makes (O, I, 3, 3) in float32; see `Packed`.

@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nst_engine.winograd_kernels import BLOCK_CHANNELS, BLOCK_TILES, POINTS, TILE, convolve, program
-from nst_engine.winograd_rows import KERNEL_TRANSFORM
+from nst_engine.winograd import KERNEL_TRANSFORM, POINTS, TILE
+from nst_engine.winograd_kernels import BLOCK_CHANNELS, BLOCK_TILES, convolve, program
 
 # Tiles that are worked on together: with more, what they are at the points leaves the processor's cache, and with fewer
 # the kernels, which each strip needs, are read more often.
@@ -17,7 +17,7 @@ STRIP_TILES = 24 * BLOCK_TILES
 class WinogradSquares:
     """A 3x3 convolution with a padding of 1 in float32, on a CPU: as 36 products of matrices, and additions.
 
-    F(4x4, 3x3) of Lavin and Gray (arXiv 1509.09308, section 4.3). It rounds three times as much as a direct one. A
+    `nst_engine.winograd` in both directions, F(4x4, 3x3). It rounds three to four times as much as a direct one. A
     place of the map depends on nothing but what it sees.
 
     Args:
@@ -66,9 +66,6 @@ class WinogradSquares:
 def _at_the_points(weight: Tensor) -> Tensor:
     """(36, O / 16, I, 16) of (O, I, 3, 3): the kernels at each of the points for rows, and at each for columns."""
     transform = weight.new_tensor(KERNEL_TRANSFORM)
-    channels_out, channels_in = weight.shape[:2]
-    places = weight.permute(2, 3, 1, 0).reshape(-1, channels_in * channels_out)
-    panels = (torch.kron(transform, transform) @ places).view(
-        -1, channels_in, channels_out // BLOCK_CHANNELS, BLOCK_CHANNELS
-    )
-    return panels.transpose(1, 2).contiguous()
+    panels = weight.reshape(-1, BLOCK_CHANNELS, weight.shape[1], 9).permute(3, 0, 2, 1)
+    spread: Tensor = torch.kron(transform, transform) @ panels.flatten(1)
+    return spread.view(-1, *panels.shape[1:])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nst_engine import convolution, winograd_kernels, winograd_squares
 from nst_engine.convolution import Convolution
-from nst_engine.winograd_rows import TILE, WinogradRows
+from nst_engine.winograd import TILE
+from nst_engine.winograd_rows import WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
 
 CPU = torch.device("cpu")
