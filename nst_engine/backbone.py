@@ -68,15 +68,16 @@ class Backbone:
         self._trunk = _trunk(network, weights, device, dtype, sparing)
         self._mean = torch.tensor(network.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(network.std, device=device).view(1, 3, 1, 1)
-        self._pad(padding)
+        self._begin(padding)
 
     def padded(self, padding: str) -> "Backbone":
         """One of the same layers, which are not there twice, that pads pictures so."""
         other = copy(self)
-        other._pad(padding)
+        other._begin(padding)
         return other
 
-    def _pad(self, padding: str) -> None:
+    def _begin(self, padding: str) -> None:
+        """With nothing recorded yet, as what is recorded has the padding in it."""
         self._edge = "replicate" if padding == "replicate" else "constant"
         self.recordings = Recordings(self.device, RECORDINGS)
         self.optimizer_shelf = Shelf(self.device, SHELF_BYTES)

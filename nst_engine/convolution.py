@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nst_engine.onednn import Packed, can_pack, rounded
 from nst_engine.winograd_rows import WinogradRows
@@ -118,6 +119,7 @@ class _Frozen(torch.autograd.Function):
         return mapped
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         for mapped in context.saved_tensors:
             gradient = torch.ops.aten.threshold_backward(gradient, mapped, 0)

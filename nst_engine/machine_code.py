@@ -1,7 +1,9 @@
-"""Loops written in Python, compiled by LLVM for this processor, and shared by the threads that torch computes in.
+"""Loops compiled by LLVM for this processor, and shared by the threads that torch computes in.
 
-A function such as `def double(code: Code, source: Pointer, target: Pointer, count: Whole) -> None` writes what the
-threads are to do, once: its arguments stand for those of later calls, and operators on them for operations.
+A function such as `def double(code: Code, source: Pointer, target: Pointer, count: Whole) -> None` is called once, to
+write down what the threads are to do: its arguments stand for those of later runs, and operators on them for
+operations. A loop of Python's own is unrolled; those that are to run are `Code.loop` and `Code.shared`. Whether places
+are inside of a tensor is for the function to see to.
 """
 
 import ctypes
@@ -62,7 +64,7 @@ class Whole:
 
 
 class Condition:
-    """What holds or does not."""
+    """Whether something holds."""
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
@@ -110,18 +112,18 @@ class Pointer:
         return Pointer(self.builder, self.builder.gep(self.value, [place], source_etype=_FLOAT))
 
     def load(self) -> Floats:
-        """Those from here on."""
+        """The `LANES` floats from here on."""
         return Floats(self.builder, self.builder.load(self.value, typ=_LANES, align=_FLOAT_BYTES))
 
     def load_repeated(self) -> Floats:
-        """The one that is here, in every lane."""
+        """The float that is here, in every lane."""
         number = self.builder.load(self.value, typ=_FLOAT, align=_FLOAT_BYTES)
         first = self.builder.insert_element(_LANES(ir.Undefined), number, ir.IntType(32)(0))
         everywhere = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
         return Floats(self.builder, self.builder.shuffle_vector(first, first, everywhere))
 
     def store(self, floats: Floats) -> None:
-        """Puts them here."""
+        """Writes them from here on."""
         self.builder.store(floats.value, self.value, align=_FLOAT_BYTES)
 
     def where(self, condition: Condition, other: "Pointer") -> "Pointer":
@@ -138,7 +140,7 @@ class Code:
     def scratch(self, count: Whole) -> Pointer:
         """Room for floats, of the thread's own, until it is done."""
         room = self._builder.alloca(_FLOAT, size=count.value)
-        # By way of a number, for a pointer that may be to anything.
+        # By way of a number: llvmlite takes what comes of alloca to be for single floats only.
         return Pointer(self._builder, self._builder.inttoptr(self._builder.ptrtoint(room, _WHOLE), _ADDRESS))
 
     def shared(self, count: Whole) -> Any:
@@ -170,7 +172,7 @@ class Code:
     ) -> Sequence[Floats]:
         """So many sums, from 0 on, after `add` has given what becomes of them for each number from 0 to before `count`.
 
-        They are in registers meanwhile. `count` is at least 1.
+        They are in registers meanwhile.
         """
         before = self._builder.block
         with self.loop(0, count) as index:
@@ -206,12 +208,42 @@ class Program:
         # It is the compiled code's owner.
         self._compiled = _compiled(str(module))
         self._addresses = {writer: self._compiled.get_function_address(writer.__name__) for writer in writers}
+        self._kinds = {writer: _kinds(writer) for writer in writers}
 
     def run(self, writer: Callable[..., None], *arguments: Tensor | int) -> None:
-        """Has torch's threads do what was written, with these for its parameters: contiguous float32, and whole."""
-        given = [each if isinstance(each, int) else each.data_ptr() for each in arguments]
+        """Has torch's threads do what was written.
+
+        Args:
+            writer: one that was compiled.
+            arguments: for its parameters after the first: tensors for pointers, contiguous, float32 and on the CPU,
+                and whole numbers.
+
+        Raises:
+            TypeError: they are none of these.
+            ValueError: there are more or fewer than parameters.
+        """
+        given = [_given(kind, each) for kind, each in zip(self._kinds[writer], arguments, strict=True)]
         values = (ctypes.c_int64 * len(given))(*given)
         self._openmp.GOMP_parallel(self._addresses[writer], ctypes.addressof(values), torch.get_num_threads(), 0)
+
+
+def _kinds(writer: Callable[..., None]) -> list[Any]:
+    """What its parameters are, `Pointer` or `Whole`, after the first one."""
+    return [each.annotation for each in inspect.signature(writer, eval_str=True).parameters.values()][1:]
+
+
+def _given(kind: Any, argument: Tensor | int) -> int:
+    if kind is Whole and isinstance(argument, int):
+        return argument
+    if (
+        kind is Pointer
+        and isinstance(argument, Tensor)
+        and argument.dtype == torch.float32
+        and argument.device.type == "cpu"
+        and argument.is_contiguous()
+    ):
+        return argument.data_ptr()
+    raise TypeError(f"arguments: {argument!r:.60} is no {kind.__name__}")
 
 
 def _write(module: Any, writer: Callable[..., None]) -> None:
@@ -222,11 +254,10 @@ def _write(module: Any, writer: Callable[..., None]) -> None:
         Whole(builder, builder.sext(builder.call(module.globals[name], []), _WHOLE)) for name in (_THREAD, _THREADS)
     )
     arguments = []
-    for place, parameter in enumerate([*inspect.signature(writer).parameters.values()][1:]):
+    for place, kind in enumerate(_kinds(writer)):
         address = builder.gep(function.args[0], [_WHOLE(place)], source_etype=_WHOLE)
         value = builder.load(address, typ=_WHOLE)
-        pointer = parameter.annotation is Pointer
-        arguments.append(Pointer(builder, builder.inttoptr(value, _ADDRESS)) if pointer else Whole(builder, value))
+        arguments.append(kind(builder, builder.inttoptr(value, _ADDRESS) if kind is Pointer else value))
     writer(Code(builder, thread, threads, module.globals[_BARRIER]), *arguments)
     builder.ret_void()
 

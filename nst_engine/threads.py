@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from functools import cache
 
 import torch  # noqa: F401 - it brings them
@@ -9,20 +10,22 @@ import torch  # noqa: F401 - it brings them
 
 @cache
 def gnu_threads() -> ctypes.CDLL:
-    """GNU's OpenMP, with the threads that torch has of it.
+    """GNU's OpenMP, which torch brings on Linux, with the threads that it computes in.
 
     Raises:
-        OSError: torch has others.
+        OSError: it is not there.
     """
-    # Not where it would be loaded: threads of another copy would be in the way of torch's.
-    library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | getattr(os, "RTLD_NOLOAD", 0))
+    if sys.platform != "linux":
+        raise OSError("torch has other threads here")
+    # Only as it is there already: threads of another copy would be in the way of torch's.
+    library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None
     return library
 
 
 def has_gnu_threads() -> bool:
-    """Whether torch's threads are GNU's."""
+    """Whether torch has brought GNU's threads."""
     try:
         gnu_threads()
     except OSError:

@@ -50,7 +50,7 @@ def convolve(
         products: (36, strip, channels_out), room.
         zeros: (channels_in,).
         bias: (channels_out,), which is added.
-        least: (channels_out,), below which nothing is: 0 with a ReLU.
+        least: (1,), below which nothing is: 0 with a ReLU.
         height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `BLOCK_CHANNELS`.
         tiles: 4x4 positions of the map each, row by row, as many as it takes.
         columns: tiles in a row.
@@ -94,8 +94,8 @@ def _spread(code: Code, seen: Sequence[Pointer], points: Pointer, apart: Whole, 
     """What 6x6 positions are at the points, which lie so far apart."""
     with code.loop(0, channels, LANES) as channel:
         found = [place.at(channel).load() for place in seen]
-        of_rows = zip(*(at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
-        for point, floats in enumerate(each for line in of_rows for each in at_points(line)):
+        of_rows = zip(*(_at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
+        for point, floats in enumerate(each for line in of_rows for each in _at_points(line)):
             points.at(apart * point + channel).store(floats)
 
 
@@ -152,15 +152,16 @@ def _join(
     channels: Whole,
 ) -> None:
     """What the points, which lie so far apart, make of 4x4 positions."""
+    floor = least.load_repeated()
     with code.loop(0, channels, LANES) as channel:
         found = [products.at(apart * point + channel).load() for point in range(POINTS**2)]
-        added, floor = bias.at(channel).load(), least.at(channel).load()
-        of_rows = zip(*(at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
-        for place, floats in zip(places, (each for line in of_rows for each in at_positions(line)), strict=True):
+        added = bias.at(channel).load()
+        of_rows = zip(*(_at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
+        for place, floats in zip(places, (each for line in of_rows for each in _at_positions(line)), strict=True):
             place.at(channel).store((floats + added).at_least(floor))
 
 
-def at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:
+def _at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:
     """What six neighbours in a line become at 0, 1, -1, 2, -2 and infinity, by `winograd.INPUT_TRANSFORM`."""
     a, b, c, d, e, f = neighbours
     even, odd = e - 4.0 * c, d - 4.0 * b
@@ -175,7 +176,7 @@ def at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:
     )
 
 
-def at_positions(points: Sequence[Floats]) -> tuple[Floats, ...]:
+def _at_positions(points: Sequence[Floats]) -> tuple[Floats, ...]:
     """The four neighbours in a line that the points make, which are sums of powers of the points."""
     zero, one, minus_one, two, minus_two, infinity = points
     ones, odd_ones, twos, odd_twos = one + minus_one, one - minus_one, two + minus_two, two - minus_two

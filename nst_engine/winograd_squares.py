@@ -18,7 +18,7 @@ class WinogradSquares:
     """A 3x3 convolution with a padding of 1 in float32, on a CPU: as 36 products of matrices, and additions.
 
     `nst_engine.winograd` in both directions, F(4x4, 3x3). It rounds three to four times as much as a direct one. A
-    place of the map depends on nothing but what it sees.
+    tile of 4x4 places of the map depends on the 6x6 that it sees, and on nothing else.
 
     Args:
         weight: makes (O, I, 3, 3) in float32.
@@ -35,12 +35,18 @@ class WinogradSquares:
                 f"weight: both channels must be multiples of {BLOCK_CHANNELS}, "
                 f"not {self._channels_out} and {self._channels_in}"
             )
-        most = max(self._channels_in, self._channels_out)
-        self._zeros, self._lowest = torch.zeros(most), torch.full((most,), -torch.inf)
+        self._zeros, self._lowest = torch.zeros(max(self._channels_in, self._channels_out)), torch.tensor([-torch.inf])
 
     def __call__(self, hidden: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-        """See `onednn.Packed`."""
-        batch, _, height, width = hidden.shape
+        """See `onednn.Packed`.
+
+        Raises:
+            TypeError: the map or the bias is not in float32, or the bias not contiguous.
+            ValueError: the map has other channels than the weights.
+        """
+        batch, channels, height, width = hidden.shape
+        if channels != self._channels_in:
+            raise ValueError(f"hidden: must have {self._channels_in} channels, not {channels}")
         mapped = hidden.new_empty(batch, height, width, self._channels_out)
         columns = -(-width // TILE)
         tiles = -(-height // TILE) * columns

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nst_engine import convolution, winograd_kernels, winograd_squares
 from nst_engine.convolution import Convolution
+from nst_engine.threads import has_gnu_threads
 from nst_engine.winograd import TILE
 from nst_engine.winograd_rows import WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
@@ -22,6 +23,7 @@ CPU = torch.device("cpu")
 # The errors of a map: direct, and with the additions of Winograd's way.
 DIRECT = {torch.bfloat16: 4e-3, torch.float32: 1e-6}
 SPARING = {torch.bfloat16: 2e-2, torch.float32: 4e-6}
+needs_gnu_threads = pytest.mark.skipif(not has_gnu_threads(), reason="compiled loops need GNU's OpenMP")
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 
 
@@ -42,7 +44,13 @@ def a_convolution(
 
 
 @pytest.mark.parametrize("size", [(7, 13), (1, 1), (4, 8), (9, 2)], ids=str)
-@pytest.mark.parametrize("make", [WinogradSquares, partial(WinogradRows, dtype=torch.float32)], ids=["squares", "rows"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(WinogradSquares, id="squares", marks=needs_gnu_threads),
+        pytest.param(partial(WinogradRows, dtype=torch.float32), id="rows"),
+    ],
+)
 def test_the_transforms_make_a_convolution(make: Callable[..., WinogradSquares | WinogradRows], size: tuple[int, int]):
     """In float32, so that little but their own errors is seen."""
     weight, bias = random(32, 16, 3, 3), random(32, seed=1)
@@ -54,36 +62,38 @@ def test_the_transforms_make_a_convolution(make: Callable[..., WinogradSquares |
     assert relative_error(convolve(maps), truth - bias.double().view(-1, 1, 1)) < 2e-6
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_a_map_in_strips_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, blocks: int):
-    """Of 24 tiles, which make four blocks."""
-    weight, bias = random(16, 16, 3, 3), random(16, seed=1)
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize("threads", [1, 2, 3, 50])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+def test_a_map_depends_neither_on_threads_nor_on_strips(
+    monkeypatch: pytest.MonkeyPatch, with_threads: Callable[[int], None], threads: int, blocks: int
+):
+    """Of two pictures of 24 tiles, which make four blocks."""
+    weight, bias = random(32, 16, 3, 3), random(32, seed=1)
     maps = random(2, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
+    with_threads(1)
     whole = WinogradSquares(lambda: weight)(maps, bias)
+    with_threads(threads)
     monkeypatch.setattr(winograd_squares, "STRIP_TILES", blocks * winograd_kernels.BLOCK_TILES)
-    assert torch.equal(WinogradSquares(lambda: weight)(maps, bias), whole)
+    for _ in range(10):
+        assert torch.equal(WinogradSquares(lambda: weight)(maps, bias), whole)
 
 
-def test_a_place_depends_on_nothing_but_what_it_sees():
-    """So tiles whose places are multiples of four from the whole picture's have its map, to the bit."""
+@needs_gnu_threads
+def test_a_tile_depends_on_nothing_but_what_it_sees():
+    """So parts of a picture that begin at multiples of four have its map, to the bit."""
     weight, bias = random(16, 16, 3, 3), random(16, seed=1)
     maps = random(1, 16, 40, 50, seed=2).contiguous(memory_format=torch.channels_last)
     convolve = WinogradSquares(lambda: weight)
     cut = convolve(maps[..., 8:33, 12:41].contiguous(memory_format=torch.channels_last), bias)
     assert torch.equal(cut[..., 4:-5, 4:-5], convolve(maps, bias)[..., 12:28, 16:36])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_a_map_does_not_depend_on_the_threads(threads: int):
-    weight, bias = random(32, 16, 3, 3), random(32, seed=1)
-    maps = random(1, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
-    truth = F.conv2d(maps.double(), weight.double(), bias.double(), padding=1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert relative_error(WinogradSquares(lambda: weight)(maps, bias), truth) < 2e-6
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 8)], ids=str)
@@ -92,11 +102,37 @@ def test_channels_that_do_not_fit_are_refused(shape: tuple[int, int]):
         WinogradSquares(lambda: random(*shape, 3, 3))
 
 
+@needs_gnu_threads
+@pytest.mark.parametrize(
+    ("maps", "bias", "refusal"),
+    [
+        (torch.ones(1, 8, 4, 4), torch.ones(16), ValueError),
+        (torch.ones(1, 16, 4, 4, dtype=torch.bfloat16), torch.ones(16), TypeError),
+        (torch.ones(1, 16, 4, 4), torch.ones(16, dtype=torch.float64), TypeError),
+        (torch.ones(1, 16, 4, 4), torch.ones(16, 2)[:, 0], TypeError),
+    ],
+    ids=["channels", "map", "bias", "strides"],
+)
+def test_what_would_be_read_wrongly_is_refused(maps: Tensor, bias: Tensor, refusal: type[Exception]):
+    with pytest.raises(refusal):
+        WinogradSquares(lambda: random(16, 16, 3, 3))(maps, bias)
+
+
+@needs_gnu_threads
 @pytest.mark.parametrize("relu", [False, True])
 def test_what_is_not_a_number_is_not_lost(relu: bool):
     maps = random(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
     maps[0, 3, 5, 5] = torch.nan
     assert WinogradSquares(lambda: random(16, 16, 3, 3))(maps, relu=relu)[..., 4:7, 4:7].isnan().all()
+
+
+def test_a_second_derivative_is_refused():
+    """It would be that of nothing: what is frozen has its gradient worked out by hand."""
+    direct, _, _ = a_convolution(16, 16, torch.float32, sparing=False)
+    hidden = a_map(1, 16, 8, 8, dtype=torch.float32).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(direct(hidden, relu=True).square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @DTYPES

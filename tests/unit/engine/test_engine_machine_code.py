@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+from nst_engine.threads import has_gnu_threads
 
 COUNT = 37
+needs_gnu_threads = pytest.mark.skipif(not has_gnu_threads(), reason="compiled loops need GNU's OpenMP")
 
 
 def combine(code: Code, one: Pointer, other: Pointer, target: Pointer, rows: Whole, columns: Whole) -> None:
@@ -74,6 +76,7 @@ def _threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
+@needs_gnu_threads
 @pytest.mark.usefixtures("_threads")
 class TestProgram:
     @pytest.mark.parametrize("rows", [0, 1, 3, COUNT])
@@ -83,7 +86,7 @@ class TestProgram:
         program.run(combine, one, other, target, rows, 2 * LANES)
         torch.testing.assert_close(target, (3 * one - other.square() + one).maximum(other))
 
-    @pytest.mark.parametrize("width", [1, 2, 9])
+    @pytest.mark.parametrize("width", [0, 1, 2, 9])
     def test_sums_are_kept_from_turn_to_turn(self, program: Program, width: int):
         rows, target = torch.randn(COUNT, width, LANES), torch.zeros(COUNT, LANES)
         program.run(add_up, rows, target, COUNT, width)
@@ -111,11 +114,32 @@ class TestProgram:
             assert torch.equal(target, wanted[:, None].expand(-1, LANES))
 
 
+@needs_gnu_threads
 def test_what_is_not_a_number_stays(program: Program):
     one, other = torch.full((1, LANES), torch.nan), torch.zeros(1, LANES)
     target = torch.zeros(1, LANES)
     program.run(combine, one, other, target, 1, LANES)
     assert target.isnan().all()
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ((torch.zeros(8), torch.zeros(8), 1), ValueError),
+        ((torch.zeros(8), torch.zeros(8), 1, 1, 1), ValueError),
+        ((torch.zeros(8), 1, torch.zeros(8), 1), TypeError),
+        ((torch.zeros(8), torch.zeros(8, dtype=torch.float64), 1, 1), TypeError),
+        ((torch.zeros(8), torch.zeros(16)[::2], 1, 1), TypeError),
+        ((torch.zeros(8), torch.zeros(8, device="meta"), 1, 1), TypeError),
+    ],
+    ids=["too few", "too many", "swapped", "dtype", "strides", "device"],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    program: Program, arguments: tuple[torch.Tensor | int, ...], refusal: type[Exception]
+):
+    with pytest.raises(refusal):
+        program.run(add_up, *arguments)
 
 
 WITHOUT = """
@@ -130,7 +154,13 @@ ctypes.CDLL = CDLL
 import sys
 import torch
 from nst_engine import hardware
-assert hardware.arithmetic("auto", torch.device("cpu")) in ((torch.float32, False), (torch.bfloat16, True))
+from nst_engine.convolution import Convolution
+sparing = hardware.multiplies_dearly(torch.device("cpu"), torch.float32)
+assert not sparing
+convolution = Convolution(
+    torch.ones(16, 16, 3, 3), torch.zeros(16), 1, torch.device("cpu"), torch.float32, sparing=sparing
+)
+assert convolution(torch.ones(1, 16, 3, 3), relu=True)[0, 0, 1, 1] == 9 * 16
 assert "llvmlite" not in sys.modules
 """
 
