@@ -1,6 +1,7 @@
 """3x3 convolutions with frozen weights, as one operation each way where oneDNN or cuDNN has it."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from nst_engine.onednn import Packed, can_pack, rounded
 from nst_engine.winograd_rows import WinogradRows
 
-# On maps with fewer positions it takes longer to start the operations of `WinogradRows` than the time that they save.
-ROWS_POSITIONS = 512
+# On maps with fewer positions it takes longer to start the operations of `WinogradRows`, or to read the weights of
+# `WinogradSquares`, than the time that they save.
+ROWS_POSITIONS, SQUARES_POSITIONS = 512, 64
 # From here on maps may have more numbers than cuDNN indexes; convolutions alone are split by torch. No layer here has
 # more than twice as many channels as the one before it.
 FUSED_NUMBERS = 2**30
@@ -31,8 +33,8 @@ class Convolution:
         bias: (O,).
         padding: rows and columns of zeros put around the input, 0 or 1.
         device, dtype: where and in what to compute.
-        sparing: whether to multiply less, on a CPU, with a padding of 1; in bfloat16 where there is enough to multiply,
-            in float32 with channels by the sixteen.
+        sparing: whether to multiply less where there is enough to multiply, on a CPU, with a padding of 1; in float32
+            channels then come by the sixteen.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Convolution:
         elif not can_pack(device, dtype):
             self._kernels = rounded(weight.to(device), dtype)
         elif sparing and padding == 1:
-            self._kernels = _sparing(plain, dtype), _sparing(turned, dtype)
+            self._kernels = _Sparing(plain, dtype), _Sparing(turned, dtype)
         else:
             self._kernels = Packed(plain, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
 
@@ -91,23 +93,27 @@ class _Fused:
         return torch.cudnn_convolution_relu(hidden, self._weight, bias, [1, 1], self._padding, [1, 1], 1)
 
 
-class _SparingRows:
+class _Sparing:
     """Multiplies less where there is enough to multiply."""
 
     def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        self._winograd, self._direct = WinogradRows(weight, dtype), Packed(weight, dtype, padding=(1, 1))
+        self._weight, self._dtype = weight, dtype
+        self._winograd: _Kernels
+        if dtype == torch.float32:
+            from nst_engine.winograd_squares import WinogradSquares  # which brings a compiler of 40 MB
+
+            self._fewest, self._winograd = SQUARES_POSITIONS, WinogradSquares(weight)
+        else:
+            self._fewest, self._winograd = ROWS_POSITIONS, WinogradRows(weight, dtype)
 
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-        few = hidden.shape[2:].numel() < ROWS_POSITIONS
+        few = hidden.shape[2:].numel() < self._fewest
         return (self._direct if few else self._winograd)(hidden, bias, relu=relu)
 
-
-def _sparing(weight: Callable[[], Tensor], dtype: torch.dtype) -> _Kernels:
-    if dtype != torch.float32:
-        return _SparingRows(weight, dtype)
-    from nst_engine.winograd_squares import WinogradSquares  # which brings a compiler of 40 MB
-
-    return WinogradSquares(weight)
+    @cached_property
+    def _direct(self) -> Packed:
+        # No picture may be so small.
+        return Packed(self._weight, self._dtype, padding=(1, 1))
 
 
 class _Frozen(torch.autograd.Function):

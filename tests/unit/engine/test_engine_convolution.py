@@ -155,12 +155,13 @@ def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: 
     assert relative_error(own, gradient) < SPARING[dtype]
 
 
-def test_small_maps_are_convolved_directly_in_bfloat16():
-    dtype = torch.bfloat16
+@DTYPES
+def test_small_maps_are_convolved_directly(dtype: torch.dtype):
     sparing, _, _ = a_convolution(16, 16, dtype, sparing=True)
     direct, _, _ = a_convolution(16, 16, dtype, sparing=False)
-    side = int(convolution.ROWS_POSITIONS**0.5) - 1
-    small, large = (a_map(1, 16, size, size, dtype=dtype) for size in (side, side + 2))
+    fewest = convolution.SQUARES_POSITIONS if dtype == torch.float32 else convolution.ROWS_POSITIONS
+    side = int(fewest**0.5)
+    small, large = (a_map(1, 16, side, width, dtype=dtype) for width in (side - 1, -(-fewest // side)))
     assert torch.equal(sparing(small, relu=True), direct(small, relu=True))
     spares = convolution.can_pack(CPU, dtype)
     assert torch.equal(sparing(large, relu=True), direct(large, relu=True)) != spares
