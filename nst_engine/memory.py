@@ -70,7 +70,7 @@ def working_memory(
     evaluating = EVALUATION * min(seen * per_pixel, memory_budget)
     evaluating += _sorting(backbone, material, pixels[0], options)
     evaluating = max(evaluating, MEASURING * min(max(pixels[1:]) * per_pixel, memory_budget))
-    painting = BYTES_PER_PIXEL if options.parametrization == "network" else 0
+    painting = EVALUATION * BYTES_PER_PIXEL if options.parametrization == "network" else 0
     regions = distinct_regions(material.masks)
     masked = sum(one.mask is not None for one in regions)
     besides = painting + (SUBJECT if material.subject is not None else 0)
