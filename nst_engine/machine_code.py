@@ -24,9 +24,12 @@ LANES = 8
 # A product and the sum it goes into may be rounded as one.
 CONTRACT = ("contract",)
 
-_FLOAT, _WHOLE, _ADDRESS, _NONE = ir.FloatType(), ir.IntType(64), ir.PointerType(), ir.VoidType()
+_FLOAT, _WHOLE, _NUMBER = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_ADDRESS, _NONE = ir.PointerType(), ir.VoidType()
 _LANES = ir.VectorType(_FLOAT, LANES)
 _FLOAT_BYTES = 4
+_PREFETCH = "llvm.prefetch.p0"
+_PREFETCH_FOR_LOADS = 0, 3, 1  # not for stores, into all caches, and of data
 _THREAD, _THREADS, _BARRIER = "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"
 
 
@@ -39,6 +42,9 @@ class Whole:
     def _with(self, operation: str, other: "Whole | int") -> "Whole":
         value = other.value if isinstance(other, Whole) else _WHOLE(other)
         return Whole(self.builder, getattr(self.builder, operation)(self.value, value))
+
+    def __rfloordiv__(self, other: int) -> "Whole":
+        return Whole(self.builder, self.builder.sdiv(_WHOLE(other), self.value))
 
     def __add__(self, other: "Whole | int") -> "Whole":
         return self._with("add", other)
@@ -118,13 +124,17 @@ class Pointer:
     def load_repeated(self) -> Floats:
         """The float that is here, in every lane."""
         number = self.builder.load(self.value, typ=_FLOAT, align=_FLOAT_BYTES)
-        first = self.builder.insert_element(_LANES(ir.Undefined), number, ir.IntType(32)(0))
-        everywhere = ir.VectorType(ir.IntType(32), LANES)([0] * LANES)
+        first = self.builder.insert_element(_LANES(ir.Undefined), number, _NUMBER(0))
+        everywhere = ir.VectorType(_NUMBER, LANES)([0] * LANES)
         return Floats(self.builder, self.builder.shuffle_vector(first, first, everywhere))
 
     def store(self, floats: Floats) -> None:
         """Writes them from here on."""
         self.builder.store(floats.value, self.value, align=_FLOAT_BYTES)
+
+    def fetch(self) -> None:
+        """Has what is here brought into the core's cache, for loads to come; it may be outside of a tensor."""
+        self.builder.call(self.builder.module.globals[_PREFETCH], [self.value, *map(_NUMBER, _PREFETCH_FOR_LOADS)])
 
     def where(self, condition: Condition, other: "Pointer") -> "Pointer":
         """This, or else the other one."""
@@ -143,13 +153,26 @@ class Code:
         # By way of a number: llvmlite takes what comes of alloca to be for single floats only.
         return Pointer(self._builder, self._builder.inttoptr(self._builder.ptrtoint(room, _WHOLE), _ADDRESS))
 
+    def alone(self) -> "Code":
+        """What the thread does by itself: all that is shared is its own, and there is nobody to wait for."""
+        return Code(self._builder, Whole(self._builder, _WHOLE(0)), Whole(self._builder, _WHOLE(1)), None)
+
+    def own(self, room: Pointer, floats: Whole) -> Pointer:
+        """The thread's part of room for so many floats each."""
+        return room.at(self._thread * floats)
+
     def shared(self, count: Whole) -> Any:
         """A loop over this thread's part of the whole numbers from 0 to before `count`."""
         return self.loop(count * self._thread // self._threads, count * (self._thread + 1) // self._threads)
 
+    def dealt(self, count: Whole) -> Any:
+        """As `shared`, for work that differs from one number to the next: each thread has every so manieth."""
+        return self.loop(self._thread, count, self._threads)
+
     def wait_for_all(self) -> None:
         """The threads go on together. All of them come here, equally often."""
-        self._builder.call(self._barrier, [])
+        if self._barrier is not None:
+            self._builder.call(self._barrier, [])
 
     @contextmanager
     def loop(self, start: Whole | int, end: Whole, step: Whole | int = 1) -> Iterator[Whole]:
@@ -200,15 +223,16 @@ class Program:
     def __init__(self, *writers: Callable[..., None]) -> None:
         self._openmp = gnu_threads()
         module = ir.Module("nst")
-        for name, kind in ((_THREAD, ir.IntType(32)), (_THREADS, ir.IntType(32)), (_BARRIER, _NONE)):
+        for name, kind in ((_THREAD, _NUMBER), (_THREADS, _NUMBER), (_BARRIER, _NONE)):
             ir.Function(module, ir.FunctionType(kind, []), name)
             llvm.add_symbol(name, ctypes.cast(self._openmp[name], ctypes.c_void_p).value)
-        for writer in writers:
-            _write(module, writer)
+        ir.Function(module, ir.FunctionType(_NONE, [_ADDRESS, _NUMBER, _NUMBER, _NUMBER]), _PREFETCH)
+        self._kinds = {writer: _kinds(writer) for writer in writers}
+        for writer, kinds in self._kinds.items():
+            _write(module, writer, kinds)
         # It is the compiled code's owner.
         self._compiled = _compiled(str(module))
         self._addresses = {writer: self._compiled.get_function_address(writer.__name__) for writer in writers}
-        self._kinds = {writer: _kinds(writer) for writer in writers}
 
     def run(self, writer: Callable[..., None], *arguments: Tensor | int) -> None:
         """Has torch's threads do what was written.
@@ -246,7 +270,7 @@ def _given(kind: Any, argument: Tensor | int) -> int:
     raise TypeError(f"arguments: {argument!r:.60} is no {kind.__name__}")
 
 
-def _write(module: Any, writer: Callable[..., None]) -> None:
+def _write(module: Any, writer: Callable[..., None], kinds: Sequence[Any]) -> None:
     """A function that takes the address of its arguments, as OpenMP has it."""
     function = ir.Function(module, ir.FunctionType(_NONE, [_ADDRESS]), writer.__name__)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
@@ -254,7 +278,7 @@ def _write(module: Any, writer: Callable[..., None]) -> None:
         Whole(builder, builder.sext(builder.call(module.globals[name], []), _WHOLE)) for name in (_THREAD, _THREADS)
     )
     arguments = []
-    for place, kind in enumerate(_kinds(writer)):
+    for place, kind in enumerate(kinds):
         address = builder.gep(function.args[0], [_WHOLE(place)], source_etype=_WHOLE)
         value = builder.load(address, typ=_WHOLE)
         arguments.append(kind(builder, builder.inttoptr(value, _ADDRESS) if kind is Pointer else value))

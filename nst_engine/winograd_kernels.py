@@ -5,14 +5,8 @@ from functools import cache
 from itertools import product
 
 from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+from nst_engine.product_kernels import PIECE_ROWS, multiply
 from nst_engine.winograd import POINTS, TILE
-
-# Of a block of products that is in registers at once: tiles, and channels in multiples of the lanes. AVX2 has 16 of
-# them, and twelve sums, two that hold weights and one for the maps leave one.
-BLOCK_TILES, BLOCK_LANES = 6, 2
-BLOCK_CHANNELS = BLOCK_LANES * LANES
-# Tiles at a point that are one piece of work: their maps and products fit into a core's own cache.
-PIECE_TILES = 8 * BLOCK_TILES
 
 
 @cache
@@ -35,9 +29,9 @@ def convolve(
     width: Whole,
     channels_in: Whole,
     channels_out: Whole,
-    tiles: Whole,
-    columns: Whole,
     strip: Whole,
+    together: Whole,
+    apart: Whole,
 ) -> None:
     """Makes a map of a picture, strip by strip.
 
@@ -46,30 +40,41 @@ def convolve(
         picture: (height, width, channels_in).
         kernels: (36, channels_out / 16, channels_in, 16), at the points.
         mapped: (height, width, channels_out), to be filled.
-        points: (36, strip, channels_in), room for the picture at the points.
-        products: (36, strip, channels_out), room.
+        points: (36, strip, channels_in) for each thread, room for the picture at the points.
+        products: (36, strip, channels_out) for each thread, room.
         zeros: (channels_in,).
         bias: (channels_out,), which is added.
         least: (1,), below which nothing is: 0 with a ReLU.
-        height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `BLOCK_CHANNELS`.
-        tiles: 4x4 positions of the map each, row by row, as many as it takes.
-        columns: tiles in a row.
-        strip: tiles that are worked on together, a multiple of `BLOCK_TILES`.
+        height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `PANEL`.
+        strip: tiles, of 4x4 positions of the map, that are worked on at a time.
+        together, apart: strips that the threads work on together, and after these such as each does by itself.
     """
     outside = code.scratch(channels_out)
-    with code.loop(0, tiles, strip) as first:
-        count = strip.at_most(tiles - first)
-        with code.shared(count) as tile:
+    columns, rows = (width + (TILE - 1)) // TILE, (height + (TILE - 1)) // TILE
+
+    def fill(who: Code, points: Pointer, products: Pointer, number: Whole, *, far: bool) -> None:
+        first = number * strip
+        count = strip.at_most(rows * columns - first)
+        with who.shared(count) as tile:
             around = [each - 1 for each in _corner(first + tile, columns)]
             seen = _places(picture, around, POINTS, height, width, channels_in, zeros)
-            _spread(code, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
-        code.wait_for_all()
-        _multiply(code, points, kernels, products, strip, count, channels_in, channels_out)
-        code.wait_for_all()
-        with code.shared(count) as tile:
+            _spread(who, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
+        who.wait_for_all()
+        _multiply(who, points, kernels, products, strip, count, channels_in, channels_out, far=far)
+        who.wait_for_all()
+        with who.shared(count) as tile:
             places = _places(mapped, _corner(first + tile, columns), TILE, height, width, channels_out, outside)
             made = products.at(tile * channels_out)
-            _join(code, made, strip * channels_out, places, bias, least, channels_out)
+            _join(who, made, strip * channels_out, places, bias, least, channels_out)
+
+    with code.loop(0, together) as number:
+        fill(code, points, products, number, far=True)
+    with code.shared(apart) as number:
+        own_points, own_products = (
+            code.own(room, strip * channels * POINTS**2)
+            for room, channels in ((points, channels_in), (products, channels_out))
+        )
+        fill(code.alone(), own_points, own_products, together + number, far=False)
 
 
 def _corner(tile: Whole, columns: Whole) -> list[Whole]:
@@ -108,38 +113,17 @@ def _multiply(
     count: Whole,
     channels_in: Whole,
     channels_out: Whole,
+    *,
+    far: bool,
 ) -> None:
-    """The product of matrices at each point, of the first `count` tiles and those that fill a block with them."""
-    blocks, pieces = (count + (BLOCK_TILES - 1)) // BLOCK_TILES, (count + (PIECE_TILES - 1)) // PIECE_TILES
+    """The product of matrices at each point, of the first `count` tiles; see `multiply`."""
+    pieces = (count + (PIECE_ROWS - 1)) // PIECE_ROWS
     with code.shared(pieces * POINTS**2) as share:
         point = share // pieces
         piece = share - point * pieces
         seen, weights = points.at(point * strip * channels_in), kernels.at(point * channels_in * channels_out)
         made = products.at(point * strip * channels_out)
-        with (
-            code.loop(0, channels_out, BLOCK_CHANNELS) as channel,
-            code.loop(blocks * piece // pieces, blocks * (piece + 1) // pieces) as block,
-        ):
-            tiles = [block * BLOCK_TILES + each for each in range(BLOCK_TILES)]
-            rows, ends = (
-                [start.at(tile * channels) for tile in tiles]
-                for start, channels in ((seen, channels_in), (made.at(channel), channels_out))
-            )
-            _multiply_block(code, rows, weights.at(channel * channels_in), ends, channels_in)
-
-
-def _multiply_block(
-    code: Code, rows: Sequence[Pointer], weights: Pointer, ends: Sequence[Pointer], channels_in: Whole
-) -> None:
-    def add(channel: Whole, sums: Sequence[Floats]) -> Sequence[Floats]:
-        factors = [weights.at(channel * BLOCK_CHANNELS + lane * LANES).load() for lane in range(BLOCK_LANES)]
-        so_far = iter(sums)
-        return [next(so_far) + row.at(channel).load_repeated() * factor for row in rows for factor in factors]
-
-    sums = iter(code.accumulate(channels_in, BLOCK_TILES * BLOCK_LANES, add))
-    for end in ends:
-        for lane in range(BLOCK_LANES):
-            end.at(lane * LANES).store(next(sums))
+        multiply(code, seen, weights, None, made, piece, pieces, count, channels_in, channels_out, far=far)
 
 
 def _join(

@@ -6,12 +6,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nst_engine.product_kernels import BLOCK_ROWS
+from nst_engine.products import PANEL
 from nst_engine.winograd import KERNEL_TRANSFORM, POINTS, TILE
-from nst_engine.winograd_kernels import BLOCK_CHANNELS, BLOCK_TILES, convolve, program
+from nst_engine.winograd_kernels import convolve, program
 
-# Tiles that are worked on together: with more, what they are at the points leaves the processor's cache, and with fewer
-# the kernels, which each strip needs, are read more often.
-STRIP_TILES = 24 * BLOCK_TILES
+# Tiles that the threads work on together: with more, what they are at the points leaves the processor's cache, and with
+# fewer the kernels, which each strip needs, are read more often.
+STRIP_TILES = 144
+# Where the kernels stay in the cache that all share, each thread works by itself on tiles that stay in its own: these
+# are not handed over, and nobody is waited for.
+OWN_TILES = BLOCK_ROWS
+OWN_NUMBERS = 2**16
+# Strips for each thread, from which on they come out about even.
+OWN_STRIPS = 4
 
 
 class WinogradSquares:
@@ -24,16 +32,15 @@ class WinogradSquares:
         weight: makes (O, I, 3, 3) in float32.
 
     Raises:
-        ValueError: O or I is not a multiple of `BLOCK_CHANNELS`.
+        ValueError: O or I is not a multiple of `PANEL`.
     """
 
     def __init__(self, weight: Callable[[], Tensor]) -> None:
         self._weight = weight
         self._channels_out, self._channels_in, *_ = weight().shape
-        if self._channels_out % BLOCK_CHANNELS or self._channels_in % BLOCK_CHANNELS:
+        if self._channels_out % PANEL or self._channels_in % PANEL:
             raise ValueError(
-                f"weight: both channels must be multiples of {BLOCK_CHANNELS}, "
-                f"not {self._channels_out} and {self._channels_in}"
+                f"weight: both channels must be multiples of {PANEL}, not {self._channels_out} and {self._channels_in}"
             )
         self._zeros, self._lowest = torch.zeros(max(self._channels_in, self._channels_out)), torch.tensor([-torch.inf])
 
@@ -48,18 +55,20 @@ class WinogradSquares:
         if channels != self._channels_in:
             raise ValueError(f"hidden: must have {self._channels_in} channels, not {channels}")
         mapped = hidden.new_empty(batch, height, width, self._channels_out)
-        columns = -(-width // TILE)
-        tiles = -(-height // TILE) * columns
-        strip = min(STRIP_TILES, -(-tiles // BLOCK_TILES) * BLOCK_TILES)
+        tiles, threads = -(-height // TILE) * -(-width // TILE), torch.get_num_threads()
+        apart = self._channels_in * self._channels_out <= OWN_NUMBERS and tiles >= OWN_TILES * OWN_STRIPS * threads
+        strip = min(OWN_TILES if apart else STRIP_TILES, tiles)
+        shares = (0, -(-tiles // strip)) if apart else (-(-tiles // strip), 0)
         points, products = (
-            hidden.new_empty(POINTS**2, strip, channels) for channels in (self._channels_in, self._channels_out)
+            hidden.new_empty(threads if apart else 1, POINTS**2, strip, channels)
+            for channels in (self._channels_in, self._channels_out)
         )
         added, least = self._zeros if bias is None else bias, self._zeros if relu else self._lowest
         for picture, made in zip(hidden.permute(0, 2, 3, 1).contiguous(), mapped, strict=True):
             program().run(
                 convolve,
                 *(picture, self._kernels, made, points, products, self._zeros, added, least),
-                *(height, width, self._channels_in, self._channels_out, tiles, columns, strip),
+                *(height, width, self._channels_in, self._channels_out, strip, *shares),
             )
         return mapped.permute(0, 3, 1, 2)
 
@@ -72,6 +81,6 @@ class WinogradSquares:
 def _at_the_points(weight: Tensor) -> Tensor:
     """(36, O / 16, I, 16) of (O, I, 3, 3): the kernels at each of the points for rows, and at each for columns."""
     transform = weight.new_tensor(KERNEL_TRANSFORM)
-    panels = weight.reshape(-1, BLOCK_CHANNELS, weight.shape[1], 9).permute(3, 0, 2, 1)
+    panels = weight.reshape(-1, PANEL, weight.shape[1], 9).permute(3, 0, 2, 1)
     spread: Tensor = torch.kron(transform, transform) @ panels.flatten(1)
     return spread.view(-1, *panels.shape[1:])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,11 +13,13 @@ from nst_engine import Engine, Session, StepReport, Style, StylizeOptions
 from nst_engine.balance import PLAIN
 from nst_engine.networks import NETWORKS
 from nst_engine.pictures import MID_GREY
+from nst_engine.threads import has_gnu_threads
 from nst_engine.tiling import map_bytes_per_pixel
 
 Pixels = NDArray[np.uint8]
 
 MODEL = "vgg16-caffe"
+needs_gnu_threads = pytest.mark.skipif(not has_gnu_threads(), reason="compiled loops need GNU's OpenMP")
 # Options that compute otherwise than float32 by name.
 OTHER_PRECISIONS = [{"precision": "auto"}]
 # Shallow taps keep a run to a fraction of a second.

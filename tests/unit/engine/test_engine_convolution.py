@@ -3,18 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_runs import needs_gnu_threads
 from reference import relative_error
 from torch import Tensor
 
-from nst_engine import convolution, winograd_kernels, winograd_squares
+from nst_engine import convolution, winograd_squares
 from nst_engine.convolution import Convolution
-from nst_engine.threads import has_gnu_threads
 from nst_engine.winograd import TILE
 from nst_engine.winograd_rows import WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
@@ -23,7 +23,6 @@ CPU = torch.device("cpu")
 # The errors of a map: direct, and with the additions of Winograd's way.
 DIRECT = {torch.bfloat16: 4e-3, torch.float32: 1e-6}
 SPARING = {torch.bfloat16: 2e-2, torch.float32: 4e-6}
-needs_gnu_threads = pytest.mark.skipif(not has_gnu_threads(), reason="compiled loops need GNU's OpenMP")
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 
 
@@ -62,26 +61,23 @@ def test_the_transforms_make_a_convolution(make: Callable[..., WinogradSquares |
     assert relative_error(convolve(maps), truth - bias.double().view(-1, 1, 1)) < 2e-6
 
 
-@pytest.fixture
-def with_threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @needs_gnu_threads
 @pytest.mark.parametrize("threads", [1, 2, 3, 50])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", [1, 5, 12, 24])
+@pytest.mark.parametrize("apart", [False, True])
 def test_a_map_depends_neither_on_threads_nor_on_strips(
-    monkeypatch: pytest.MonkeyPatch, with_threads: Callable[[int], None], threads: int, blocks: int
+    monkeypatch: pytest.MonkeyPatch, with_threads: Callable[[int], None], threads: int, tiles: int, apart: bool
 ):
-    """Of two pictures of 24 tiles, which make four blocks."""
+    """Of two pictures of 24 tiles."""
     weight, bias = random(32, 16, 3, 3), random(32, seed=1)
     maps = random(2, 16, 23, 13, seed=2).contiguous(memory_format=torch.channels_last)
     with_threads(1)
     whole = WinogradSquares(lambda: weight)(maps, bias)
     with_threads(threads)
-    monkeypatch.setattr(winograd_squares, "STRIP_TILES", blocks * winograd_kernels.BLOCK_TILES)
+    monkeypatch.setattr(winograd_squares, "STRIP_TILES", tiles)
+    monkeypatch.setattr(winograd_squares, "OWN_TILES", tiles)
+    monkeypatch.setattr(winograd_squares, "OWN_STRIPS", 0)
+    monkeypatch.setattr(winograd_squares, "OWN_NUMBERS", 32 * 16 if apart else 0)
     for _ in range(10):
         assert torch.equal(WinogradSquares(lambda: weight)(maps, bias), whole)
 

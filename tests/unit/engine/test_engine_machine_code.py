@@ -2,16 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from engine_runs import needs_gnu_threads
 
 from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
-from nst_engine.threads import has_gnu_threads
 
 COUNT = 37
-needs_gnu_threads = pytest.mark.skipif(not has_gnu_threads(), reason="compiled loops need GNU's OpenMP")
 
 
 def combine(code: Code, one: Pointer, other: Pointer, target: Pointer, rows: Whole, columns: Whole) -> None:
@@ -54,18 +53,35 @@ def places(code: Code, room: Pointer, target: Pointer, count: Whole, divisor: Wh
 def turn(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole) -> None:
     """The numbers of each part in the other order, in every lane, by way of room that all threads share."""
     with code.loop(0, count, part) as first:
-        size = part.at_most(count - first)
-        with code.shared(size) as index:
-            room.at(index * LANES).store(source.at(first + index).load_repeated())
-        code.wait_for_all()
-        with code.shared(size) as index:
-            target.at((first + index) * LANES).store(room.at((size - 1 - index) * LANES).load())
-        code.wait_for_all()
+        turn_part(code, source.at(first), room, target.at(first * LANES), part.at_most(count - first))
+
+
+def turn_apart(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole) -> None:
+    """As `turn`, each part by one thread, with room of its own."""
+    with code.shared((count + (part - 1)) // part) as number:
+        first, own = number * part, code.own(room, part * LANES)
+        turn_part(code.alone(), source.at(first), own, target.at(first * LANES), part.at_most(count - first))
+
+
+def turn_part(code: Code, source: Pointer, room: Pointer, target: Pointer, size: Whole) -> None:
+    with code.shared(size) as index:
+        source.at(index + size).fetch()  # which may be beyond its end
+        room.at(index * LANES).store(source.at(index).load_repeated())
+    code.wait_for_all()
+    with code.dealt(size) as index:
+        target.at(index * LANES).store(room.at((size - 1 - index) * LANES).load())
+    code.wait_for_all()
+
+
+def quotients(code: Code, source: Pointer, target: Pointer, count: Whole) -> None:
+    """Of each number from 0 to before `count` what is in `source` at 100 over what follows it, in every lane."""
+    with code.dealt(count) as index:
+        target.at(index * LANES).store(source.at(100 // (index + 1)).load_repeated())
 
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(combine, add_up, gather, places, turn)
+    return Program(combine, add_up, gather, places, turn, turn_apart, quotients)
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
@@ -105,13 +121,20 @@ class TestProgram:
         assert torch.equal(target, source[torch.arange(COUNT) // 3][:, None].expand(-1, LANES))
 
     @pytest.mark.parametrize("part", [1, 5, 36, COUNT, 50])
-    def test_threads_wait_for_each_other(self, program: Program, part: int):
-        source, room = torch.randn(COUNT), torch.empty(part, LANES)
+    @pytest.mark.parametrize("writer", [turn, turn_apart])
+    def test_threads_wait_for_each_other_or_work_apart(self, program: Program, part: int, writer: Callable[..., None]):
+        source, room = torch.randn(COUNT), torch.empty(torch.get_num_threads(), part, LANES)
         target = torch.zeros(COUNT, LANES)
         for _ in range(50):
-            program.run(turn, source, room, target, COUNT, part)
+            program.run(writer, source, room, target, COUNT, part)
             wanted = torch.cat([each.flip(0) for each in source.split(part)])
             assert torch.equal(target, wanted[:, None].expand(-1, LANES))
+
+    def test_numbers_are_divided(self, program: Program):
+        source, target = torch.randn(101), torch.zeros(COUNT, LANES)
+        program.run(quotients, source, target, COUNT)
+        wanted = source[torch.div(100, torch.arange(1, COUNT + 1), rounding_mode="floor")]
+        assert torch.equal(target, wanted[:, None].expand(-1, LANES))
 
 
 @needs_gnu_threads
@@ -153,7 +176,7 @@ class CDLL(real):
 ctypes.CDLL = CDLL
 import sys
 import torch
-from nst_engine import hardware
+from nst_engine import hardware, products
 from nst_engine.convolution import Convolution
 sparing = hardware.multiplies_dearly(torch.device("cpu"), torch.float32)
 assert not sparing
@@ -161,6 +184,8 @@ convolution = Convolution(
     torch.ones(16, 16, 3, 3), torch.zeros(16), 1, torch.device("cpu"), torch.float32, sparing=sparing
 )
 assert convolution(torch.ones(1, 16, 3, 3), relu=True)[0, 0, 1, 1] == 9 * 16
+assert products.sum_of_outer_products(torch.ones(9, 16))[0, 1] == 9
+assert products.mapped(torch.ones(9, 16), torch.ones(16, 16))[0, 1] == 16
 assert "llvmlite" not in sys.modules
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import MODEL, SHALLOW, Pixels, as_image, at_balance, noisy
+from engine_runs import MODEL, SHALLOW, Pixels, as_image, at_balance, needs_gnu_threads, noisy
 from reference import Problem, Trunk, relative_error
 from torch import Tensor
 
@@ -99,6 +99,7 @@ def test_the_objective_of_neural_style_pt_is_expressible(
     assert relative_error(evaluation.gradient, gradient) < gradient_tolerance
 
 
+@needs_gnu_threads
 def test_float32_that_spares_multiplications_is_nearly_as_right(
     real_weights: dict[str, Tensor], pair: tuple[Tensor, Tensor], image: Tensor
 ):
