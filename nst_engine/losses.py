@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nst_engine.products import mapped, sum_of_outer_products
 
@@ -66,6 +67,7 @@ class _Gram(torch.autograd.Function):
         return sum_of_outer_products(rows) / rows.shape[-2:].numel()
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> Tensor:
         rows: Tensor
         (rows,) = context.saved_tensors

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 
-from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
-from nst_engine.products import PANEL
+from nst_engine.lanes import LANES, PANEL
+from nst_engine.machine_code import Code, Program
+from nst_engine.machine_values import Floats, Pointer, Whole
 
 # Of a product, what is in registers at once: rows, and a panel of columns. AVX2 has 16 of them, and twelve sums, two
 # that hold factors and one for the rows leave one.
 BLOCK_ROWS = 6
-LANES_OF_PANEL = range(0, PANEL, LANES)
+GROUPS = range(0, PANEL, LANES)  # of lanes, in a panel
 # Rows that are one piece of work: they and what becomes of them fit into a core's own cache.
 PIECE_ROWS = 8 * BLOCK_ROWS
 
@@ -58,10 +59,9 @@ def multiply(
     count: Whole,
     inner: Whole,
     outer: Whole,
-    *,
-    far: bool = False,
+    far: Whole | None = None,
 ) -> None:
-    """One of so many pieces of what `map_rows` does; `far` panels are in no cache."""
+    """What `map_rows` does, of one of so many pieces of the rows; `far` is 1 if the panels are in no cache."""
     blocks = (count + (BLOCK_ROWS - 1)) // BLOCK_ROWS
     start, end = blocks * piece // pieces, blocks * (piece + 1) // pieces
     with code.loop(0, outer, PANEL) as column, code.loop(start, end) as block:
@@ -70,10 +70,10 @@ def multiply(
         panel = panels.at(column * inner)
         # Each block has its part of the next panel fetched, as otherwise the first would wait for all of it.
         part = PANEL // (end - start)
-        ahead = (panel.at(((block - start) * part + PANEL) * inner), part) if far else None
+        ahead = None if far is None else (panel.at(((block - start) * part + PANEL) * inner), part * far)
         sums = _block(code, [rows.at(place * inner) for place in places], 1, panel, inner, ahead)
         for place, line in zip(places, sums, strict=True):
-            for lane, found in zip(LANES_OF_PANEL, line, strict=True):
+            for lane, found in zip(GROUPS, line, strict=True):
                 added = found if shift is None else found + shift.at(column + lane).load()
                 mapped.at(place * outer + column + lane).store(added)
 
@@ -83,41 +83,45 @@ def add_outer_products(
     rows: Pointer,
     panels: Pointer,
     sums: Pointer,
+    added: Pointer,
     count: Whole,
     channels: Whole,
     strip: Whole,
-    together: Whole,
+    parts: Whole,
     apart: Whole,
 ) -> None:
-    """Adds up x^T x of the rows x in parts, and each strip by strip; of what is below the diagonal some, but not all.
+    """Adds up x^T x of rows x, in parts and each strip by strip.
 
     Args:
         code: the thread's.
         rows: (count, channels).
-        panels: (channels / 16, strip, 16) for each thread, room.
-        sums: (together + apart, channels, channels), to be added to.
+        panels: (channels / 16, strip, 16), room; if `apart`, for each thread.
+        sums: (parts, channels, channels), zeros, which come to hold those of each part, from the diagonal on.
+        added: (channels, channels), to be filled.
         count: of the rows.
         channels: a multiple of `PANEL`.
         strip: rows that are worked on at a time.
-        together, apart: parts that the threads work on together, and after these such as each does by itself.
+        parts: into which the rows are divided.
+        apart: 1 if each thread has parts of its own, 0 if all work on one together.
     """
-    parts = together + apart
-
-    def add(who: Code, room: Pointer, part: Whole) -> None:
+    divided, inside = code.alone(1 - apart), code.alone(apart)
+    room = divided.own(panels, channels * strip)
+    with divided.shared(parts) as part:
         start, end = count * part // parts, count * (part + 1) // parts
-        _add_part(
-            who, rows.at(start * channels), room, sums.at(part * channels * channels), end - start, channels, strip
-        )
-
-    with code.loop(0, together) as part:
-        add(code, panels, part)
-    with code.shared(apart) as each:
-        add(code.alone(), code.own(panels, channels * strip), together + each)
+        own = sums.at(part * channels * channels)
+        _add_part(inside, rows.at(start * channels), room, own, end - start, channels, strip)
+    code.wait_for_all()
+    with code.dealt(channels // LANES) as group, code.loop(group * LANES, channels, LANES) as column:
+        for row in (group * LANES + each for each in range(LANES)):
+            total = _sum(code, sums.at(row * channels + column), channels * channels, parts)
+            added.at(row * channels + column).store(total)
+            added.at(column * channels + row).scatter(total, channels)
 
 
 def _add_part(
     code: Code, rows: Pointer, panels: Pointer, sums: Pointer, count: Whole, channels: Whole, strip: Whole
 ) -> None:
+    """Adds x^T x of one part's rows, from the diagonal on, and a little of what is before it."""
     with code.loop(0, count, strip) as first:
         height = strip.at_most(count - first)
         with code.shared(height) as row, code.loop(0, channels, LANES) as channel:
@@ -130,9 +134,7 @@ def _add_part(
             seen = [panels.at((line // PANEL) * strip * PANEL + (line - line // PANEL * PANEL)) for line in lines]
             with code.loop(block * BLOCK_ROWS // PANEL, channels // PANEL) as panel:
                 found = _block(code, seen, PANEL, panels.at(panel * strip * PANEL), height)
-                places = [
-                    sums.at(line * channels + panel * PANEL + start) for line in lines for start in LANES_OF_PANEL
-                ]
+                places = [sums.at(line * channels + panel * PANEL + start) for line in lines for start in GROUPS]
                 # All are read before the first is written, as the last line may be there more than once.
                 so_far = [place.load() for place in places]
                 for place, before, floats in zip(places, so_far, chain(*found), strict=True):
@@ -143,7 +145,7 @@ def _add_part(
 def _block(
     code: Code,
     rows: Sequence[Pointer],
-    apart: int,
+    stride: int,
     panel: Pointer,
     inner: Whole,
     ahead: tuple[Pointer, Whole] | None = None,
@@ -157,10 +159,15 @@ def _block(
         if ahead is not None:
             start, part = ahead
             start.at(place * part).fetch()
-        factors = [panel.at(place * PANEL + lane).load() for lane in LANES_OF_PANEL]
+        factors = [panel.at(place * PANEL + lane).load() for lane in GROUPS]
         so_far = iter(sums)
-        return [next(so_far) + row.at(place * apart).load_repeated() * factor for row in rows for factor in factors]
+        return [next(so_far) + row.at(place * stride).load_repeated() * factor for row in rows for factor in factors]
 
-    lanes = len(LANES_OF_PANEL)
+    lanes = len(GROUPS)
     sums = code.accumulate(inner, len(rows) * lanes, add)
     return [sums[first : first + lanes] for first in range(0, len(sums), lanes)]
+
+
+def _sum(code: Code, floats: Pointer, stride: Whole, count: Whole) -> Floats:
+    (total,) = code.accumulate(count, 1, lambda index, sums: [sums[0] + floats.at(index * stride).load()])
+    return total

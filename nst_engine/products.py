@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
+from nst_engine.lanes import PANEL
 from nst_engine.threads import has_gnu_threads
 
-# Compiled loops take channels by so many.
-PANEL = 16
 # On a CPU, bfloat16 vectors whose products are added up before they are rounded.
 BLOCK = 256
 # From so many positions on a GPU needs the parts of one sum side by side to be busy, as cuBLAS does it for one map
 # alone; with fewer it is the maps that go side by side.
 LONG = 2**14
+# Multiplications from which on compiled loops are worth starting; with more channels than rows they are not.
+COMPILED_FROM = 2**25
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def sum_of_outer_products(rows: Tensor) -> Tensor:
     at the end: rounding those of many short blocks, and adding these up in float32, is a tenth as far off, or less,
     and takes half the time of a product in float32. That one is compiled.
     """
-    if _can_compile(rows):
+    if _compile(rows):
         from nst_engine import compiled_products  # which brings a compiler of 40 MB
 
         return compiled_products.sum_of_outer_products(rows)
@@ -46,7 +47,7 @@ def mapped(rows: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
         matrix: M, (..., C, C), float32, one for each map, as is `shift`.
         shift: s, (..., C); None is 0.
     """
-    if _can_compile(rows):
+    if _compile(rows):
         from nst_engine import compiled_products
 
         return compiled_products.mapped(rows, matrix, shift)
@@ -64,9 +65,11 @@ def mapped(rows: Tensor, matrix: Tensor, shift: Tensor | None = None) -> Tensor:
     return torch.baddbmm(shift[:, None], rows, matrix)
 
 
-def _can_compile(rows: Tensor) -> bool:
-    whole_panels = rows.shape[-1] % PANEL == 0
-    return rows.device.type == "cpu" and rows.dtype == torch.float32 and whole_panels and has_gnu_threads()
+def _compile(rows: Tensor) -> bool:
+    """Whether compiled loops can do it, and in less time."""
+    count, channels = rows.shape[-2:]
+    can = rows.device.type == "cpu" and rows.dtype == torch.float32 and channels % PANEL == 0 and has_gnu_threads()
+    return can and count >= channels and count * channels**2 >= COMPILED_FROM
 
 
 def _adds_in_float32(rows: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nst_engine import losses, products
 from nst_engine.matrix_root import traces_of_roots
@@ -167,6 +168,7 @@ class _Moments(torch.autograd.Function):
         return total / rows.shape[-2], products.sum_of_outer_products(rows) / rows.shape[-2]
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, mean: Tensor, second: Tensor) -> tuple[Tensor, None]:
         rows, roots = context.saved_tensors
         pull, shift = (second + second.mT) / rows.shape[-2], mean / rows.shape[-2]

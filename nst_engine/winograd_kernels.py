@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
-from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+from nst_engine.lanes import LANES
+from nst_engine.machine_code import Code, Program
+from nst_engine.machine_values import Floats, Pointer, Whole
 from nst_engine.product_kernels import PIECE_ROWS, multiply
 from nst_engine.winograd import POINTS, TILE
 
@@ -30,7 +32,6 @@ def convolve(
     channels_in: Whole,
     channels_out: Whole,
     strip: Whole,
-    together: Whole,
     apart: Whole,
 ) -> None:
     """Makes a map of a picture, strip by strip.
@@ -40,41 +41,35 @@ def convolve(
         picture: (height, width, channels_in).
         kernels: (36, channels_out / 16, channels_in, 16), at the points.
         mapped: (height, width, channels_out), to be filled.
-        points: (36, strip, channels_in) for each thread, room for the picture at the points.
-        products: (36, strip, channels_out) for each thread, room.
+        points: (36, strip, channels_in), room for the picture at the points; if `apart`, for each thread.
+        products: (36, strip, channels_out), room, likewise.
         zeros: (channels_in,).
         bias: (channels_out,), which is added.
         least: (1,), below which nothing is: 0 with a ReLU.
         height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `PANEL`.
         strip: tiles, of 4x4 positions of the map, that are worked on at a time.
-        together, apart: strips that the threads work on together, and after these such as each does by itself.
+        apart: 1 if each thread has strips of its own, 0 if all work on one together.
     """
     outside = code.scratch(channels_out)
     columns, rows = (width + (TILE - 1)) // TILE, (height + (TILE - 1)) // TILE
-
-    def fill(who: Code, points: Pointer, products: Pointer, number: Whole, *, far: bool) -> None:
+    tiles = rows * columns
+    divided, inside = code.alone(1 - apart), code.alone(apart)
+    points = divided.own(points, strip * channels_in * POINTS**2)
+    products = divided.own(products, strip * channels_out * POINTS**2)
+    with divided.shared((tiles + (strip - 1)) // strip) as number:
         first = number * strip
-        count = strip.at_most(rows * columns - first)
-        with who.shared(count) as tile:
+        count = strip.at_most(tiles - first)
+        with inside.shared(count) as tile:
             around = [each - 1 for each in _corner(first + tile, columns)]
             seen = _places(picture, around, POINTS, height, width, channels_in, zeros)
-            _spread(who, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
-        who.wait_for_all()
-        _multiply(who, points, kernels, products, strip, count, channels_in, channels_out, far=far)
-        who.wait_for_all()
-        with who.shared(count) as tile:
+            _spread(code, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
+        inside.wait_for_all()
+        _multiply(inside, points, kernels, products, strip, count, channels_in, channels_out, 1 - apart)
+        inside.wait_for_all()
+        with inside.shared(count) as tile:
             places = _places(mapped, _corner(first + tile, columns), TILE, height, width, channels_out, outside)
             made = products.at(tile * channels_out)
-            _join(who, made, strip * channels_out, places, bias, least, channels_out)
-
-    with code.loop(0, together) as number:
-        fill(code, points, products, number, far=True)
-    with code.shared(apart) as number:
-        own_points, own_products = (
-            code.own(room, strip * channels * POINTS**2)
-            for room, channels in ((points, channels_in), (products, channels_out))
-        )
-        fill(code.alone(), own_points, own_products, together + number, far=False)
+            _join(code, made, strip * channels_out, places, bias, least, channels_out)
 
 
 def _corner(tile: Whole, columns: Whole) -> list[Whole]:
@@ -95,13 +90,13 @@ def _places(
     return found
 
 
-def _spread(code: Code, seen: Sequence[Pointer], points: Pointer, apart: Whole, channels: Whole) -> None:
+def _spread(code: Code, seen: Sequence[Pointer], points: Pointer, stride: Whole, channels: Whole) -> None:
     """What 6x6 positions are at the points, which lie so far apart."""
     with code.loop(0, channels, LANES) as channel:
         found = [place.at(channel).load() for place in seen]
         of_rows = zip(*(_at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
         for point, floats in enumerate(each for line in of_rows for each in _at_points(line)):
-            points.at(apart * point + channel).store(floats)
+            points.at(stride * point + channel).store(floats)
 
 
 def _multiply(
@@ -113,8 +108,7 @@ def _multiply(
     count: Whole,
     channels_in: Whole,
     channels_out: Whole,
-    *,
-    far: bool,
+    far: Whole,
 ) -> None:
     """The product of matrices at each point, of the first `count` tiles; see `multiply`."""
     pieces = (count + (PIECE_ROWS - 1)) // PIECE_ROWS
@@ -123,13 +117,13 @@ def _multiply(
         piece = share - point * pieces
         seen, weights = points.at(point * strip * channels_in), kernels.at(point * channels_in * channels_out)
         made = products.at(point * strip * channels_out)
-        multiply(code, seen, weights, None, made, piece, pieces, count, channels_in, channels_out, far=far)
+        multiply(code, seen, weights, None, made, piece, pieces, count, channels_in, channels_out, far)
 
 
 def _join(
     code: Code,
     products: Pointer,
-    apart: Whole,
+    stride: Whole,
     places: Sequence[Pointer],
     bias: Pointer,
     least: Pointer,
@@ -138,7 +132,7 @@ def _join(
     """What the points, which lie so far apart, make of 4x4 positions."""
     floor = least.load_repeated()
     with code.loop(0, channels, LANES) as channel:
-        found = [products.at(apart * point + channel).load() for point in range(POINTS**2)]
+        found = [products.at(stride * point + channel).load() for point in range(POINTS**2)]
         added = bias.at(channel).load()
         of_rows = zip(*(_at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
         for place, floats in zip(places, (each for line in of_rows for each in _at_positions(line)), strict=True):

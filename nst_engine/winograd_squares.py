@@ -6,18 +6,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nst_engine.lanes import PANEL
 from nst_engine.product_kernels import BLOCK_ROWS
-from nst_engine.products import PANEL
 from nst_engine.winograd import KERNEL_TRANSFORM, POINTS, TILE
 from nst_engine.winograd_kernels import convolve, program
 
 # Tiles that the threads work on together: with more, what they are at the points leaves the processor's cache, and with
 # fewer the kernels, which each strip needs, are read more often.
 STRIP_TILES = 144
-# Where the kernels stay in the cache that all share, each thread works by itself on tiles that stay in its own: these
-# are not handed over, and nobody is waited for.
+# Where kernels of so many channels in times channels out stay in the cache that all cores share, each thread works by
+# itself on tiles that stay in its own core's: these are not handed over, and nobody is waited for.
+OWN_KERNELS = 256 * 256
 OWN_TILES = BLOCK_ROWS
-OWN_NUMBERS = 2**16
 # Strips for each thread, from which on they come out about even.
 OWN_STRIPS = 4
 
@@ -56,9 +56,8 @@ class WinogradSquares:
             raise ValueError(f"hidden: must have {self._channels_in} channels, not {channels}")
         mapped = hidden.new_empty(batch, height, width, self._channels_out)
         tiles, threads = -(-height // TILE) * -(-width // TILE), torch.get_num_threads()
-        apart = self._channels_in * self._channels_out <= OWN_NUMBERS and tiles >= OWN_TILES * OWN_STRIPS * threads
-        strip = min(OWN_TILES if apart else STRIP_TILES, tiles)
-        shares = (0, -(-tiles // strip)) if apart else (-(-tiles // strip), 0)
+        apart = self._channels_in * self._channels_out <= OWN_KERNELS and tiles >= OWN_TILES * OWN_STRIPS * threads
+        strip = max(1, min(OWN_TILES if apart else STRIP_TILES, tiles))
         points, products = (
             hidden.new_empty(threads if apart else 1, POINTS**2, strip, channels)
             for channels in (self._channels_in, self._channels_out)
@@ -68,7 +67,7 @@ class WinogradSquares:
             program().run(
                 convolve,
                 *(picture, self._kernels, made, points, products, self._zeros, added, least),
-                *(height, width, self._channels_in, self._channels_out, strip, *shares),
+                *(height, width, self._channels_in, self._channels_out, strip, int(apart)),
             )
         return mapped.permute(0, 3, 1, 2)
 

@@ -77,9 +77,14 @@ def test_a_map_depends_neither_on_threads_nor_on_strips(
     monkeypatch.setattr(winograd_squares, "STRIP_TILES", tiles)
     monkeypatch.setattr(winograd_squares, "OWN_TILES", tiles)
     monkeypatch.setattr(winograd_squares, "OWN_STRIPS", 0)
-    monkeypatch.setattr(winograd_squares, "OWN_NUMBERS", 32 * 16 if apart else 0)
+    monkeypatch.setattr(winograd_squares, "OWN_KERNELS", 32 * 16 if apart else 0)
     for _ in range(10):
         assert torch.equal(WinogradSquares(lambda: weight)(maps, bias), whole)
+
+
+@needs_gnu_threads
+def test_a_map_without_positions_has_none():
+    assert WinogradSquares(lambda: random(32, 16, 3, 3))(torch.ones(1, 16, 0, 5)).shape == (1, 32, 0, 5)
 
 
 @needs_gnu_threads

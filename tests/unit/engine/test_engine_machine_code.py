@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from engine_runs import needs_gnu_threads
 
-from nst_engine.machine_code import LANES, Code, Floats, Pointer, Program, Whole
+from nst_engine.lanes import LANES
+from nst_engine.machine_code import Code, Program
+from nst_engine.machine_values import Floats, Pointer, Whole
 
 COUNT = 37
 
@@ -50,27 +52,35 @@ def places(code: Code, room: Pointer, target: Pointer, count: Whole, divisor: Wh
         target.at(index * LANES).store(own.at(index * LANES).load())
 
 
-def turn(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole) -> None:
-    """The numbers of each part in the other order, in every lane, by way of room that all threads share."""
-    with code.loop(0, count, part) as first:
-        turn_part(code, source.at(first), room, target.at(first * LANES), part.at_most(count - first))
+def turn(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole, apart: Whole) -> None:
+    """The numbers of each part in the other order, in every lane, by way of room: all threads' or, `apart`, one's."""
+    divided, inside = code.alone(1 - apart), code.alone(apart)
+    room = divided.own(room, part * LANES)
+    with divided.shared((count + (part - 1)) // part) as number:
+        first = number * part
+        size = part.at_most(count - first)
+        with inside.shared(size) as index:
+            source.at(first + index + size).fetch()  # which may be beyond its end
+            room.at(index * LANES).store(source.at(first + index).load_repeated())
+        inside.wait_for_all()
+        with inside.dealt(size) as index:
+            target.at((first + index) * LANES).store(room.at((size - 1 - index) * LANES).load())
+        inside.wait_for_all()
 
 
-def turn_apart(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole) -> None:
-    """As `turn`, each part by one thread, with room of its own."""
-    with code.shared((count + (part - 1)) // part) as number:
-        first, own = number * part, code.own(room, part * LANES)
-        turn_part(code.alone(), source.at(first), own, target.at(first * LANES), part.at_most(count - first))
-
-
-def turn_part(code: Code, source: Pointer, room: Pointer, target: Pointer, size: Whole) -> None:
-    with code.shared(size) as index:
-        source.at(index + size).fetch()  # which may be beyond its end
-        room.at(index * LANES).store(source.at(index).load_repeated())
+def keep(code: Code, source: Pointer, room: Pointer, target: Pointer, threads: Whole, floats: Whole) -> None:
+    """One number for each thread, in every lane, by way of room of its own."""
+    own = code.own(room, floats)
+    with code.dealt(threads) as index:
+        own.store(source.at(index).load_repeated())
     code.wait_for_all()
-    with code.dealt(size) as index:
-        target.at(index * LANES).store(room.at((size - 1 - index) * LANES).load())
-    code.wait_for_all()
+    with code.dealt(threads) as index:
+        target.at(index * LANES).store(own.load())
+
+
+def transpose(code: Code, source: Pointer, target: Pointer, rows: Whole, columns: Whole) -> None:
+    with code.shared(rows) as row, code.loop(0, columns, LANES) as column:
+        target.at(column * rows + row).scatter(source.at(row * columns + column).load(), rows)
 
 
 def quotients(code: Code, source: Pointer, target: Pointer, count: Whole) -> None:
@@ -81,7 +91,7 @@ def quotients(code: Code, source: Pointer, target: Pointer, count: Whole) -> Non
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(combine, add_up, gather, places, turn, turn_apart, quotients)
+    return Program(combine, add_up, gather, places, turn, keep, transpose, quotients)
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
@@ -121,14 +131,25 @@ class TestProgram:
         assert torch.equal(target, source[torch.arange(COUNT) // 3][:, None].expand(-1, LANES))
 
     @pytest.mark.parametrize("part", [1, 5, 36, COUNT, 50])
-    @pytest.mark.parametrize("writer", [turn, turn_apart])
-    def test_threads_wait_for_each_other_or_work_apart(self, program: Program, part: int, writer: Callable[..., None]):
+    @pytest.mark.parametrize("apart", [0, 1])
+    def test_threads_wait_for_each_other_or_work_apart(self, program: Program, part: int, apart: int):
         source, room = torch.randn(COUNT), torch.empty(torch.get_num_threads(), part, LANES)
         target = torch.zeros(COUNT, LANES)
         for _ in range(50):
-            program.run(writer, source, room, target, COUNT, part)
+            program.run(turn, source, room, target, COUNT, part, apart)
             wanted = torch.cat([each.flip(0) for each in source.split(part)])
             assert torch.equal(target, wanted[:, None].expand(-1, LANES))
+
+    def test_a_part_of_room_belongs_to_one_thread(self, program: Program):
+        threads = torch.get_num_threads()
+        source, target = torch.randn(threads), torch.zeros(threads, LANES)
+        program.run(keep, source, torch.zeros(threads, 3 * LANES), target, threads, 3 * LANES)
+        assert torch.equal(target, source[:, None].expand(-1, LANES))
+
+    def test_numbers_are_scattered(self, program: Program):
+        source, target = torch.randn(COUNT, 3 * LANES), torch.zeros(3 * LANES, COUNT)
+        program.run(transpose, source, target, COUNT, 3 * LANES)
+        assert torch.equal(target, source.mT)
 
     def test_numbers_are_divided(self, program: Program):
         source, target = torch.randn(101), torch.zeros(COUNT, LANES)
@@ -178,14 +199,15 @@ import sys
 import torch
 from nst_engine import hardware, products
 from nst_engine.convolution import Convolution
+products.COMPILED_FROM = 0
 sparing = hardware.multiplies_dearly(torch.device("cpu"), torch.float32)
 assert not sparing
 convolution = Convolution(
     torch.ones(16, 16, 3, 3), torch.zeros(16), 1, torch.device("cpu"), torch.float32, sparing=sparing
 )
 assert convolution(torch.ones(1, 16, 3, 3), relu=True)[0, 0, 1, 1] == 9 * 16
-assert products.sum_of_outer_products(torch.ones(9, 16))[0, 1] == 9
-assert products.mapped(torch.ones(9, 16), torch.ones(16, 16))[0, 1] == 16
+assert products.sum_of_outer_products(torch.ones(20, 16))[0, 1] == 20
+assert products.mapped(torch.ones(20, 16), torch.ones(16, 16))[0, 1] == 16
 assert "llvmlite" not in sys.modules
 """
 

@@ -1,5 +1,7 @@
 """Sums over feature vectors and products with them, against float64, on every device that is here."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 
@@ -14,6 +16,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 # Of one map, and of several: fewer positions and more than a GPU adds up side by side, and no multiple of a block; less
 # than a block; and channels that fit no compiled loop.
 SHAPES = [(700, 64), (3, 700, 64), (2, products.LONG + 5, 16), (5, 32), (700, 24)]
+
+
+@pytest.fixture(autouse=True, params=[0, products.COMPILED_FROM], ids=["compiled", "as used"])
+def _from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Compiled loops do small products too, if they can."""
+    monkeypatch.setattr(products, "COMPILED_FROM", request.param)
 
 
 @pytest.fixture(params=DEVICES)
@@ -80,6 +88,28 @@ def test_outer_products_are_added_up_strip_by_strip(monkeypatch: pytest.MonkeyPa
     found = compiled_products.sum_of_outer_products(rows)
     assert distance(found, rows.double().mT @ rows.double()) < 1e-6
     assert distance(compiled_products.mapped(rows, found), rows.double() @ found.double()) < 1e-6
+
+
+def test_a_strided_shift_is_taken():
+    rows, matrix, shift = torch.randn(2, 9, 16), torch.randn(2, 16, 16), torch.randn(16, 2).mT
+    assert distance(products.mapped(rows, matrix, shift), (rows @ matrix + shift[:, None]).double()) < 1e-6
+
+
+def test_products_of_no_rows_are_nothing():
+    assert torch.equal(products.sum_of_outer_products(torch.ones(0, 16)), torch.zeros(16, 16))
+    assert products.sum_of_outer_products(torch.ones(0, 9, 16)).shape == (0, 16, 16)
+    assert products.mapped(torch.ones(0, 16), torch.ones(16, 16)).shape == (0, 16)
+
+
+def test_products_in_bfloat16_bring_no_compiler():
+    code = """
+import sys, torch
+from nst_engine import products
+products.mapped(torch.ones(300, 16, dtype=torch.bfloat16), torch.ones(16, 16))
+products.sum_of_outer_products(torch.ones(300, 16, dtype=torch.bfloat16))
+assert "llvmlite" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:

@@ -287,3 +287,14 @@ def test_a_run_gets_nearer_to_the_style_and_resumes_in_the_same_bits(
     assert finish(engine, resumed)[-1] == last
     assert np.array_equal(resumed.image(), session.image())
     assert last.losses["style"] < 0.7 * first.losses["style"]
+
+
+@pytest.mark.parametrize("statistic", ["gram", "moments"])
+def test_a_second_derivative_is_refused(statistic: str):
+    """Of what is worked out by hand, which it would take for a constant."""
+    features = torch.rand(1, 16, 6, 6).requires_grad_(True)
+    measured = make_statistic(StylizeOptions(style_statistic=statistic)).measure(features)
+    total = sum(tensor.square().sum() for tensor in measured)
+    (gradient,) = torch.autograd.grad(total, features, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
