@@ -2,8 +2,8 @@
 
 A function such as `def double(code: Code, source: Pointer, target: Pointer, count: Whole) -> None` is called once, to
 write down what the threads are to do: its arguments stand for those of later runs, and operators on them for
-operations. A loop of Python's own is unrolled; those that are to run are `Code.loop` and `Code.shared`. Whether places
-are inside of a tensor is for the function to see to.
+operations (`machine_values`). A loop of Python's own is unrolled; those that are to run are `Code.loop`, `Code.shared`,
+`Code.dealt` and `Code.accumulate`. Whether places are inside of a tensor is for the function to see to.
 """
 
 import ctypes
@@ -49,15 +49,24 @@ class Code:
         # By way of a number: llvmlite takes what comes of alloca to be for single floats only.
         return Pointer(self._builder, self._builder.inttoptr(self._builder.ptrtoint(room, WHOLE), ADDRESS))
 
-    def alone(self, when: Whole) -> "Code":
-        """Where `when` is 1, what the thread does by itself: all that is shared is its own, and it waits for nobody."""
-        builder, alone = self._builder, self._builder.trunc(when.value, BIT)
+    def divided(self, apart: Whole) -> "tuple[Code, Code]":
+        """Who shares pieces of work out, and who the work on one of them.
+
+        Where `apart` is 1 each thread does pieces of its own alone, and where it is 0 all do one after the other
+        together. It is the same for all threads.
+        """
+        return self._alone_where(1 - apart), self._alone_where(apart)
+
+    def _alone_where(self, condition: Whole) -> "Code":
+        """Where it is 1, what the thread does alone: all that is shared is its own, and it waits for nobody."""
+        builder = self._builder
+        alone = builder.or_(self._alone, builder.trunc(condition.value, BIT))
         thread = Whole(builder, builder.select(alone, WHOLE(0), self._thread.value))
         threads = Whole(builder, builder.select(alone, WHOLE(1), self._threads.value))
         return Code(builder, thread, threads, self._barrier, alone)
 
     def own(self, room: Pointer, floats: Whole) -> Pointer:
-        """The thread's part of room for so many floats each."""
+        """The thread's part of room for so many floats each, and the first one where it is alone."""
         return room.at(self._thread * floats)
 
     def shared(self, count: Whole) -> Any:
@@ -69,7 +78,7 @@ class Code:
         return self.loop(self._thread, count, self._threads)
 
     def wait_for_all(self) -> None:
-        """The threads go on together. All of them come here, equally often."""
+        """The threads go on together, but for one that is alone. All of them come here, equally often."""
         with self._builder.if_then(self._builder.not_(self._alone)):
             self._builder.call(self._barrier, [])
 

@@ -7,7 +7,7 @@ from llvmlite import ir
 from nst_engine.lanes import LANES
 
 # A product and the sum it goes into may be rounded as one.
-CONTRACT = ("contract",)
+_CONTRACT = ("contract",)
 FLOAT, WHOLE, NUMBER, BIT = ir.FloatType(), *map(ir.IntType, (64, 32, 1))
 ADDRESS = ir.PointerType()
 GROUP = ir.VectorType(FLOAT, LANES)
@@ -74,7 +74,7 @@ class Floats:
         self.builder, self.value = builder, value
 
     def _with(self, operation: str, value: Any) -> "Floats":
-        return Floats(self.builder, getattr(self.builder, operation)(self.value, value, flags=CONTRACT))
+        return Floats(self.builder, getattr(self.builder, operation)(self.value, value, flags=_CONTRACT))
 
     def __add__(self, other: "Floats") -> "Floats":
         return self._with("fadd", other.value)

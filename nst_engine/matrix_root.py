@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # The smallest eigenvalue, as a share of the largest, whose root is exact. Below it float32 has none left.
 SMALLEST_SHARE = 1e-6
@@ -86,6 +87,7 @@ class _ByProducts(torch.autograd.Function):
         return (root.view_as(joined).diagonal(dim1=2, dim2=3) * own).sum(-1) * scale[..., 0]
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = context.saved_tensors
         pulled = gradient[..., None, None] * slopes

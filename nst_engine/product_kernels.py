@@ -61,7 +61,7 @@ def multiply(
     outer: Whole,
     far: Whole | None = None,
 ) -> None:
-    """What `map_rows` does, of one of so many pieces of the rows; `far` is 1 if the panels are in no cache."""
+    """What `map_rows` does, of one of so many pieces of the rows; `far` is 1 where the panels may be in no cache."""
     blocks = (count + (BLOCK_ROWS - 1)) // BLOCK_ROWS
     start, end = blocks * piece // pieces, blocks * (piece + 1) // pieces
     with code.loop(0, outer, PANEL) as column, code.loop(start, end) as block:
@@ -96,7 +96,7 @@ def add_outer_products(
         code: the thread's.
         rows: (count, channels).
         panels: (channels / 16, strip, 16), room; if `apart`, for each thread.
-        sums: (parts, channels, channels), zeros, which come to hold those of each part, from the diagonal on.
+        sums: (parts, channels, channels), zeros, which come to hold those of each part; see `_add_part`.
         added: (channels, channels), to be filled.
         count: of the rows.
         channels: a multiple of `PANEL`.
@@ -104,12 +104,12 @@ def add_outer_products(
         parts: into which the rows are divided.
         apart: 1 if each thread has parts of its own, 0 if all work on one together.
     """
-    divided, inside = code.alone(1 - apart), code.alone(apart)
-    room = divided.own(panels, channels * strip)
-    with divided.shared(parts) as part:
+    by_part, in_part = code.divided(apart)
+    room = by_part.own(panels, channels * strip)
+    with by_part.shared(parts) as part:
         start, end = count * part // parts, count * (part + 1) // parts
         own = sums.at(part * channels * channels)
-        _add_part(inside, rows.at(start * channels), room, own, end - start, channels, strip)
+        _add_part(in_part, rows.at(start * channels), room, own, end - start, channels, strip)
     code.wait_for_all()
     with code.dealt(channels // LANES) as group, code.loop(group * LANES, channels, LANES) as column:
         for row in (group * LANES + each for each in range(LANES)):
@@ -121,7 +121,7 @@ def add_outer_products(
 def _add_part(
     code: Code, rows: Pointer, panels: Pointer, sums: Pointer, count: Whole, channels: Whole, strip: Whole
 ) -> None:
-    """Adds x^T x of one part's rows, from the diagonal on, and a little of what is before it."""
+    """Adds x^T x of one part's rows: in each line at least from the `LANES` columns on that hold the diagonal."""
     with code.loop(0, count, strip) as first:
         height = strip.at_most(count - first)
         with code.shared(height) as row, code.loop(0, channels, LANES) as channel:
@@ -169,5 +169,6 @@ def _block(
 
 
 def _sum(code: Code, floats: Pointer, stride: Whole, count: Whole) -> Floats:
+    """Of so many that lie so far apart."""
     (total,) = code.accumulate(count, 1, lambda index, sums: [sums[0] + floats.at(index * stride).load()])
     return total

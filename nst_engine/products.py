@@ -24,11 +24,11 @@ def sum_of_rows(rows: Tensor) -> Tensor:
 
 
 def sum_of_outer_products(rows: Tensor) -> Tensor:
-    """X^T X, as float32 (..., C, C).
+    """X^T X, as float32 (..., C, C); not differentiable.
 
     A product of bfloat16 matrices is added up in float32, and on a GPU can be had like that. On a CPU it is rounded
     at the end: rounding those of many short blocks, and adding these up in float32, is a tenth as far off, or less,
-    and takes half the time of a product in float32. That one is compiled.
+    and takes half the time of a product in float32.
     """
     if _compile(rows):
         from nst_engine import compiled_products  # which brings a compiler of 40 MB

@@ -53,20 +53,20 @@ def convolve(
     outside = code.scratch(channels_out)
     columns, rows = (width + (TILE - 1)) // TILE, (height + (TILE - 1)) // TILE
     tiles = rows * columns
-    divided, inside = code.alone(1 - apart), code.alone(apart)
-    points = divided.own(points, strip * channels_in * POINTS**2)
-    products = divided.own(products, strip * channels_out * POINTS**2)
-    with divided.shared((tiles + (strip - 1)) // strip) as number:
+    by_strip, in_strip = code.divided(apart)
+    points = by_strip.own(points, strip * channels_in * POINTS**2)
+    products = by_strip.own(products, strip * channels_out * POINTS**2)
+    with by_strip.shared((tiles + (strip - 1)) // strip) as number:
         first = number * strip
         count = strip.at_most(tiles - first)
-        with inside.shared(count) as tile:
+        with in_strip.shared(count) as tile:
             around = [each - 1 for each in _corner(first + tile, columns)]
             seen = _places(picture, around, POINTS, height, width, channels_in, zeros)
             _spread(code, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
-        inside.wait_for_all()
-        _multiply(inside, points, kernels, products, strip, count, channels_in, channels_out, 1 - apart)
-        inside.wait_for_all()
-        with inside.shared(count) as tile:
+        in_strip.wait_for_all()
+        _multiply(in_strip, points, kernels, products, strip, count, channels_in, channels_out, 1 - apart)
+        in_strip.wait_for_all()
+        with in_strip.shared(count) as tile:
             places = _places(mapped, _corner(first + tile, columns), TILE, height, width, channels_out, outside)
             made = products.at(tile * channels_out)
             _join(code, made, strip * channels_out, places, bias, least, channels_out)

@@ -14,8 +14,8 @@ from nst_engine.winograd_kernels import convolve, program
 # Tiles that the threads work on together: with more, what they are at the points leaves the processor's cache, and with
 # fewer the kernels, which each strip needs, are read more often.
 STRIP_TILES = 144
-# Where kernels of so many channels in times channels out stay in the cache that all cores share, each thread works by
-# itself on tiles that stay in its own core's: these are not handed over, and nobody is waited for.
+# Where kernels of so many channels in times channels out, 9 MB at the points, stay in the cache that all cores share,
+# each thread works by itself on tiles that stay in its own core's: these are not handed over, and nobody is waited for.
 OWN_KERNELS = 256 * 256
 OWN_TILES = BLOCK_ROWS
 # Strips for each thread, from which on they come out about even.
@@ -49,11 +49,13 @@ class WinogradSquares:
 
         Raises:
             TypeError: the map or the bias is not in float32, or the bias not contiguous.
-            ValueError: the map has other channels than the weights.
+            ValueError: the map or the bias has other channels than the weights.
         """
         batch, channels, height, width = hidden.shape
         if channels != self._channels_in:
             raise ValueError(f"hidden: must have {self._channels_in} channels, not {channels}")
+        if bias is not None and bias.shape != (self._channels_out,):
+            raise ValueError(f"bias: must have {self._channels_out} numbers, not {tuple(bias.shape)}")
         mapped = hidden.new_empty(batch, height, width, self._channels_out)
         tiles, threads = -(-height // TILE) * -(-width // TILE), torch.get_num_threads()
         apart = self._channels_in * self._channels_out <= OWN_KERNELS and tiles >= OWN_TILES * OWN_STRIPS * threads

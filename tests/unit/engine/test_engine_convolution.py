@@ -83,8 +83,9 @@ def test_a_map_depends_neither_on_threads_nor_on_strips(
 
 
 @needs_gnu_threads
-def test_a_map_without_positions_has_none():
-    assert WinogradSquares(lambda: random(32, 16, 3, 3))(torch.ones(1, 16, 0, 5)).shape == (1, 32, 0, 5)
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)], ids=str)
+def test_a_map_without_positions_has_none(size: tuple[int, int]):
+    assert WinogradSquares(lambda: random(32, 16, 3, 3))(torch.ones(1, 16, *size)).shape == (1, 32, *size)
 
 
 @needs_gnu_threads
@@ -111,8 +112,9 @@ def test_channels_that_do_not_fit_are_refused(shape: tuple[int, int]):
         (torch.ones(1, 16, 4, 4, dtype=torch.bfloat16), torch.ones(16), TypeError),
         (torch.ones(1, 16, 4, 4), torch.ones(16, dtype=torch.float64), TypeError),
         (torch.ones(1, 16, 4, 4), torch.ones(16, 2)[:, 0], TypeError),
+        (torch.ones(1, 16, 4, 4), torch.ones(8), ValueError),
     ],
-    ids=["channels", "map", "bias", "strides"],
+    ids=["channels", "map", "bias", "strides", "a short bias"],
 )
 def test_what_would_be_read_wrongly_is_refused(maps: Tensor, bias: Tensor, refusal: type[Exception]):
     with pytest.raises(refusal):

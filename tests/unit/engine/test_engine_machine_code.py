@@ -13,6 +13,8 @@ from nst_engine.machine_code import Code, Program
 from nst_engine.machine_values import Floats, Pointer, Whole
 
 COUNT = 37
+# By a thread, as a signal is not looked at in loops whose threads wait for each other for ever.
+pytestmark = pytest.mark.timeout(60, method="thread")
 
 
 def combine(code: Code, one: Pointer, other: Pointer, target: Pointer, rows: Whole, columns: Whole) -> None:
@@ -54,18 +56,18 @@ def places(code: Code, room: Pointer, target: Pointer, count: Whole, divisor: Wh
 
 def turn(code: Code, source: Pointer, room: Pointer, target: Pointer, count: Whole, part: Whole, apart: Whole) -> None:
     """The numbers of each part in the other order, in every lane, by way of room: all threads' or, `apart`, one's."""
-    divided, inside = code.alone(1 - apart), code.alone(apart)
-    room = divided.own(room, part * LANES)
-    with divided.shared((count + (part - 1)) // part) as number:
+    by_part, in_part = code.divided(apart)
+    room = by_part.own(room, part * LANES)
+    with by_part.shared((count + (part - 1)) // part) as number:
         first = number * part
         size = part.at_most(count - first)
-        with inside.shared(size) as index:
+        with in_part.shared(size) as index:
             source.at(first + index + size).fetch()  # which may be beyond its end
             room.at(index * LANES).store(source.at(first + index).load_repeated())
-        inside.wait_for_all()
-        with inside.dealt(size) as index:
+        in_part.wait_for_all()
+        with in_part.dealt(size) as index:
             target.at((first + index) * LANES).store(room.at((size - 1 - index) * LANES).load())
-        inside.wait_for_all()
+        in_part.wait_for_all()
 
 
 def keep(code: Code, source: Pointer, room: Pointer, target: Pointer, threads: Whole, floats: Whole) -> None:

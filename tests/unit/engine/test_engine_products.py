@@ -13,15 +13,9 @@ from torch import Tensor
 from nst_engine import compiled_products, products
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
-# Of one map, and of several: fewer positions and more than a GPU adds up side by side, and no multiple of a block; less
-# than a block; and channels that fit no compiled loop.
-SHAPES = [(700, 64), (3, 700, 64), (2, products.LONG + 5, 16), (5, 32), (700, 24)]
-
-
-@pytest.fixture(autouse=True, params=[0, products.COMPILED_FROM], ids=["compiled", "as used"])
-def _from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Compiled loops do small products too, if they can."""
-    monkeypatch.setattr(products, "COMPILED_FROM", request.param)
+# Of one map, and of several: fewer positions and more than a GPU adds up side by side, and no multiple of a block; and
+# as many as are compiled on a CPU.
+SHAPES = [(700, 64), (3, 700, 64), (2, products.LONG + 5, 16), (8200, 64)]
 
 
 @pytest.fixture(params=DEVICES)
@@ -90,23 +84,57 @@ def test_outer_products_are_added_up_strip_by_strip(monkeypatch: pytest.MonkeyPa
     assert distance(compiled_products.mapped(rows, found), rows.double() @ found.double()) < 1e-6
 
 
-def test_a_strided_shift_is_taken():
-    rows, matrix, shift = torch.randn(2, 9, 16), torch.randn(2, 16, 16), torch.randn(16, 2).mT
-    assert distance(products.mapped(rows, matrix, shift), (rows @ matrix + shift[:, None]).double()) < 1e-6
+@needs_gnu_threads
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 49, 700])
+@pytest.mark.parametrize("maps", [1, 3])
+def test_compiled_products_are_right_for_any_number_of_rows(count: int, maps: int):
+    rows, matrix, shift = torch.randn(maps, count, 32), torch.randn(maps, 32, 32), torch.randn(32, maps).mT
+    exact = rows.double()
+    assert distance(compiled_products.sum_of_outer_products(rows), exact.mT @ exact) < 1e-6
+    assert distance(compiled_products.mapped(rows, matrix), exact @ matrix.double()) < 1e-6
+    shifted = exact @ matrix.double() + shift.double()[:, None]
+    assert distance(compiled_products.mapped(rows, matrix, shift), shifted) < 1e-6
 
 
-def test_products_of_no_rows_are_nothing():
-    assert torch.equal(products.sum_of_outer_products(torch.ones(0, 16)), torch.zeros(16, 16))
-    assert products.sum_of_outer_products(torch.ones(0, 9, 16)).shape == (0, 16, 16)
-    assert products.mapped(torch.ones(0, 16), torch.ones(16, 16)).shape == (0, 16)
+@needs_gnu_threads
+def test_compiled_products_of_nothing_are_nothing():
+    assert torch.equal(compiled_products.sum_of_outer_products(torch.ones(0, 16)), torch.zeros(16, 16))
+    assert compiled_products.sum_of_outer_products(torch.ones(0, 9, 16)).shape == (0, 16, 16)
+    assert compiled_products.mapped(torch.ones(0, 16), torch.ones(16, 16)).shape == (0, 16)
+    assert compiled_products.mapped(torch.ones(0, 9, 16), torch.ones(0, 16, 16)).shape == (0, 9, 16)
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize(
+    ("rows", "compiled"),
+    [
+        (torch.empty(8192, 64), True),
+        (torch.empty(1, 8192, 64), True),
+        (torch.empty(8191, 64), False),
+        (torch.empty(2, 4096, 64), False),
+        (torch.empty(511, 512), False),
+        (torch.empty(2**16, 24), False),
+        (torch.empty(8192, 64, dtype=torch.bfloat16), False),
+    ],
+    ids=["many", "a batch", "few", "a batch of few", "more channels than rows", "channels by the eight", "bfloat16"],
+)
+def test_products_are_compiled_where_that_pays(monkeypatch: pytest.MonkeyPatch, rows: Tensor, compiled: bool):
+    """By what is asked for: a batch does not count, so that it changes no bit of a map."""
+    asked: list[str] = []
+    monkeypatch.setattr(compiled_products, "sum_of_outer_products", lambda rows: asked.append("outer"))
+    monkeypatch.setattr(compiled_products, "mapped", lambda *rest: asked.append("mapped"))
+    products.sum_of_outer_products(rows)
+    products.mapped(rows, torch.empty(*rows.shape[:-2], rows.shape[-1], rows.shape[-1]))
+    assert asked == (["outer", "mapped"] if compiled else [])
 
 
 def test_products_in_bfloat16_bring_no_compiler():
     code = """
 import sys, torch
 from nst_engine import products
-products.mapped(torch.ones(300, 16, dtype=torch.bfloat16), torch.ones(16, 16))
-products.sum_of_outer_products(torch.ones(300, 16, dtype=torch.bfloat16))
+rows = torch.ones(8192, 64, dtype=torch.bfloat16)
+products.mapped(rows, torch.ones(64, 64))
+products.sum_of_outer_products(rows)
 assert "llvmlite" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
