@@ -246,6 +246,11 @@ async def _made_or_cancelled(making: Coroutine[Any, Any, AsyncJob]) -> AsyncJob:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         with suppress(NstError, TimeoutError):
-            job = await asyncio.wait_for(task, _ANSWER_SECONDS)
-            await asyncio.wait_for(job.cancel(), _ANSWER_SECONDS)
+            await cancel_unheard(await asyncio.wait_for(task, _ANSWER_SECONDS))
         raise
+
+
+async def cancel_unheard(job: AsyncJob) -> None:
+    """Cancels a job that nobody will have the id of, as far as possible."""
+    with suppress(NstError, TimeoutError):
+        await asyncio.wait_for(job.cancel(), _ANSWER_SECONDS)

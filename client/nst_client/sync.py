@@ -8,7 +8,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, 
 
 from PIL.Image import Image as PilImage
 
-from nst_client.client import AsyncClient, ConnectionSettings
+from nst_client.client import AsyncClient, ConnectionSettings, cancel_unheard
 from nst_client.events import AnyEvent, ResultEvent
 from nst_client.formats import Codec, EncodedFormat, Format, TensorFormat
 from nst_client.images import Decoded, Picture, Pixels
@@ -56,7 +56,18 @@ def _making_job(
 ) -> Callable[Concatenate[_Facade[Core], P], "Job"]:
     @functools.wraps(method)
     def call(self: _Facade[Core], /, *args: P.args, **kwargs: P.kwargs) -> Job:
-        return Job(self._loop, self._loop.run(method(self._core, *args, **kwargs)))
+        made: list[AsyncJob] = []
+
+        async def make() -> AsyncJob:
+            made.append(await method(self._core, *args, **kwargs))
+            return made[0]
+
+        try:
+            return Job(self._loop, self._loop.run(make()))
+        except BaseException:  # Ctrl-C, perhaps when the job was there already
+            if made and not kwargs.get("request_id"):
+                self._loop.run(cancel_unheard(made[0]))
+            raise
 
     return call
 

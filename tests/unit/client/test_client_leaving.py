@@ -3,12 +3,15 @@
 import asyncio
 import signal
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from scripted_server import JOB_ID, ScriptedServer
 
 from nst_client import AsyncClient, Client, ImageRef
+from nst_client.loop_thread import LoopThread
 
 A, B = ImageRef("a" * 64), ImageRef("b" * 64)
 
@@ -60,3 +63,22 @@ def test_ctrl_c_in_the_blocking_client_cancels_it(server: ScriptedServer) -> Non
         with pytest.raises(KeyboardInterrupt):
             client.stylize(A, B)
         assert [request.job_id for request in server.received["CancelJob"]] == [JOB_ID]
+
+
+@pytest.mark.parametrize("request_id", [None, "mine"])
+def test_ctrl_c_as_the_job_is_there_cancels_it_too(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, request_id: str | None
+) -> None:
+    run = LoopThread.run
+
+    def interrupted(loop: LoopThread, work: Coroutine[Any, Any, Any]) -> None:
+        monkeypatch.setattr(LoopThread, "run", run)
+        run(loop, work)
+        raise KeyboardInterrupt
+
+    with Client(server.address) as client:
+        monkeypatch.setattr(LoopThread, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.stylize(A, B, request_id=request_id)
+        assert len(server.received["CreateJob"]) == 1
+        assert ("CancelJob" in server.received) == (request_id is None)
