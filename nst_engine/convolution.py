@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nst_engine.onednn import Packed, can_pack, rounded
+from nst_engine.pooling import pooled_relu
 from nst_engine.winograd_rows import WinogradRows
+
+if TYPE_CHECKING:
+    from nst_engine.winograd_squares import WinogradSquares
 
 # On maps with fewer positions it takes longer to start the operations of `WinogradRows`, or to read the weights of
 # `WinogradSquares`, than the time that they save.
@@ -34,7 +38,7 @@ class Convolution:
         padding: rows and columns of zeros put around the input, 0 or 1.
         device, dtype: where and in what to compute.
         sparing: whether to multiply less where there is enough to multiply, on a CPU, with a padding of 1; in float32
-            channels then come by the sixteen.
+            channels then come by the sixteen, or are colours without a padding, whose gradient is a loop of its own.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class Convolution:
     ) -> None:
         self._bias = bias.to(device, dtype)
         self._padding = padding
-        self._kernels: Tensor | tuple[_Kernels, _Kernels]
+        self._kernels: Tensor | tuple[_Kernels, _Back]
+        self._squares: list[WinogradSquares] = []
 
         def plain() -> Tensor:
             return weight
@@ -58,13 +63,21 @@ class Convolution:
             return weight.flip(2, 3).transpose(0, 1)
 
         if can_fuse(device, weight):
-            self._kernels = _Fused(plain(), device, dtype, padding), _Fused(turned(), device, dtype, 2 - padding)
+            through = _through_relu(_Fused(turned(), device, dtype, 2 - padding))
+            self._kernels = _Fused(plain(), device, dtype, padding), through
         elif not can_pack(device, dtype):
             self._kernels = rounded(weight.to(device), dtype)
         elif sparing and padding == 1:
-            self._kernels = _Sparing(plain, dtype), _Sparing(turned, dtype)
+            forth, back = _Sparing(plain, dtype), _Sparing(turned, dtype)
+            self._kernels = forth, _through_relu(back)
+            self._squares = [each.squares for each in (forth, back) if each.squares is not None]
+        elif sparing and dtype == torch.float32:
+            from nst_engine.picture_gradient import PictureGradient
+
+            self._kernels = Packed(plain, dtype, (0, 0)), PictureGradient(weight)
         else:
-            self._kernels = Packed(plain, dtype, (padding,) * 2), Packed(turned, dtype, (2 - padding,) * 2)
+            through = _through_relu(Packed(turned, dtype, (2 - padding, 2 - padding)))
+            self._kernels = Packed(plain, dtype, (padding, padding)), through
 
     def __call__(self, hidden: Tensor, *, relu: bool) -> Tensor:
         """The maps (N, O, h, w) of (N, I, h, w), channels-last in and out."""
@@ -74,11 +87,36 @@ class Convolution:
         frozen: Tensor = _Frozen.apply(hidden, *self._kernels, self._bias, relu)  # type: ignore[no-untyped-call]
         return frozen
 
+    @property
+    def pools(self) -> bool:
+        """Whether `pooled` writes the maxima alone down, but for small maps."""
+        return bool(self._squares)
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """The 2x2 maxima (N, O, h // 2, w // 2) of the maps' ReLU, on a CPU."""
+        if self.pools and min(hidden.shape[2:]) > 1 and hidden.shape[2:].numel() >= SQUARES_POSITIONS:
+            pooled: Tensor = _FrozenPooled.apply(hidden, *self._squares, self._bias)  # type: ignore[no-untyped-call]
+            return pooled
+        return pooled_relu(self(hidden, relu=False))
+
 
 class _Kernels(Protocol):
     """Prepared weights, which turn (N, I, h, w) into (N, O, h, w), plus a bias, and with the ReLU if asked."""
 
     def __call__(self, hidden: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor: ...
+
+
+# From a map's gradient and the map, if it had a ReLU, to the gradient of what it was made of.
+_Back = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _through_relu(turned: _Kernels) -> _Back:
+    def back(gradient: Tensor, mapped: Tensor | None) -> Tensor:
+        if mapped is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, mapped, 0)
+        return turned(gradient.contiguous(memory_format=torch.channels_last), None, relu=False)
+
+    return back
 
 
 class _Fused:
@@ -94,15 +132,17 @@ class _Fused:
 
 
 class _Sparing:
-    """Multiplies less where there is enough to multiply."""
+    """Multiplies less where there is enough to multiply, in float32 by `squares`."""
 
     def __init__(self, weight: Callable[[], Tensor], dtype: torch.dtype) -> None:
         self._weight, self._dtype = weight, dtype
+        self.squares: WinogradSquares | None = None
         self._winograd: _Kernels
         if dtype == torch.float32:
-            from nst_engine.winograd_squares import WinogradSquares  # which brings a compiler of 40 MB
+            from nst_engine import winograd_squares  # which brings a compiler of 40 MB
 
-            self._fewest, self._winograd = SQUARES_POSITIONS, WinogradSquares(weight)
+            self.squares = winograd_squares.WinogradSquares(weight)
+            self._fewest, self._winograd = SQUARES_POSITIONS, self.squares
         else:
             self._fewest, self._winograd = ROWS_POSITIONS, WinogradRows(weight, dtype)
 
@@ -118,19 +158,32 @@ class _Sparing:
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, hidden: Tensor, weight: _Kernels, turned: _Kernels, bias: Tensor, relu: bool) -> Tensor:
-        mapped = weight(hidden, bias, relu=relu)
-        context.turned = turned
-        context.save_for_backward(*((mapped,) if relu else ()))
+    def forward(context: Any, hidden: Tensor, forth: _Kernels, back: _Back, bias: Tensor, relu: bool) -> Tensor:
+        mapped = forth(hidden, bias, relu=relu)
+        context.back = back
+        context.save_for_backward(mapped if relu else None)
         return mapped
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        for mapped in context.saved_tensors:
-            gradient = torch.ops.aten.threshold_backward(gradient, mapped, 0)
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        return context.turned(gradient, None, relu=False), None, None, None, None
+        return context.back(gradient, *context.saved_tensors), None, None, None, None
+
+
+class _FrozenPooled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any, hidden: Tensor, forth: "WinogradSquares", back: "WinogradSquares", bias: Tensor
+    ) -> Tensor:
+        maxima, places = forth.pooled(hidden, bias)
+        context.back, context.size = back, hidden.shape[2:]
+        context.save_for_backward(places)
+        return maxima
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return context.back.spread(gradient, *context.saved_tensors, *context.size), None, None, None
 
 
 def can_fuse(device: torch.device, weight: Tensor) -> bool:

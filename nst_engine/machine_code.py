@@ -2,21 +2,24 @@
 
 A function such as `def double(code: Code, source: Pointer, target: Pointer, count: Whole) -> None` is called once, to
 write down what the threads are to do: its arguments stand for those of later runs, and operators on them for
-operations (`machine_values`). A loop of Python's own is unrolled; those that are to run are `Code.loop`, `Code.shared`,
-`Code.dealt` and `Code.accumulate`. Whether places are inside of a tensor is for the function to see to.
+operations (`machine_values`). Several may come as one named tuple. A loop of Python's own is unrolled; those that are
+to run are `Code.loop`, `Code.shared`, `Code.dealt` and `Code.accumulate`. Whether places are inside of a tensor is for
+the function to see to.
 """
 
 import ctypes
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import count
+from typing import Any, get_type_hints
 
 import torch
 from llvmlite import binding as llvm
 from llvmlite import ir
 from torch import Tensor
 
+from nst_engine.lanes import LANES
 from nst_engine.machine_values import (
     ADDRESS,
     BIT,
@@ -25,7 +28,9 @@ from nst_engine.machine_values import (
     NOTHING,
     NUMBER,
     PREFETCH,
+    SUM,
     WHOLE,
+    Bytes,
     Floats,
     Pointer,
     Whole,
@@ -33,6 +38,7 @@ from nst_engine.machine_values import (
 from nst_engine.threads import gnu_threads
 
 _NONE = ir.VoidType()
+_DTYPES = {Pointer: torch.float32, Bytes: torch.uint8}
 _THREAD, _THREADS, _BARRIER = "omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"
 
 
@@ -48,6 +54,10 @@ class Code:
         room = self._builder.alloca(FLOAT, size=count.value)
         # By way of a number: llvmlite takes what comes of alloca to be for single floats only.
         return Pointer(self._builder, self._builder.inttoptr(self._builder.ptrtoint(room, WHOLE), ADDRESS))
+
+    def filled(self, number: float) -> Floats:
+        """That number in every lane."""
+        return Floats(self._builder, GROUP([number] * LANES))
 
     def divided(self, apart: Whole) -> "tuple[Code, Code]":
         """Who shares pieces of work out, and who the work on one of them.
@@ -83,19 +93,19 @@ class Code:
             self._builder.call(self._barrier, [])
 
     @contextmanager
-    def loop(self, start: Whole | int, end: Whole, step: Whole | int = 1) -> Iterator[Whole]:
+    def loop(self, start: Whole | int, end: Whole | int, step: Whole | int = 1) -> Iterator[Whole]:
         """What is written inside is done for the whole numbers from `start` to before `end`."""
         builder = self._builder
-        first, stride = (each.value if isinstance(each, Whole) else WHOLE(each) for each in (start, step))
+        first, last, stride = (each.value if isinstance(each, Whole) else WHOLE(each) for each in (start, end, step))
         before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
-        builder.cbranch(builder.icmp_signed("<", first, end.value), body, after)
+        builder.cbranch(builder.icmp_signed("<", first, last), body, after)
         builder.position_at_end(body)
         index = builder.phi(WHOLE)
         index.add_incoming(first, before)
         yield Whole(builder, index)
         following = builder.add(index, stride)
         index.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, end.value), body, after)
+        builder.cbranch(builder.icmp_signed("<", following, last), body, after)
         builder.position_at_end(after)
 
     def accumulate(
@@ -135,9 +145,10 @@ class Program:
             ir.Function(module, ir.FunctionType(kind, []), name)
             llvm.add_symbol(name, ctypes.cast(self._openmp[name], ctypes.c_void_p).value)
         ir.Function(module, ir.FunctionType(_NONE, [ADDRESS, NUMBER, NUMBER, NUMBER]), PREFETCH)
-        self._kinds = {writer: _kinds(writer) for writer in writers}
-        for writer, kinds in self._kinds.items():
-            _write(module, writer, kinds)
+        ir.Function(module, ir.FunctionType(FLOAT, [FLOAT, GROUP]), SUM)
+        for writer in writers:
+            _write(module, writer)
+        self._kinds = {writer: list(_flat(_parameters(writer))) for writer in writers}
         # It is the compiled code's owner.
         self._compiled = _compiled(str(module))
         self._addresses = {writer: self._compiled.get_function_address(writer.__name__) for writer in writers}
@@ -147,8 +158,9 @@ class Program:
 
         Args:
             writer: one that was compiled.
-            arguments: for its parameters after the first: tensors for pointers, contiguous, float32 and on the CPU,
-                and whole numbers. Room for each thread is for as many as `torch.get_num_threads` says.
+            arguments: for its parameters after the first: tensors for places, contiguous, on the CPU, and in float32
+                or for `Bytes` uint8, and whole numbers. Room for each thread is for as many as `torch.get_num_threads`
+                says.
 
         Raises:
             TypeError: they are none of these.
@@ -159,18 +171,30 @@ class Program:
         self._openmp.GOMP_parallel(self._addresses[writer], ctypes.addressof(values), torch.get_num_threads(), 0)
 
 
-def _kinds(writer: Callable[..., None]) -> list[Any]:
-    """What its parameters are, `Pointer` or `Whole`, after the first one."""
+def _parameters(writer: Callable[..., None]) -> list[Any]:
+    """What they are after the first one."""
     return [each.annotation for each in inspect.signature(writer, eval_str=True).parameters.values()][1:]
+
+
+def _flat(kinds: Iterable[Any]) -> Iterator[Any]:
+    """With what is in a named tuple instead of it: `Pointer`, `Bytes` or `Whole`."""
+    for kind in kinds:
+        yield from _flat(get_type_hints(kind).values()) if issubclass(kind, tuple) else (kind,)
+
+
+def _argument(builder: Any, kind: Any, values: Iterator[Any]) -> Any:
+    if issubclass(kind, tuple):
+        return kind(*(_argument(builder, each, values) for each in get_type_hints(kind).values()))
+    value = next(values)
+    return kind(builder, value if kind is Whole else builder.inttoptr(value, ADDRESS))
 
 
 def _given(kind: Any, argument: Tensor | int) -> int:
     if kind is Whole and isinstance(argument, int):
         return argument
     if (
-        kind is Pointer
-        and isinstance(argument, Tensor)
-        and argument.dtype == torch.float32
+        isinstance(argument, Tensor)
+        and argument.dtype == _DTYPES.get(kind)
         and argument.device.type == "cpu"
         and argument.is_contiguous()
     ):
@@ -178,19 +202,18 @@ def _given(kind: Any, argument: Tensor | int) -> int:
     raise TypeError(f"arguments: {argument!r:.60} is no {kind.__name__}")
 
 
-def _write(module: Any, writer: Callable[..., None], kinds: Sequence[Any]) -> None:
+def _write(module: Any, writer: Callable[..., None]) -> None:
     """A function that takes the address of its arguments, as OpenMP has it."""
     function = ir.Function(module, ir.FunctionType(_NONE, [ADDRESS]), writer.__name__)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     thread, threads = (
         Whole(builder, builder.sext(builder.call(module.globals[name], []), WHOLE)) for name in (_THREAD, _THREADS)
     )
-    arguments = []
-    for place, kind in enumerate(kinds):
-        address = builder.gep(function.args[0], [WHOLE(place)], source_etype=WHOLE)
-        value = builder.load(address, typ=WHOLE)
-        arguments.append(kind(builder, builder.inttoptr(value, ADDRESS) if kind is Pointer else value))
-    writer(Code(builder, thread, threads, module.globals[_BARRIER], BIT(0)), *arguments)
+    values = (
+        builder.load(builder.gep(function.args[0], [WHOLE(place)], source_etype=WHOLE), typ=WHOLE) for place in count()
+    )
+    code = Code(builder, thread, threads, module.globals[_BARRIER], BIT(0))
+    writer(code, *(_argument(builder, kind, values) for kind in _parameters(writer)))
     builder.ret_void()
 
 

@@ -43,7 +43,7 @@ def map_rows(
         count: of the rows.
         inner, outer: numbers in a row, before and after; `outer` is a multiple of `PANEL`.
     """
-    pieces = (count + (PIECE_ROWS - 1)) // PIECE_ROWS
+    pieces = count.ceil_div(PIECE_ROWS)
     with code.shared(pieces) as piece:
         multiply(code, rows, panels, shift, mapped, piece, pieces, count, inner, outer)
 
@@ -62,7 +62,7 @@ def multiply(
     far: Whole | None = None,
 ) -> None:
     """What `map_rows` does, of one of so many pieces of the rows; `far` is 1 where the panels may be in no cache."""
-    blocks = (count + (BLOCK_ROWS - 1)) // BLOCK_ROWS
+    blocks = count.ceil_div(BLOCK_ROWS)
     start, end = blocks * piece // pieces, blocks * (piece + 1) // pieces
     with code.loop(0, outer, PANEL) as column, code.loop(start, end) as block:
         # The last row is there more than once in a block that it does not fill.
@@ -125,13 +125,12 @@ def _add_part(
     with code.loop(0, count, strip) as first:
         height = strip.at_most(count - first)
         with code.shared(height) as row, code.loop(0, channels, LANES) as channel:
-            panel = channel // PANEL
-            place = panels.at((panel * strip + row) * PANEL + (channel - panel * PANEL))
+            place = panels.at((channel // PANEL * strip + row) * PANEL + channel % PANEL)
             place.store(rows.at((first + row) * channels + channel).load())
         code.wait_for_all()
-        with code.dealt((channels + (BLOCK_ROWS - 1)) // BLOCK_ROWS) as block:
+        with code.dealt(channels.ceil_div(BLOCK_ROWS)) as block:
             lines = [(block * BLOCK_ROWS + each).at_most(channels - 1) for each in range(BLOCK_ROWS)]
-            seen = [panels.at((line // PANEL) * strip * PANEL + (line - line // PANEL * PANEL)) for line in lines]
+            seen = [panels.at(line // PANEL * strip * PANEL + line % PANEL) for line in lines]
             with code.loop(block * BLOCK_ROWS // PANEL, channels // PANEL) as panel:
                 found = _block(code, seen, PANEL, panels.at(panel * strip * PANEL), height)
                 places = [sums.at(line * channels + panel * PANEL + start) for line in lines for start in GROUPS]

@@ -17,7 +17,7 @@ from nst_engine.options import BudgetError
 from nst_engine.vgg import Vgg
 
 # Max pooling remembers where each maximum was, as a 64-bit integer.
-INDEX_BYTES = 8
+INDEX_BYTES, MERGED_INDEX_BYTES = 8, 1
 MIB = 2**20
 
 
@@ -262,7 +262,12 @@ def _stride_and_halo(network: Vgg, taps: Collection[str]) -> tuple[int, int]:
 
 
 def map_bytes_per_pixel(
-    network: Vgg, taps: Collection[str], pooling: str, itemsize: int, late_relus: Collection[str] = ()
+    network: Vgg,
+    taps: Collection[str],
+    pooling: str,
+    itemsize: int,
+    late_relus: Collection[str] = (),
+    merged: Collection[str] = (),
 ) -> float:
     """Bytes kept per pixel of the picture, from the forward pass for the backward pass.
 
@@ -276,13 +281,16 @@ def map_bytes_per_pixel(
         pooling: "max" or "average".
         itemsize: bytes of a number in the trunk's dtype.
         late_relus: those that are applied after the pooling that follows them.
+        merged: those of them that, like the pooling, are one operation with the convolution.
     """
     last = max(network.taps.index(tap) for tap in taps)
-    total = 3.0 * itemsize
+    total, before = 3.0 * itemsize, ""
     for tap in network.taps[: last + 1]:
         numbers = network.channels(tap) / network.stride(tap) ** 2
-        if tap not in late_relus and (not tap.startswith("conv") or tap in taps):
+        passing = tap.startswith("conv") or tap in late_relus or before in merged
+        if tap in taps or not passing:
             total += itemsize * numbers
         if tap.startswith("pool") and pooling == "max":
-            total += INDEX_BYTES * numbers
+            total += (MERGED_INDEX_BYTES if before in merged else INDEX_BYTES) * numbers
+        before = tap
     return total

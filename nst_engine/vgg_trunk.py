@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nst_engine import tiling
 from nst_engine.convolution import Convolution
-from nst_engine.pooling import pooled, pooled_relu
+from nst_engine.pooling import pooled
 from nst_engine.vgg import Vgg
 
 # Where fewer multiplications are worth more additions and rounding in bfloat16: maps with fewer channels have too much
@@ -60,7 +60,8 @@ class VggTrunk:
     def bytes_per_pixel(self, taps: Collection[str], pooling: str) -> float:
         """See `tiling.map_bytes_per_pixel`."""
         late = self._late_relus(taps, pooling)
-        return tiling.map_bytes_per_pixel(self._network, taps, pooling, self._dtype.itemsize, late)
+        merged = {relu for relu in late if self._convolutions[_convolution(relu)].pools}
+        return tiling.map_bytes_per_pixel(self._network, taps, pooling, self._dtype.itemsize, late, merged)
 
     def maps(self, hidden: Tensor, taps: Collection[str], pooling: str) -> dict[str, Tensor]:
         """The maps at `taps`, in the trunk's dtype."""
@@ -71,11 +72,11 @@ class VggTrunk:
                 break
             if tap.startswith("conv"):
                 # Its ReLU is the next tap: one operation, unless the map before it is wanted.
-                relu = tap.replace("conv", "relu")
-                hidden = self._convolutions[tap](hidden, relu=tap not in taps and relu not in late)
+                relu, convolution = tap.replace("conv", "relu"), self._convolutions[tap]
+                hidden = convolution.pooled(hidden) if relu in late else convolution(hidden, relu=tap not in taps)
             elif tap.startswith("pool"):
-                hidden = pooled_relu(hidden) if relu in late else pooled(hidden, pooling)
-            elif tap.replace("relu", "conv") in taps:
+                hidden = hidden if relu in late else pooled(hidden, pooling)
+            elif _convolution(tap) in taps:
                 hidden = F.relu(hidden)
             if tap in taps:
                 maps[tap] = hidden
@@ -84,6 +85,11 @@ class VggTrunk:
     def _late_relus(self, taps: Collection[str], pooling: str) -> Collection[str]:
         # On a GPU cuDNN has the ReLU of a whole map for nothing.
         return self._network.late_relus(taps, pooling) if self._device.type == "cpu" else ()
+
+
+def _convolution(relu: str) -> str:
+    """The tap before it."""
+    return relu.replace("relu", "conv")
 
 
 def _worth_sparing(convolution: str, channels_in: int, dtype: torch.dtype) -> bool:

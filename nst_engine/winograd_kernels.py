@@ -1,142 +1,153 @@
 """The loops of `winograd_squares`: to the points of Winograd's F(4x4, 3x3), the products there, and back."""
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import NamedTuple
 
 from nst_engine.lanes import LANES
-from nst_engine.machine_code import Code, Program
-from nst_engine.machine_values import Floats, Pointer, Whole
+from nst_engine.machine_code import Code
+from nst_engine.machine_values import Condition, Floats, Pointer, Whole
 from nst_engine.product_kernels import PIECE_ROWS, multiply
 from nst_engine.winograd import POINTS, TILE
 
 
-@cache
-def program() -> Program:
-    """`convolve`, compiled."""
-    return Program(convolve)
+class Layer(NamedTuple):
+    """What it takes to convolve, of whatever.
+
+    Attributes:
+        kernels: (36, channels_out / 16, channels_in, 16), at the points.
+        points: (36, strip, channels_in), room for what is convolved, at the points; if `apart`, for each thread.
+        products: (36, strip, channels_out), room, likewise.
+        zeros: (channels_in,).
+        height, width, channels_in, channels_out: of what is convolved and its map, the latter a multiple of `PANEL`.
+        strip: tiles, of 4x4 positions of the map, that are worked on at a time.
+        apart: 1 if each thread has strips of its own, 0 if all work on one together.
+        far: 1 if the kernels may be in no cache.
+    """
+
+    kernels: Pointer
+    points: Pointer
+    products: Pointer
+    zeros: Pointer
+    height: Whole
+    width: Whole
+    channels_in: Whole
+    channels_out: Whole
+    strip: Whole
+    apart: Whole
+    far: Whole
 
 
-def convolve(
-    code: Code,
-    picture: Pointer,
-    kernels: Pointer,
-    mapped: Pointer,
-    points: Pointer,
-    products: Pointer,
-    zeros: Pointer,
-    bias: Pointer,
-    least: Pointer,
-    height: Whole,
-    width: Whole,
-    channels_in: Whole,
-    channels_out: Whole,
-    strip: Whole,
-    apart: Whole,
-) -> None:
-    """Makes a map of a picture, strip by strip.
+# Of the tile at a corner, row and column: what finds 6x6 positions in the lanes from a channel on, and what takes 4x4.
+Corner = tuple[Whole, Whole]
+Find = Callable[[Corner], Callable[[Whole], Sequence[Floats]]]
+Take = Callable[[Corner], Callable[[Whole, Sequence[Floats]], None]]
+
+
+def convolve(code: Code, picture: Pointer, mapped: Pointer, bias: Pointer, least: Pointer, layer: Layer) -> None:
+    """Makes a map of a picture.
 
     Args:
         code: the thread's.
         picture: (height, width, channels_in).
-        kernels: (36, channels_out / 16, channels_in, 16), at the points.
         mapped: (height, width, channels_out), to be filled.
-        points: (36, strip, channels_in), room for the picture at the points; if `apart`, for each thread.
-        products: (36, strip, channels_out), room, likewise.
-        zeros: (channels_in,).
         bias: (channels_out,), which is added.
         least: (1,), below which nothing is: 0 with a ReLU.
-        height, width, channels_in, channels_out: of the picture and the map, the latter a multiple of `PANEL`.
-        strip: tiles, of 4x4 positions of the map, that are worked on at a time.
-        apart: 1 if each thread has strips of its own, 0 if all work on one together.
+        layer: which.
     """
-    outside = code.scratch(channels_out)
-    columns, rows = (width + (TILE - 1)) // TILE, (height + (TILE - 1)) // TILE
-    tiles = rows * columns
-    by_strip, in_strip = code.divided(apart)
-    points = by_strip.own(points, strip * channels_in * POINTS**2)
-    products = by_strip.own(products, strip * channels_out * POINTS**2)
-    with by_strip.shared((tiles + (strip - 1)) // strip) as number:
-        first = number * strip
-        count = strip.at_most(tiles - first)
-        with in_strip.shared(count) as tile:
-            around = [each - 1 for each in _corner(first + tile, columns)]
-            seen = _places(picture, around, POINTS, height, width, channels_in, zeros)
-            _spread(code, seen, points.at(tile * channels_in), strip * channels_in, channels_in)
-        in_strip.wait_for_all()
-        _multiply(in_strip, points, kernels, products, strip, count, channels_in, channels_out, 1 - apart)
-        in_strip.wait_for_all()
-        with in_strip.shared(count) as tile:
-            places = _places(mapped, _corner(first + tile, columns), TILE, height, width, channels_out, outside)
-            made = products.at(tile * channels_out)
-            _join(code, made, strip * channels_out, places, bias, least, channels_out)
+    convolve_strips(code, layer, of_picture(picture, layer), into_map(code, mapped, bias, least, layer))
 
 
-def _corner(tile: Whole, columns: Whole) -> list[Whole]:
+def of_picture(picture: Pointer, layer: Layer) -> Find:
+    """The picture's positions, (height, width, channels_in), with zeros around it."""
+
+    def find(corner: Corner) -> Callable[[Whole], Sequence[Floats]]:
+        row, column = corner
+        around = positions((row - 1, column - 1), POINTS, layer.height, layer.width)
+        seen = [picture.at(index * layer.channels_in).where(inside, layer.zeros) for index, inside in around]
+        return lambda channel: [place.at(channel).load() for place in seen]
+
+    return find
+
+
+def into_map(code: Code, mapped: Pointer, bias: Pointer, least: Pointer, layer: Layer) -> Take:
+    """Positions of a map as they come, but shifted by `bias`, and not below `least`."""
+    outside, floor = code.scratch(layer.channels_out), least.load_repeated()
+
+    def take(corner: Corner) -> Callable[[Whole, Sequence[Floats]], None]:
+        inner = positions(corner, TILE, layer.height, layer.width)
+        places = [mapped.at(index * layer.channels_out).where(inside, outside) for index, inside in inner]
+
+        def store(channel: Whole, found: Sequence[Floats]) -> None:
+            added = bias.at(channel).load()
+            for place, floats in zip(places, found, strict=True):
+                place.at(channel).store((floats + added).at_least(floor))
+
+        return store
+
+    return take
+
+
+def positions(corner: Corner, side: int, height: Whole, width: Whole) -> list[tuple[Whole, Condition]]:
+    """The index of each position of a square, row by row, and that it is in the map at all."""
+    places = [(corner[0] + down, corner[1] + right) for down, right in product(range(side), repeat=2)]
+    return [(row * width + column, row.within(height) & column.within(width)) for row, column in places]
+
+
+def convolve_strips(code: Code, layer: Layer, find: Find, take: Take) -> None:
+    """Convolves what `find` finds, strip by strip, and has `take` take what that makes."""
+    columns = layer.width.ceil_div(TILE)
+    tiles = layer.height.ceil_div(TILE) * columns
+    by_strip, in_strip = code.divided(layer.apart)
+    points = by_strip.own(layer.points, layer.strip * layer.channels_in * POINTS**2)
+    products = by_strip.own(layer.products, layer.strip * layer.channels_out * POINTS**2)
+    with by_strip.shared(tiles.ceil_div(layer.strip)) as number:
+        first = number * layer.strip
+        count = layer.strip.at_most(tiles - first)
+        with in_strip.shared(count) as tile:
+            seen = find(_corner(first + tile, columns))
+            _spread(code, seen, points.at(tile * layer.channels_in), layer)
+        in_strip.wait_for_all()
+        _multiply(in_strip, points, products, count, layer)
+        in_strip.wait_for_all()
+        with in_strip.shared(count) as tile:
+            store = take(_corner(first + tile, columns))
+            _join(code, products.at(tile * layer.channels_out), store, layer)
+
+
+def _corner(tile: Whole, columns: Whole) -> Corner:
     """The row and the column of a tile's first position."""
-    row = tile // columns
-    return [row * TILE, (tile - row * columns) * TILE]
+    return tile // columns * TILE, tile % columns * TILE
 
 
-def _places(
-    maps: Pointer, corner: Sequence[Whole], side: int, height: Whole, width: Whole, channels: Whole, outside: Pointer
-) -> list[Pointer]:
-    """Where the positions of a square are, row by row, and `outside` for those that are not in the maps."""
-    found = []
-    for down, right in product(range(side), repeat=2):
-        y, x = corner[0] + down, corner[1] + right
-        inside = y.within(height) & x.within(width)
-        found.append(maps.at((y * width + x) * channels).where(inside, outside))
-    return found
-
-
-def _spread(code: Code, seen: Sequence[Pointer], points: Pointer, stride: Whole, channels: Whole) -> None:
-    """What 6x6 positions are at the points, which lie so far apart."""
-    with code.loop(0, channels, LANES) as channel:
-        found = [place.at(channel).load() for place in seen]
+def _spread(code: Code, seen: Callable[[Whole], Sequence[Floats]], points: Pointer, layer: Layer) -> None:
+    """What 6x6 positions are at the points."""
+    stride = layer.strip * layer.channels_in
+    with code.loop(0, layer.channels_in, LANES) as channel:
+        found = seen(channel)
         of_rows = zip(*(_at_points(found[right::POINTS]) for right in range(POINTS)), strict=True)
         for point, floats in enumerate(each for line in of_rows for each in _at_points(line)):
             points.at(stride * point + channel).store(floats)
 
 
-def _multiply(
-    code: Code,
-    points: Pointer,
-    kernels: Pointer,
-    products: Pointer,
-    strip: Whole,
-    count: Whole,
-    channels_in: Whole,
-    channels_out: Whole,
-    far: Whole,
-) -> None:
+def _multiply(code: Code, points: Pointer, products: Pointer, count: Whole, layer: Layer) -> None:
     """The product of matrices at each point, of the first `count` tiles; see `multiply`."""
-    pieces = (count + (PIECE_ROWS - 1)) // PIECE_ROWS
+    inner, outer = layer.channels_in, layer.channels_out
+    pieces = count.ceil_div(PIECE_ROWS)
     with code.shared(pieces * POINTS**2) as share:
-        point = share // pieces
-        piece = share - point * pieces
-        seen, weights = points.at(point * strip * channels_in), kernels.at(point * channels_in * channels_out)
-        made = products.at(point * strip * channels_out)
-        multiply(code, seen, weights, None, made, piece, pieces, count, channels_in, channels_out, far)
+        point, piece = share // pieces, share % pieces
+        seen, weights = points.at(point * layer.strip * inner), layer.kernels.at(point * inner * outer)
+        made = products.at(point * layer.strip * outer)
+        multiply(code, seen, weights, None, made, piece, pieces, count, inner, outer, layer.far)
 
 
-def _join(
-    code: Code,
-    products: Pointer,
-    stride: Whole,
-    places: Sequence[Pointer],
-    bias: Pointer,
-    least: Pointer,
-    channels: Whole,
-) -> None:
-    """What the points, which lie so far apart, make of 4x4 positions."""
-    floor = least.load_repeated()
-    with code.loop(0, channels, LANES) as channel:
+def _join(code: Code, products: Pointer, store: Callable[[Whole, Sequence[Floats]], None], layer: Layer) -> None:
+    """What the points make of 4x4 positions."""
+    stride = layer.strip * layer.channels_out
+    with code.loop(0, layer.channels_out, LANES) as channel:
         found = [products.at(stride * point + channel).load() for point in range(POINTS**2)]
-        added = bias.at(channel).load()
         of_rows = zip(*(_at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
-        for place, floats in zip(places, (each for line in of_rows for each in _at_positions(line)), strict=True):
-            place.at(channel).store((floats + added).at_least(floor))
+        store(channel, [each for line in of_rows for each in _at_positions(line)])
 
 
 def _at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from nst_engine import convolution, winograd_squares
 from nst_engine.convolution import Convolution
+from nst_engine.lanes import LANES
+from nst_engine.machine_code import Code, Program
+from nst_engine.machine_values import Bytes, Pointer, Whole
 from nst_engine.winograd import TILE
+from nst_engine.winograd_pooling import CLOSED, store_maximum
 from nst_engine.winograd_rows import WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
 
@@ -156,6 +160,74 @@ def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: 
     (gradient,) = torch.autograd.grad(F.conv2d(exact, weight, bias, padding=1), exact, opened)
     (own,) = torch.autograd.grad(found, hidden, slope)
     assert relative_error(own, gradient) < SPARING[dtype]
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize("size", [(8, 8), (24, 30), (23, 29), (2, 33), (33, 2), (1, 70)], ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_maxima_are_those_of_the_map(with_threads: Callable[[int], None], size: tuple[int, int], threads: int):
+    """To the bit, there and back, where it is written down and where it is not."""
+    with_threads(threads)
+    sparing, _, _ = a_convolution(16, 32, torch.float32, sparing=True)
+    merged, plain = (a_map(2, 16, *size, dtype=torch.float32).requires_grad_(True) for _ in range(2))
+    if min(size) < 2:
+        with pytest.raises(RuntimeError):
+            sparing.pooled(merged)
+        return
+    found, expected = sparing.pooled(merged), F.max_pool2d(sparing(plain, relu=True), 2)
+    assert torch.equal(found, expected)
+    slope = random(*found.shape, seed=3)
+    (own,), (other,) = torch.autograd.grad(found, merged, slope), torch.autograd.grad(expected, plain, slope)
+    assert torch.equal(own, other)
+
+
+@needs_gnu_threads
+def test_of_maxima_only_their_places_are_kept():
+    sparing, _, _ = a_convolution(16, 32, torch.float32, sparing=True)
+    hidden = a_map(1, 16, 24, 30, dtype=torch.float32).requires_grad_(True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.nbytes) or saved, lambda saved: saved
+    ):
+        sparing.pooled(hidden)
+    assert kept == [32 * 12 * 15]
+
+
+@needs_gnu_threads
+def test_a_map_without_a_window_is_refused():
+    with pytest.raises(ValueError, match="no window"):
+        WinogradSquares(lambda: random(16, 16, 3, 3)).pooled(torch.ones(1, 16, 1, 70), torch.zeros(16))
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (8, 7)], ids=str)
+def test_a_gradient_of_other_maxima_is_refused(size: tuple[int, int]):
+    convolve = WinogradSquares(lambda: random(16, 16, 3, 3))
+    maxima, places = convolve.pooled(torch.ones(1, 16, *size), torch.zeros(16))
+    with pytest.raises(ValueError, match="maxima of 10x10"):
+        convolve.spread(maxima, places, 10, 10)
+    with pytest.raises(ValueError, match="maxima of"):
+        convolve.spread(maxima, places[:, :, 1:], *size)
+
+
+def largest(code: Code, windows: Pointer, maxima: Pointer, places: Bytes, count: Whole) -> None:
+    with code.shared(count) as index:
+        window = [windows.at((index * 4 + each) * LANES).load() for each in range(4)]
+        store_maximum(code, window, maxima.at(index * LANES), places.at(index * LANES))
+
+
+@needs_gnu_threads
+def test_of_equal_maxima_the_first_counts_and_what_is_not_a_number_is_the_largest():
+    """As with torch, in windows of 2x2 of such numbers in any order."""
+    windows = torch.cartesian_prod(*[torch.tensor([torch.nan, -1.0, 0.0, 2.0, 2.5])] * 4)
+    count = len(windows)
+    maxima, places = torch.zeros(count, LANES), torch.zeros(count, LANES, dtype=torch.uint8)
+    Program(largest).run(largest, windows[..., None].expand(-1, -1, LANES).contiguous(), maxima, places, count)
+    found, indices = F.max_pool2d(windows.view(count, 1, 2, 2), 2, return_indices=True)
+    wanted = torch.where(found <= 0, CLOSED, indices).view(count, 1).expand(-1, LANES)
+    assert torch.equal(places, wanted.byte())
+    expected = found.relu().view(count, 1).expand(-1, LANES)
+    torch.testing.assert_close(maxima, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @DTYPES

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from engine_runs import needs_gnu_threads
 
 from nst_engine.lanes import LANES
 from nst_engine.machine_code import Code, Program
-from nst_engine.machine_values import Floats, Pointer, Whole
+from nst_engine.machine_values import Bytes, Floats, Pointer, Whole
 
 COUNT = 37
 # By a thread, as a signal is not looked at in loops whose threads wait for each other for ever.
@@ -91,17 +92,42 @@ def quotients(code: Code, source: Pointer, target: Pointer, count: Whole) -> Non
         target.at(index * LANES).store(source.at(100 // (index + 1)).load_repeated())
 
 
+def parts(code: Code, source: Pointer, target: Pointer, count: Whole, size: Whole) -> None:
+    """In which part of at most that size each number is, where in it, and how many there are."""
+    with code.dealt(count) as index:
+        for place, number in enumerate((index // size, index % size, count.ceil_div(size), index.at_most(size))):
+            target.at((index * 4 + place) * LANES).store(source.at(number).load_repeated())
+
+
+class Sizes(NamedTuple):
+    count: Whole
+    limits: Pointer
+
+
+def sort_out(code: Code, source: Pointer, kinds: Bytes, sums: Pointer, sizes: Sizes) -> None:
+    """By lanes: 7 where it is not a number, 1 where it is 2 exactly, plus 200 if less than a limit; and their sum."""
+    with code.dealt(sizes.count) as index:
+        floats, limit = source.at(index * LANES).load(), sizes.limits.load()
+        found = code.filled(7).where(floats.is_no_number(), code.filled(0))
+        found = code.filled(1).where(floats.equals(2) | floats.equals(9), found)
+        kinds.at(index * LANES).store(found + code.filled(200).where(floats.below(limit), code.filled(0)))
+        sums.at(index).store_sum(kinds.at(index * LANES).load())
+
+
+def rectify(code: Code, source: Pointer, target: Pointer, count: Whole) -> None:
+    with code.dealt(count) as index:
+        floats = source.at(index * LANES).load()
+        target.at(index * LANES).store(floats.where(floats.comes_through_relu(), code.filled(0)))
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(combine, add_up, gather, places, turn, keep, transpose, quotients)
+    return Program(combine, add_up, gather, places, turn, keep, transpose, quotients, parts, sort_out, rectify)
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
-def _threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
+def _threads(with_threads: Callable[[int], None], request: pytest.FixtureRequest) -> None:
+    with_threads(request.param)
 
 
 @needs_gnu_threads
@@ -158,6 +184,37 @@ class TestProgram:
         program.run(quotients, source, target, COUNT)
         wanted = source[torch.div(100, torch.arange(1, COUNT + 1), rounding_mode="floor")]
         assert torch.equal(target, wanted[:, None].expand(-1, LANES))
+
+    @pytest.mark.parametrize("size", [1, 5, 36, COUNT, 50])
+    def test_numbers_fall_into_parts(self, program: Program, size: int):
+        source, target = torch.arange(100.0), torch.zeros(COUNT, 4, LANES)
+        program.run(parts, source, target, COUNT, size)
+        wanted = [[n // size, n % size, -(-COUNT // size), min(n, size)] for n in range(COUNT)]
+        assert torch.equal(target, torch.tensor(wanted)[..., None].expand(-1, -1, LANES).float())
+
+    def test_bytes_are_written_and_read(self, program: Program):
+        source, limits = torch.randint(0, 4, (COUNT, LANES)).float(), torch.randint(0, 4, (LANES,)).float()
+        source[source == 3] = torch.nan
+        kinds, sums = torch.zeros(COUNT, LANES, dtype=torch.uint8), torch.zeros(COUNT)
+        program.run(sort_out, source, kinds, sums, COUNT, limits)
+        wanted = 7 * source.isnan() + (source == 2) + 200 * (source < limits)
+        assert torch.equal(kinds, wanted.byte())
+        assert torch.equal(sums, kinds.float().sum(1))
+
+    def test_a_relu_is_torchs(self, program: Program):
+        source, target = torch.randn(COUNT, LANES), torch.zeros(COUNT, LANES)
+        source[0, 0], source[1, 1], source[2, 2] = torch.nan, 0, torch.inf
+        program.run(rectify, source, target, COUNT)
+        torch.testing.assert_close(target, source.relu(), rtol=0, atol=0, equal_nan=True)
+
+
+@needs_gnu_threads
+def test_bytes_are_not_floats(program: Program):
+    floats = torch.zeros(1, LANES)
+    with pytest.raises(TypeError):
+        program.run(sort_out, floats, floats, torch.zeros(1), 1, torch.zeros(LANES))
+    with pytest.raises(TypeError):
+        program.run(rectify, floats.byte(), floats, 1)
 
 
 @needs_gnu_threads

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from engine_runs import MODEL
+from engine_runs import MODEL, needs_gnu_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -222,16 +222,21 @@ def kept_bytes(backbone: Backbone, image: Tensor, taps: list[str], pooling: str)
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-@pytest.mark.parametrize("dtype", PACKED)
+@pytest.fixture(params=[*PACKED, pytest.param("compiled loops", marks=needs_gnu_threads)], ids=str)
+def packed(
+    backbone: Callable[[torch.dtype], Backbone], loaded: dict[str, Tensor], request: pytest.FixtureRequest
+) -> Backbone:
+    if isinstance(request.param, torch.dtype):
+        return backbone(request.param)
+    return Backbone(CAFFE, loaded, torch.device("cpu"), torch.float32, sparing=True)
+
+
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("taps", [["relu1_1", "relu2_1", "relu4_2", "relu5_1"], ["conv1_2", "pool2"]])
-def test_the_estimate_is_what_autograd_keeps(
-    backbone: Callable[[torch.dtype], Backbone], dtype: torch.dtype, pooling: str, taps: list[str]
-):
+def test_the_estimate_is_what_autograd_keeps(packed: Backbone, pooling: str, taps: list[str]):
     """Or a little more: where convolutions are packed, they keep nothing."""
     image = torch.rand(1, 3, 128, 144, generator=torch.Generator().manual_seed(1)) * 255
-    kept = kept_bytes(backbone(dtype), image.clone(), taps, pooling)
-    late = CAFFE.late_relus(taps, pooling)
-    estimate = image[0, 0].numel() * map_bytes_per_pixel(CAFFE, taps, pooling, dtype.itemsize, late)
+    kept = kept_bytes(packed, image.clone(), taps, pooling)
+    estimate = image[0, 0].numel() * packed.bytes_per_pixel(taps, pooling)
     means = 3 * 4  # of the colours, which do not grow with the picture
     assert kept - means <= estimate < 1.25 * kept
