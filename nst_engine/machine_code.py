@@ -59,6 +59,12 @@ class Code:
         """That number in every lane."""
         return Floats(self._builder, GROUP([number] * LANES))
 
+    @contextmanager
+    def when(self, condition: Whole) -> Iterator[None]:
+        """What is written inside is done where it is 1, and not where it is 0."""
+        with self._builder.if_then(self._builder.trunc(condition.value, BIT)):
+            yield
+
     def divided(self, apart: Whole) -> "tuple[Code, Code]":
         """Who shares pieces of work out, and who the work on one of them.
 

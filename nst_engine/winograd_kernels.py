@@ -1,101 +1,40 @@
 """The loops of `winograd_squares`: to the points of Winograd's F(4x4, 3x3), the products there, and back."""
 
 from collections.abc import Callable, Sequence
-from itertools import product
-from typing import NamedTuple
 
 from nst_engine.lanes import LANES
 from nst_engine.machine_code import Code
-from nst_engine.machine_values import Condition, Floats, Pointer, Whole
+from nst_engine.machine_values import Bytes, Floats, Pointer, Whole
 from nst_engine.product_kernels import PIECE_ROWS, multiply
 from nst_engine.winograd import POINTS, TILE
+from nst_engine.winograd_maps import Corner, Layer, into_map, into_maxima, of_map, of_maxima
 
 
-class Layer(NamedTuple):
-    """What it takes to convolve, of whatever.
+def convolve(
+    code: Code,
+    source: Pointer,
+    source_places: Bytes,
+    target: Pointer,
+    target_places: Bytes,
+    layer: Layer,
+    spreads: Whole,
+    pools: Whole,
+) -> None:
+    """Convolves a map, or the gradient of one that is known by that of its maxima, into a map, or into its maxima.
 
-    Attributes:
-        kernels: (36, channels_out / 16, channels_in, 16), at the points.
-        points: (36, strip, channels_in), room for what is convolved, at the points; if `apart`, for each thread.
-        products: (36, strip, channels_out), room, likewise.
-        zeros: (channels_in,).
-        height, width, channels_in, channels_out: of what is convolved and its map, the latter a multiple of `PANEL`.
-        strip: tiles, of 4x4 positions of the map, that are worked on at a time.
-        apart: 1 if each thread has strips of its own, 0 if all work on one together.
-        far: 1 if the kernels may be in no cache.
-    """
-
-    kernels: Pointer
-    points: Pointer
-    products: Pointer
-    zeros: Pointer
-    height: Whole
-    width: Whole
-    channels_in: Whole
-    channels_out: Whole
-    strip: Whole
-    apart: Whole
-    far: Whole
-
-
-# Of the tile at a corner, row and column: what finds 6x6 positions in the lanes from a channel on, and what takes 4x4.
-Corner = tuple[Whole, Whole]
-Find = Callable[[Corner], Callable[[Whole], Sequence[Floats]]]
-Take = Callable[[Corner], Callable[[Whole, Sequence[Floats]], None]]
-
-
-def convolve(code: Code, picture: Pointer, mapped: Pointer, bias: Pointer, least: Pointer, layer: Layer) -> None:
-    """Makes a map of a picture.
+    The maxima are those of the 2x2 windows of the map after its ReLU.
 
     Args:
         code: the thread's.
-        picture: (height, width, channels_in).
-        mapped: (height, width, channels_out), to be filled.
-        bias: (channels_out,), which is added.
-        least: (1,), below which nothing is: 0 with a ReLU.
-        layer: which.
+        source: (height, width, channels_in); if `spreads`, the gradient of the maxima, (height // 2, width // 2, ...).
+        source_places: if `spreads`, where in its window each maximum was; see `target_places`.
+        target: (height, width, channels_out), to be filled; if `pools`, (height // 2, width // 2, channels_out).
+        target_places: if `pools`, as large: which in its window each maximum is, the first of equal ones, or `CLOSED`.
+        layer: how.
+        spreads, pools: 1 or 0.
     """
-    convolve_strips(code, layer, of_picture(picture, layer), into_map(code, mapped, bias, least, layer))
-
-
-def of_picture(picture: Pointer, layer: Layer) -> Find:
-    """The picture's positions, (height, width, channels_in), with zeros around it."""
-
-    def find(corner: Corner) -> Callable[[Whole], Sequence[Floats]]:
-        row, column = corner
-        around = positions((row - 1, column - 1), POINTS, layer.height, layer.width)
-        seen = [picture.at(index * layer.channels_in).where(inside, layer.zeros) for index, inside in around]
-        return lambda channel: [place.at(channel).load() for place in seen]
-
-    return find
-
-
-def into_map(code: Code, mapped: Pointer, bias: Pointer, least: Pointer, layer: Layer) -> Take:
-    """Positions of a map as they come, but shifted by `bias`, and not below `least`."""
-    outside, floor = code.scratch(layer.channels_out), least.load_repeated()
-
-    def take(corner: Corner) -> Callable[[Whole, Sequence[Floats]], None]:
-        inner = positions(corner, TILE, layer.height, layer.width)
-        places = [mapped.at(index * layer.channels_out).where(inside, outside) for index, inside in inner]
-
-        def store(channel: Whole, found: Sequence[Floats]) -> None:
-            added = bias.at(channel).load()
-            for place, floats in zip(places, found, strict=True):
-                place.at(channel).store((floats + added).at_least(floor))
-
-        return store
-
-    return take
-
-
-def positions(corner: Corner, side: int, height: Whole, width: Whole) -> list[tuple[Whole, Condition]]:
-    """The index of each position of a square, row by row, and that it is in the map at all."""
-    places = [(corner[0] + down, corner[1] + right) for down, right in product(range(side), repeat=2)]
-    return [(row * width + column, row.within(height) & column.within(width)) for row, column in places]
-
-
-def convolve_strips(code: Code, layer: Layer, find: Find, take: Take) -> None:
-    """Convolves what `find` finds, strip by strip, and has `take` take what that makes."""
+    finds = (spreads, of_maxima(source, source_places, layer)), (1 - spreads, of_map(source, layer))
+    takes = (pools, into_maxima(code, target, target_places, layer)), (1 - pools, into_map(code, target, layer))
     columns = layer.width.ceil_div(TILE)
     tiles = layer.height.ceil_div(TILE) * columns
     by_strip, in_strip = code.divided(layer.apart)
@@ -105,14 +44,18 @@ def convolve_strips(code: Code, layer: Layer, find: Find, take: Take) -> None:
         first = number * layer.strip
         count = layer.strip.at_most(tiles - first)
         with in_strip.shared(count) as tile:
-            seen = find(_corner(first + tile, columns))
-            _spread(code, seen, points.at(tile * layer.channels_in), layer)
+            for chosen, find in finds:
+                with code.when(chosen):
+                    seen = find(_corner(first + tile, columns))
+                    _spread(code, seen, points.at(tile * layer.channels_in), layer)
         in_strip.wait_for_all()
         _multiply(in_strip, points, products, count, layer)
         in_strip.wait_for_all()
         with in_strip.shared(count) as tile:
-            store = take(_corner(first + tile, columns))
-            _join(code, products.at(tile * layer.channels_out), store, layer)
+            for chosen, take in takes:
+                with code.when(chosen):
+                    store = take(_corner(first + tile, columns))
+                    _join(code, products.at(tile * layer.channels_out), store, layer)
 
 
 def _corner(tile: Whole, columns: Whole) -> Corner:
@@ -147,7 +90,8 @@ def _join(code: Code, products: Pointer, store: Callable[[Whole, Sequence[Floats
     with code.loop(0, layer.channels_out, LANES) as channel:
         found = [products.at(stride * point + channel).load() for point in range(POINTS**2)]
         of_rows = zip(*(_at_positions(found[right::POINTS]) for right in range(POINTS)), strict=True)
-        store(channel, [each for line in of_rows for each in _at_positions(line)])
+        added = layer.bias.at(channel).load()
+        store(channel, [each + added for line in of_rows for each in _at_positions(line)])
 
 
 def _at_points(neighbours: Sequence[Floats]) -> tuple[Floats, ...]:

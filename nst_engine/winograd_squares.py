@@ -11,7 +11,7 @@ from nst_engine.machine_code import Program
 from nst_engine.product_kernels import BLOCK_ROWS
 from nst_engine.winograd import KERNEL_TRANSFORM, POINTS, TILE
 from nst_engine.winograd_kernels import convolve
-from nst_engine.winograd_pooling import WINDOW, convolve_and_pool, convolve_spread
+from nst_engine.winograd_maps import WINDOW
 
 # Tiles that the threads work on together: with more, what they are at the points leaves the processor's cache, and with
 # fewer the kernels, which each strip needs, are read more often.
@@ -53,12 +53,10 @@ class WinogradSquares:
             TypeError: the map or the bias is not in float32, or the bias not contiguous.
             ValueError: the map or the bias has other channels than the weights.
         """
-        self._check(hidden)
+        self._check(hidden, bias)
         height, width = hidden.shape[2:]
         mapped = hidden.new_empty(len(hidden), height, width, self._channels_out)
-        layer, least = self._layer(hidden, height, width), self._zeros if relu else self._lowest
-        for picture, made in zip(_rows(hidden), mapped, strict=True):
-            _program().run(convolve, picture, made, self._added(bias), least, *layer)
+        self._convolve(_rows(hidden), None, mapped, None, bias, relu, height, width)
         return mapped.permute(0, 3, 1, 2)
 
     def pooled(self, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,53 +66,63 @@ class WinogradSquares:
             TypeError: see `__call__`.
             ValueError: likewise, or the map has no window of 2x2.
         """
-        self._check(hidden)
+        self._check(hidden, bias)
         height, width = hidden.shape[2:]
         if min(height, width) < WINDOW:
             raise ValueError(f"hidden: a map of {height}x{width} has no window of {WINDOW}x{WINDOW}")
         maxima = hidden.new_empty(len(hidden), height // WINDOW, width // WINDOW, self._channels_out)
-        places, layer = torch.empty_like(maxima, dtype=torch.uint8), self._layer(hidden, height, width)
-        for picture, *made in zip(_rows(hidden), maxima, places, strict=True):
-            _program().run(convolve_and_pool, picture, *made, self._added(bias), *layer)
+        places = torch.empty_like(maxima, dtype=torch.uint8)
+        self._convolve(_rows(hidden), None, maxima, places, bias, True, height, width)
         return maxima.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
 
     def spread(self, gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
         """Convolves the gradient (N, I, height, width) of a map, given that of its maxima, and their places.
 
         Raises:
-            TypeError: the gradient is not in float32.
+            TypeError: the gradient is not in float32, or the places are no bytes.
             ValueError: it has other channels than the weights, or the sizes do not fit.
         """
-        self._check(gradient)
+        self._check(gradient, None)
         if not gradient.shape == places.shape == (*gradient.shape[:2], height // WINDOW, width // WINDOW):
             raise ValueError(f"gradient: {tuple(gradient.shape)} is not that of the maxima of {height}x{width}")
         mapped = gradient.new_empty(len(gradient), height, width, self._channels_out)
-        layer = self._layer(gradient, height, width)
-        for picture, place, made in zip(_rows(gradient), _rows(places), mapped, strict=True):
-            _program().run(convolve_spread, picture, place, made, self._zeros, self._lowest, *layer)
+        self._convolve(_rows(gradient), _rows(places), mapped, None, None, False, height, width)
         return mapped.permute(0, 3, 1, 2)
 
-    def _check(self, hidden: Tensor) -> None:
+    def _check(self, hidden: Tensor, bias: Tensor | None) -> None:
         if hidden.shape[1] != self._channels_in:
             raise ValueError(f"hidden: must have {self._channels_in} channels, not {hidden.shape[1]}")
-
-    def _added(self, bias: Tensor | None) -> Tensor:
         if bias is not None and bias.shape != (self._channels_out,):
             raise ValueError(f"bias: must have {self._channels_out} numbers, not {tuple(bias.shape)}")
-        return self._zeros if bias is None else bias
 
-    def _layer(self, hidden: Tensor, height: int, width: int) -> tuple[Tensor | int, ...]:
-        """A `Layer`, for a map so large."""
+    def _convolve(
+        self,
+        sources: Tensor,
+        source_places: Tensor | None,
+        targets: Tensor,
+        target_places: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        height: int,
+        width: int,
+    ) -> None:
+        """See `winograd_kernels.convolve`, of several; all are (N, h, w, C)."""
         far = self._channels_in * self._channels_out > OWN_KERNELS
         tiles, threads = -(-height // TILE) * -(-width // TILE), torch.get_num_threads()
         apart = not far and tiles >= OWN_TILES * OWN_STRIPS * threads
         strip = max(1, min(OWN_TILES if apart else STRIP_TILES, tiles))
         points, products = (
-            hidden.new_empty(threads if apart else 1, POINTS**2, strip, channels)
+            sources.new_empty(threads if apart else 1, POINTS**2, strip, channels)
             for channels in (self._channels_in, self._channels_out)
         )
+        added, least = self._zeros if bias is None else bias, self._zeros if relu else self._lowest
         sizes = height, width, self._channels_in, self._channels_out, strip, int(apart), int(far)
-        return self._kernels, points, products, self._zeros, *sizes
+        layer = self._kernels, added, least, points, products, self._zeros, *sizes
+        ways = int(source_places is not None), int(target_places is not None)
+        none = torch.empty(len(sources), 0, dtype=torch.uint8)
+        found, made = (none if each is None else each for each in (source_places, target_places))
+        for source, seen, target, chosen in zip(sources, found, targets, made, strict=True):
+            _program().run(convolve, source, seen, target, chosen, *layer, *ways)
 
     @cached_property
     def _kernels(self) -> Tensor:
@@ -124,7 +132,7 @@ class WinogradSquares:
 
 @cache
 def _program() -> Program:
-    return Program(convolve, convolve_and_pool, convolve_spread)
+    return Program(convolve)
 
 
 def _rows(maps: Tensor) -> Tensor:

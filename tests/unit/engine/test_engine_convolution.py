@@ -19,7 +19,7 @@ from nst_engine.lanes import LANES
 from nst_engine.machine_code import Code, Program
 from nst_engine.machine_values import Bytes, Pointer, Whole
 from nst_engine.winograd import TILE
-from nst_engine.winograd_pooling import CLOSED, store_maximum
+from nst_engine.winograd_maps import CLOSED, store_maximum
 from nst_engine.winograd_rows import WinogradRows
 from nst_engine.winograd_squares import WinogradSquares
 

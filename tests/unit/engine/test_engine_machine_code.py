@@ -120,9 +120,22 @@ def rectify(code: Code, source: Pointer, target: Pointer, count: Whole) -> None:
         target.at(index * LANES).store(floats.where(floats.comes_through_relu(), code.filled(0)))
 
 
+def choose(code: Code, source: Pointer, target: Pointer, count: Whole, flag: Whole) -> None:
+    """Sums of two each where the flag is 1, and twice the first where it is 0."""
+    with code.shared(count) as index:
+        first = source.at(index * 2 * LANES).load()
+        with code.when(flag):
+            (total,) = code.accumulate(
+                flag * 2, 1, lambda each, sums: [sums[0] + source.at((index * 2 + each) * LANES).load()]
+            )
+            target.at(index * LANES).store(total)
+        with code.when(1 - flag):
+            target.at(index * LANES).store(2.0 * first)
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program(combine, add_up, gather, places, turn, keep, transpose, quotients, parts, sort_out, rectify)
+    return Program(combine, add_up, gather, places, turn, keep, transpose, quotients, parts, sort_out, rectify, choose)
 
 
 @pytest.fixture(params=[1, 2, 5], ids=lambda threads: f"{threads} threads")
@@ -200,6 +213,12 @@ class TestProgram:
         wanted = 7 * source.isnan() + (source == 2) + 200 * (source < limits)
         assert torch.equal(kinds, wanted.byte())
         assert torch.equal(sums, kinds.float().sum(1))
+
+    @pytest.mark.parametrize("flag", [0, 1])
+    def test_a_flag_says_what_is_done(self, program: Program, flag: int):
+        source, target = torch.randn(COUNT, 2, LANES), torch.zeros(COUNT, LANES)
+        program.run(choose, source, target, COUNT, flag)
+        torch.testing.assert_close(target, source.sum(1) if flag else 2 * source[:, 0])
 
     def test_a_relu_is_torchs(self, program: Program):
         source, target = torch.randn(COUNT, LANES), torch.zeros(COUNT, LANES)
