@@ -39,6 +39,9 @@ class Convolution:
         device, dtype: where and in what to compute.
         sparing: whether to multiply less where there is enough to multiply, on a CPU, with a padding of 1; in float32
             channels then come by the sixteen, or are colours without a padding, whose gradient is a loop of its own.
+
+    Raises:
+        ValueError: in float32 and `sparing`, the channels do not come like that.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Convolution:
         self._bias = bias.to(device, dtype)
         self._padding = padding
         self._kernels: Tensor | tuple[_Kernels, _Back]
-        self._squares: list[WinogradSquares] = []
+        self._squares: tuple[WinogradSquares, WinogradSquares] | None = None
 
         def plain() -> Tensor:
             return weight
@@ -70,7 +73,8 @@ class Convolution:
         elif sparing and padding == 1:
             forth, back = _Sparing(plain, dtype), _Sparing(turned, dtype)
             self._kernels = forth, _through_relu(back)
-            self._squares = [each.squares for each in (forth, back) if each.squares is not None]
+            if forth.squares is not None and back.squares is not None:
+                self._squares = forth.squares, back.squares
         elif sparing and dtype == torch.float32:
             from nst_engine.picture_gradient import PictureGradient
 
@@ -90,14 +94,14 @@ class Convolution:
     @property
     def pools(self) -> bool:
         """Whether `pooled` writes the maxima alone down, but for small maps."""
-        return bool(self._squares)
+        return self._squares is not None
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """The 2x2 maxima (N, O, h // 2, w // 2) of the maps' ReLU, on a CPU."""
-        if self.pools and min(hidden.shape[2:]) > 1 and hidden.shape[2:].numel() >= SQUARES_POSITIONS:
-            pooled: Tensor = _FrozenPooled.apply(hidden, *self._squares, self._bias)  # type: ignore[no-untyped-call]
-            return pooled
-        return pooled_relu(self(hidden, relu=False))
+        if self._squares is None or min(hidden.shape[2:]) < 2 or hidden.shape[2:].numel() < SQUARES_POSITIONS:
+            return pooled_relu(self(hidden, relu=False))
+        pooled: Tensor = _FrozenPooled.apply(hidden, *self._squares, self._bias)  # type: ignore[no-untyped-call]
+        return pooled
 
 
 class _Kernels(Protocol):
@@ -183,7 +187,7 @@ class _FrozenPooled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return context.back.spread(gradient, *context.saved_tensors, *context.size), None, None, None
+        return context.back.unpooled(gradient, *context.saved_tensors, *context.size), None, None, None
 
 
 def can_fuse(device: torch.device, weight: Tensor) -> bool:

@@ -34,6 +34,7 @@ from nst_engine.machine_values import (
     Floats,
     Pointer,
     Whole,
+    whole,
 )
 from nst_engine.threads import gnu_threads
 
@@ -102,7 +103,7 @@ class Code:
     def loop(self, start: Whole | int, end: Whole | int, step: Whole | int = 1) -> Iterator[Whole]:
         """What is written inside is done for the whole numbers from `start` to before `end`."""
         builder = self._builder
-        first, last, stride = (each.value if isinstance(each, Whole) else WHOLE(each) for each in (start, end, step))
+        first, last, stride = map(whole, (start, end, step))
         before, body, after = builder.block, builder.append_basic_block("body"), builder.append_basic_block("after")
         builder.cbranch(builder.icmp_signed("<", first, last), body, after)
         builder.position_at_end(body)
@@ -205,7 +206,14 @@ def _given(kind: Any, argument: Tensor | int) -> int:
         and argument.is_contiguous()
     ):
         return argument.data_ptr()
-    raise TypeError(f"arguments: {argument!r:.60} is no {kind.__name__}")
+    raise TypeError(f"arguments: {_described(argument)} is no {kind.__name__}")
+
+
+def _described(argument: Tensor | int) -> str:
+    if not isinstance(argument, Tensor):
+        return repr(argument)
+    kind = f"{'' if argument.is_contiguous() else 'strided '}{argument.dtype} on {argument.device.type}"
+    return f"a tensor {tuple(argument.shape)} of {kind}"
 
 
 def _write(module: Any, writer: Callable[..., None]) -> None:

@@ -19,6 +19,11 @@ _FLOAT_BYTES = 4
 _FOR_LOADS = 0, 3, 1  # not for stores, into all caches, and of data
 
 
+def whole(number: "Whole | int") -> Any:
+    """Its value in the code."""
+    return number.value if isinstance(number, Whole) else WHOLE(number)
+
+
 class Whole:
     """A whole number."""
 
@@ -26,8 +31,7 @@ class Whole:
         self.builder, self.value = builder, value
 
     def _with(self, operation: str, other: "Whole | int") -> "Whole":
-        value = other.value if isinstance(other, Whole) else WHOLE(other)
-        return Whole(self.builder, getattr(self.builder, operation)(self.value, value))
+        return Whole(self.builder, getattr(self.builder, operation)(self.value, whole(other)))
 
     def __rfloordiv__(self, other: int) -> "Whole":
         return Whole(self.builder, WHOLE(other)) // self
@@ -57,9 +61,8 @@ class Whole:
 
     def at_most(self, other: "Whole | int") -> "Whole":
         """The smaller of the two."""
-        value = other.value if isinstance(other, Whole) else WHOLE(other)
-        smaller = self.builder.icmp_signed("<", self.value, value)
-        return Whole(self.builder, self.builder.select(smaller, self.value, value))
+        smaller = self.builder.icmp_signed("<", self.value, whole(other))
+        return Whole(self.builder, self.builder.select(smaller, self.value, whole(other)))
 
     def within(self, end: "Whole") -> "Condition":
         """That this is at least 0 and before `end`."""
@@ -135,8 +138,7 @@ class _Place:
 
     def at(self, index: Whole | int) -> Self:
         """Where the number of this index is."""
-        place = index.value if isinstance(index, Whole) else WHOLE(index)
-        return type(self)(self.builder, self.builder.gep(self.value, [place], source_etype=self.kind))
+        return type(self)(self.builder, self.builder.gep(self.value, [whole(index)], source_etype=self.kind))
 
     def where(self, condition: Condition, other: Self) -> Self:
         """This, or else the other one."""
@@ -154,7 +156,7 @@ class Bytes(_Place):
         return Floats(self.builder, self.builder.uitofp(small, GROUP))
 
     def store(self, floats: Floats) -> None:
-        """Writes them from here on."""
+        """Writes them from here on; any that is not from 0 to 255 becomes whatever."""
         self.builder.store(self.builder.fptoui(floats.value, SMALL_GROUP), self.value, align=1)
 
 

@@ -29,10 +29,11 @@ class PictureGradient:
         """The gradient (N, 3, h + 2, w + 2) of (N, O, h, w), given the map after its ReLU, or None if it had none.
 
         Raises:
+            OSError: see `gnu_threads`.
             TypeError: one of them is not in float32.
             ValueError: they are not of one shape, or have other channels than the weights.
         """
-        mapped = torch.ones_like(gradient) if mapped is None else mapped
+        rectified, mapped = (0, gradient) if mapped is None else (1, mapped)
         if gradient.shape != mapped.shape or gradient.shape[1] != self._channels:
             raise ValueError(f"gradient: {tuple(gradient.shape)} does not fit {tuple(mapped.shape)} or the weights")
         height, width = gradient.shape[2:]
@@ -40,6 +41,6 @@ class PictureGradient:
         room = gradient.new_empty(torch.get_num_threads(), SIDE, SEEN, self._channels)
         maps = (each.permute(0, 2, 3, 1).contiguous() for each in (gradient, mapped))
         for *seen, found in zip(*maps, picture, strict=True):
-            arguments = *seen, self._weight, self._zeros, room, found
-            program().run(gradient_of_picture, *arguments, height, width, self._channels)
+            tensors = *seen, self._weight, self._zeros, room, found
+            program().run(gradient_of_picture, *tensors, height, width, self._channels, rectified)
         return picture.permute(0, 3, 1, 2)

@@ -35,20 +35,23 @@ def gradient_of_picture(
     height: Whole,
     width: Whole,
     channels: Whole,
+    rectified: Whole,
 ) -> None:
     """Takes a map's gradient back through the ReLU and the convolution that it came from.
 
     Args:
         code: the thread's.
         gradient: (height, width, channels), of the map.
-        mapped: as large, the map.
+        mapped: as large, the map; if not `rectified`, of no consequence.
         weight: (3, 3, 3, channels): rows, columns and colours.
         zeros: (channels,).
         room: (3, `SEEN`, channels), for each thread.
         picture: (height + 2, width + 2, 3), the gradient of the picture, to be filled.
         height, width, channels: of the map, the latter a multiple of `LANES`.
+        rectified: 1 if the map has gone through a ReLU, 0 if not.
     """
-    lines = _Lines(code, (gradient, mapped), zeros, code.own(room, channels * SIDE * SEEN), (height, width, channels))
+    room = code.own(room, channels * SIDE * SEEN)
+    lines = _Lines(code, gradient, mapped, zeros, room, height, width, channels, rectified)
     outside = code.scratch(channels)
     rows, columns = height + (SIDE - 1), width + (SIDE - 1)
     pieces = rows.ceil_div(PIECE)
@@ -70,22 +73,35 @@ class _Lines:
     """The gradient before the ReLU, of the three rows of a strip that were looked at last."""
 
     def __init__(
-        self, code: Code, maps: tuple[Pointer, Pointer], zeros: Pointer, room: Pointer, sizes: tuple[Whole, ...]
+        self,
+        code: Code,
+        gradient: Pointer,
+        mapped: Pointer,
+        zeros: Pointer,
+        room: Pointer,
+        height: Whole,
+        width: Whole,
+        channels: Whole,
+        rectified: Whole,
     ) -> None:
-        self._code, self._maps, self._zeros, self._room = code, maps, zeros, room
-        self._height, self._width, self._channels = sizes
+        self._code, self._gradient, self._mapped, self._zeros, self._room = code, gradient, mapped, zeros, room
+        self._height, self._width, self._channels, self._rectified = height, width, channels, rectified
 
     def see(self, row: Whole, first: Whole) -> None:
         """Looks at a row from the column `first` on; both may be outside, where there are zeros."""
         code, channels, line = self._code, self._channels, self._line(row)
         with code.loop(0, SEEN) as right:
             column = first + right
-            inside, index = row.within(self._height) & column.within(self._width), row * self._width + column
-            slopes, mapped = (each.at(index * channels).where(inside, self._zeros) for each in self._maps)
-            with code.loop(0, channels, LANES) as channel:
-                opened = mapped.at(channel).load().comes_through_relu()
-                slope = slopes.at(channel).load().where(opened, code.filled(0))
-                line.at(right * channels + channel).store(slope)
+            inside = row.within(self._height) & column.within(self._width)
+            offset, target = (row * self._width + column) * channels, line.at(right * channels)
+            slopes = self._gradient.at(offset).where(inside, self._zeros)
+            with code.when(self._rectified):
+                mapped = self._mapped.at(offset).where(inside, self._zeros)
+                with code.loop(0, channels, LANES) as channel:
+                    opened = mapped.at(channel).load().comes_through_relu()
+                    target.at(channel).store(slopes.at(channel).load().where(opened, code.filled(0)))
+            with code.when(1 - self._rectified), code.loop(0, channels, LANES) as channel:
+                target.at(channel).store(slopes.at(channel).load())
 
     def seen_by(self, row: Whole) -> list[Pointer]:
         """The rows of the map that a row of the picture has become part of, from the one that is as far down up."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # A mean of four is smaller than their maximum, and the deficit grows with every pooling, to a sixth
 # at relu5_1. With this gain the norms of the maps at relu2_1 to relu5_1 of vgg16-caffe stay within
@@ -39,6 +40,7 @@ class _PooledRelu(torch.autograd.Function):
         return maxima  # type: ignore[no-any-return]
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> Tensor:
         maxima, places = context.saved_tensors
         gradient = torch.ops.aten.threshold_backward(gradient, maxima, 0)

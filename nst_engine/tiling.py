@@ -16,7 +16,7 @@ from operator import neg
 from nst_engine.options import BudgetError
 from nst_engine.vgg import Vgg
 
-# Max pooling remembers where each maximum was, as a 64-bit integer.
+# Max pooling remembers where each maximum was, as a 64-bit integer, or in its window if it is merged.
 INDEX_BYTES, MERGED_INDEX_BYTES = 8, 1
 MIB = 2**20
 
@@ -272,8 +272,8 @@ def map_bytes_per_pixel(
     """Bytes kept per pixel of the picture, from the forward pass for the backward pass.
 
     They are the normalised picture, what each ReLU and pooling gives, the convolutions that are
-    tapped themselves, and the places of the maxima in max pooling. Kept outputs of poolings are
-    needed by `late_relus`, whose maps are not kept, and on GPUs, where torch's own convolution keeps its input.
+    tapped themselves, and the places of the maxima in max pooling. Outputs of poolings are
+    needed by `late_relus` that are not `merged`, and on GPUs, where torch's own convolution keeps its input.
 
     Args:
         network: which VGG.

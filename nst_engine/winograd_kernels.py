@@ -17,7 +17,7 @@ def convolve(
     target: Pointer,
     target_places: Bytes,
     layer: Layer,
-    spreads: Whole,
+    unpools: Whole,
     pools: Whole,
 ) -> None:
     """Convolves a map, or the gradient of one that is known by that of its maxima, into a map, or into its maxima.
@@ -26,14 +26,14 @@ def convolve(
 
     Args:
         code: the thread's.
-        source: (height, width, channels_in); if `spreads`, the gradient of the maxima, (height // 2, width // 2, ...).
-        source_places: if `spreads`, where in its window each maximum was; see `target_places`.
+        source: (height, width, channels_in); if `unpools`, the gradient of the maxima, (height // 2, width // 2, ...).
+        source_places: if `unpools`, where in its window each maximum was; see `target_places`.
         target: (height, width, channels_out), to be filled; if `pools`, (height // 2, width // 2, channels_out).
         target_places: if `pools`, as large: which in its window each maximum is, the first of equal ones, or `CLOSED`.
         layer: how.
-        spreads, pools: 1 or 0.
+        unpools, pools: 1 or 0.
     """
-    finds = (spreads, of_maxima(source, source_places, layer)), (1 - spreads, of_map(source, layer))
+    finds = (unpools, of_maxima(source, source_places, layer)), (1 - unpools, of_map(source, layer))
     takes = (pools, into_maxima(code, target, target_places, layer)), (1 - pools, into_map(code, target, layer))
     columns = layer.width.ceil_div(TILE)
     tiles = layer.height.ceil_div(TILE) * columns

@@ -47,31 +47,31 @@ class Layer(NamedTuple):
     far: Whole
 
 
-# Of the tile at a corner, row and column: what finds 6x6 positions in the lanes from a channel on, and what takes 4x4.
+# Of the tile at a corner, row and column: what finds 6x6 positions, and what takes 4x4, of some channels at a time.
 Corner = tuple[Whole, Whole]
 Find = Callable[[Corner], Callable[[Whole], Sequence[Floats]]]
 Take = Callable[[Corner], Callable[[Whole, Sequence[Floats]], None]]
 
 
-def of_map(found: Pointer, layer: Layer) -> Find:
-    """The positions of a map, (height, width, channels_in), with zeros around it."""
+def of_map(hidden: Pointer, layer: Layer) -> Find:
+    """Finds them in a map, (height, width, channels_in), with zeros around it."""
 
     def find(corner: Corner) -> Callable[[Whole], Sequence[Floats]]:
-        row, column = corner
-        around = _positions((row - 1, column - 1), POINTS, layer.height, layer.width)
-        seen = [found.at(index * layer.channels_in).where(inside, layer.zeros) for index, inside in around]
-        return lambda channel: [place.at(channel).load() for place in seen]
+        around = corner[0] - 1, corner[1] - 1
+        positions = _positions(around, POINTS, layer.height, layer.width, layer.channels_in)
+        places = [hidden.at(offset).where(inside, layer.zeros) for offset, inside in positions]
+        return lambda channel: [place.at(channel).load() for place in places]
 
     return find
 
 
 def into_map(code: Code, mapped: Pointer, layer: Layer) -> Take:
-    """Those of a map to be made, (height, width, channels_out)."""
+    """Puts them into a map, (height, width, channels_out)."""
     outside, floor = code.scratch(layer.channels_out), layer.least.load_repeated()
 
     def take(corner: Corner) -> Callable[[Whole, Sequence[Floats]], None]:
-        inner = _positions(corner, TILE, layer.height, layer.width)
-        places = [mapped.at(index * layer.channels_out).where(inside, outside) for index, inside in inner]
+        positions = _positions(corner, TILE, layer.height, layer.width, layer.channels_out)
+        places = [mapped.at(offset).where(inside, outside) for offset, inside in positions]
 
         def store(channel: Whole, found: Sequence[Floats]) -> None:
             for place, floats in zip(places, found, strict=True):
@@ -82,21 +82,49 @@ def into_map(code: Code, mapped: Pointer, layer: Layer) -> Take:
     return take
 
 
+def of_maxima(gradient: Pointer, places: Bytes, layer: Layer) -> Find:
+    """Finds those of a map's gradient in that of its maxima, (height // 2, width // 2, channels_in)."""
+    height, width = layer.height // WINDOW, layer.width // WINDOW
+    # The 6x6 positions around a tile are in 4x4 windows, the first and the last of which they have half of.
+    side = POINTS // WINDOW + 1
+
+    def find(corner: Corner) -> Callable[[Whole], Sequence[Floats]]:
+        around = corner[0] // WINDOW - 1, corner[1] // WINDOW - 1
+        windows = [
+            (gradient.at(offset).where(inside, layer.zeros), places.at(offset).where(inside, layer.zeros.as_bytes()))
+            for offset, inside in _positions(around, side, height, width, layer.channels_in)
+        ]
+
+        def load(channel: Whole) -> Sequence[Floats]:
+            loaded = [(slope.at(channel).load(), place.at(channel).load()) for slope, place in windows]
+            nothing = layer.zeros.at(channel).load()
+            found = []
+            for down, right in product(range(1, POINTS + 1), repeat=2):
+                slope, place = loaded[down // WINDOW * side + right // WINDOW]
+                found.append(slope.where(place.equals(down % WINDOW * WINDOW + right % WINDOW), nothing))
+            return found
+
+        return load
+
+    return find
+
+
 def into_maxima(code: Code, maxima: Pointer, places: Bytes, layer: Layer) -> Take:
-    """Those of the 2x2 maxima of a map's ReLU, (height // 2, width // 2, channels_out), and of their places."""
+    """Puts the 2x2 maxima of their ReLU, (height // 2, width // 2, channels_out), and the places of these."""
     outside = code.scratch(layer.channels_out)
     height, width = layer.height // WINDOW, layer.width // WINDOW
     side = TILE // WINDOW
 
     def take(corner: Corner) -> Callable[[Whole, Sequence[Floats]], None]:
-        windows = _positions((corner[0] // WINDOW, corner[1] // WINDOW), side, height, width)
-        rooms = [
-            (maxima.at(index).where(inside, outside), places.at(index).where(inside, outside.as_bytes()))
-            for index, inside in ((index * layer.channels_out, inside) for index, inside in windows)
+        windows = [
+            (maxima.at(offset).where(inside, outside), places.at(offset).where(inside, outside.as_bytes()))
+            for offset, inside in _positions(
+                (corner[0] // WINDOW, corner[1] // WINDOW), side, height, width, layer.channels_out
+            )
         ]
 
         def store(channel: Whole, found: Sequence[Floats]) -> None:
-            for (row, column), (maximum, place) in zip(product(range(side), repeat=2), rooms, strict=True):
+            for (row, column), (maximum, place) in zip(product(range(side), repeat=2), windows, strict=True):
                 first = (row * TILE + column) * WINDOW
                 window = [*found[first : first + WINDOW], *found[first + TILE : first + TILE + WINDOW]]
                 store_maximum(code, window, maximum.at(channel), place.at(channel))
@@ -117,34 +145,9 @@ def store_maximum(code: Code, window: Sequence[Floats], maximum: Pointer, place:
     place.store(chosen.where(opened, code.filled(CLOSED)))
 
 
-def of_maxima(gradient: Pointer, places: Bytes, layer: Layer) -> Find:
-    """The positions of a map's gradient, given that of its maxima, (height // 2, width // 2, channels_in)."""
-    height, width = layer.height // WINDOW, layer.width // WINDOW
-    # The 6x6 positions around a tile are in 4x4 windows, the first and the last of which they have half of.
-    side = POINTS // WINDOW + 1
-
-    def find(corner: Corner) -> Callable[[Whole], Sequence[Floats]]:
-        windows = _positions((corner[0] // WINDOW - 1, corner[1] // WINDOW - 1), side, height, width)
-        seen = [
-            (gradient.at(index).where(inside, layer.zeros), places.at(index).where(inside, places))
-            for index, inside in ((index * layer.channels_in, inside) for index, inside in windows)
-        ]
-
-        def load(channel: Whole) -> Sequence[Floats]:
-            loaded = [(slope.at(channel).load(), place.at(channel).load()) for slope, place in seen]
-            nothing = layer.zeros.at(channel).load()
-            found = []
-            for down, right in product(range(1, POINTS + 1), repeat=2):
-                slope, place = loaded[down // WINDOW * side + right // WINDOW]
-                found.append(slope.where(place.equals(down % WINDOW * WINDOW + right % WINDOW), nothing))
-            return found
-
-        return load
-
-    return find
-
-
-def _positions(corner: Corner, side: int, height: Whole, width: Whole) -> list[tuple[Whole, Condition]]:
-    """The index of each position of a square, row by row, and that it is in the map at all."""
+def _positions(
+    corner: Corner, side: int, height: Whole, width: Whole, channels: Whole
+) -> list[tuple[Whole, Condition]]:
+    """Where each position of a square begins, row by row, and that it is in the map at all."""
     places = [(corner[0] + down, corner[1] + right) for down, right in product(range(side), repeat=2)]
-    return [(row * width + column, row.within(height) & column.within(width)) for row, column in places]
+    return [((row * width + column) * channels, row.within(height) & column.within(width)) for row, column in places]

@@ -50,6 +50,7 @@ class WinogradSquares:
         """See `onednn.Packed`.
 
         Raises:
+            OSError: see `gnu_threads`.
             TypeError: the map or the bias is not in float32, or the bias not contiguous.
             ValueError: the map or the bias has other channels than the weights.
         """
@@ -60,10 +61,10 @@ class WinogradSquares:
         return mapped.permute(0, 3, 1, 2)
 
     def pooled(self, hidden: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The 2x2 maxima of the map's ReLU, and where they are, as `spread` needs it: both (N, O, h // 2, w // 2).
+        """The 2x2 maxima of the map's ReLU, and where they are, as `unpooled` needs it: both (N, O, h // 2, w // 2).
 
         Raises:
-            TypeError: see `__call__`.
+            OSError, TypeError: see `__call__`.
             ValueError: likewise, or the map has no window of 2x2.
         """
         self._check(hidden, bias)
@@ -75,12 +76,21 @@ class WinogradSquares:
         self._convolve(_rows(hidden), None, maxima, places, bias, True, height, width)
         return maxima.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
 
-    def spread(self, gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-        """Convolves the gradient (N, I, height, width) of a map, given that of its maxima, and their places.
+    def unpooled(self, gradient: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+        """Convolves the gradient of a map with that of its maxima alone.
+
+        Args:
+            gradient: of the maxima, (N, I, height // 2, width // 2).
+            places: of the maxima, likewise, uint8; see `pooled`.
+            height, width: of the map.
+
+        Returns:
+            (N, O, height, width).
 
         Raises:
-            TypeError: the gradient is not in float32, or the places are no bytes.
-            ValueError: it has other channels than the weights, or the sizes do not fit.
+            OSError: see `__call__`.
+            TypeError: the gradient is not in float32, or the places not in uint8.
+            ValueError: the gradient has other channels than the weights, or the sizes do not fit.
         """
         self._check(gradient, None)
         if not gradient.shape == places.shape == (*gradient.shape[:2], height // WINDOW, width // WINDOW):

@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 # The errors of a map: direct, and with the additions of Winograd's way.
 DIRECT = {torch.bfloat16: 4e-3, torch.float32: 1e-6}
 SPARING = {torch.bfloat16: 2e-2, torch.float32: 4e-6}
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=needs_gnu_threads)], ids=["bfloat16", "float32"]
+)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -133,11 +135,15 @@ def test_what_is_not_a_number_is_not_lost(relu: bool):
     assert WinogradSquares(lambda: random(16, 16, 3, 3))(maps, relu=relu)[..., 4:7, 4:7].isnan().all()
 
 
-def test_a_second_derivative_is_refused():
+@needs_gnu_threads
+@pytest.mark.parametrize("sparing", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_second_derivative_is_refused(sparing: bool, pooled: bool):
     """It would be that of nothing: what is frozen has its gradient worked out by hand."""
-    direct, _, _ = a_convolution(16, 16, torch.float32, sparing=False)
+    convolve, _, _ = a_convolution(16, 16, torch.float32, sparing=sparing)
     hidden = a_map(1, 16, 8, 8, dtype=torch.float32).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(direct(hidden, relu=True).square().sum(), hidden, create_graph=True)
+    mapped = convolve.pooled(hidden) if pooled else convolve(hidden, relu=True)
+    (gradient,) = torch.autograd.grad(mapped.square().sum(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -163,7 +169,9 @@ def test_maps_and_gradients_are_right_at_every_width(dtype: torch.dtype, width: 
 
 
 @needs_gnu_threads
-@pytest.mark.parametrize("size", [(8, 8), (24, 30), (23, 29), (2, 33), (33, 2), (1, 70)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(8, 8), (24, 30), (23, 29), (2, 33), (33, 2), (1, 70), (7, 9), (2, 31), (2, 2)], ids=str
+)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_maxima_are_those_of_the_map(with_threads: Callable[[int], None], size: tuple[int, int], threads: int):
     """To the bit, there and back, where it is written down and where it is not."""
@@ -205,9 +213,17 @@ def test_a_gradient_of_other_maxima_is_refused(size: tuple[int, int]):
     convolve = WinogradSquares(lambda: random(16, 16, 3, 3))
     maxima, places = convolve.pooled(torch.ones(1, 16, *size), torch.zeros(16))
     with pytest.raises(ValueError, match="maxima of 10x10"):
-        convolve.spread(maxima, places, 10, 10)
+        convolve.unpooled(maxima, places, 10, 10)
     with pytest.raises(ValueError, match="maxima of"):
-        convolve.spread(maxima, places[:, :, 1:], *size)
+        convolve.unpooled(maxima, places[:, :, 1:], *size)
+
+
+@needs_gnu_threads
+@pytest.mark.parametrize("size", [(1, 10), (10, 1), (1, 1)], ids=str)
+def test_the_gradient_of_no_maxima_is_none(size: tuple[int, int]):
+    none = torch.ones(1, 16, size[0] // 2, size[1] // 2)
+    found = WinogradSquares(lambda: random(16, 16, 3, 3)).unpooled(none, none.byte(), *size)
+    assert torch.equal(found, torch.zeros(1, 16, *size))
 
 
 def largest(code: Code, windows: Pointer, maxima: Pointer, places: Bytes, count: Whole) -> None:
