@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -163,8 +164,9 @@ class Cluster:
     ) -> None:
         """`nats` is how many nats-servers keep everything; `environment` is settings of the server, NST_* variables."""
         folder.mkdir(parents=True, exist_ok=True)
-        ports = iter(_free_ports(2 * nats + 2 * gateways + model_servers))
+        ports = iter(_free_ports(3 * nats + 2 * gateways + model_servers))
         configs = write_nats_configs(folder, [next(ports) for _ in range(nats)], [next(ports) for _ in range(nats)])
+        self._profile_ports = [_profiled(config, next(ports)) for config in configs.values()]
         self.nats_port = next(iter(configs))
         self.nats = [
             Member(NATS, f"{NATS}-{number}", [find_nats_server(), "-c", str(config)], None, folder)
@@ -203,6 +205,11 @@ class Cluster:
         """Stops every process, NATS last."""
         await asyncio.gather(*(member.stop() for member in [*self.gateways, *self.model_servers]))
         await asyncio.gather(*(member.stop() for member in self.nats))
+
+    async def live_bytes(self) -> dict[str, int]:
+        """What each nats-server has in use, once its collector has run."""
+        found = await asyncio.gather(*(asyncio.to_thread(_live_bytes, port) for port in self._profile_ports))
+        return {member.name: live for member, live in zip(self.nats, found, strict=True)}
 
     async def store(self) -> dict[str, Stream]:
         """Every stream of the job store by name, with its messages by subject."""
@@ -245,6 +252,18 @@ def write_nats_configs(folder: Path, ports: Sequence[int], routes: Sequence[int]
             settings["cluster"] = {"name": "nst", "listen": f"127.0.0.1:{route}", "routes": peers}
             configs[port].write_text(json.dumps(settings | {"server_name": own.name}))
     return configs
+
+
+def _profiled(config: Path, port: int) -> int:
+    """Has a nats-server tell at this port what its memory is taken for."""
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prof_port": port}))
+    return port
+
+
+def _live_bytes(port: int) -> int:
+    with NO_PROXY.open(f"http://127.0.0.1:{port}/debug/pprof/heap?gc=1&debug=1") as response:
+        (live,) = re.findall(r"# HeapAlloc = (\d+)", response.read().decode())
+    return int(live)
 
 
 async def _streams(client: NatsClient) -> dict[str, Stream]:

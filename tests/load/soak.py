@@ -39,6 +39,7 @@ class Sample:
 
     seconds: float
     resident: dict[str, int]
+    live: dict[str, int]
     files: dict[str, int]
     threads: dict[str, int]
     tasks: dict[str, int]
@@ -91,6 +92,7 @@ async def _sampled(cluster: Cluster, seconds: float, tasks: Sequence[asyncio.Tas
             Sample(
                 seconds=now,
                 resident={name: process.memory_info().rss for name, process in processes.items()},
+                live=await cluster.live_bytes(),
                 files={name: process.num_fds() for name, process in processes.items()},
                 threads={name: process.num_threads() for name, process in processes.items()},
                 tasks={name: await asyncio.to_thread(_loop_tasks, port) for name, port in ports.items()},
@@ -111,11 +113,17 @@ def _loop_tasks(port: int) -> int:
 
 def _add_memory(table: Table, samples: Sequence[Sample]) -> None:
     for name in samples[0].resident:
-        sizes = by_minute([(sample.seconds, sample.resident[name] / MIB) for sample in samples])
-        found = trend([(seconds / 3600, size) for seconds, size in sizes])
-        table.add(f"{name}: memory (MiB)", found.mean)
-        flat = found.at_most(FLAT_PERCENT / 100 * found.mean)
-        table.add(f"{name}: growth (MiB/h, % of it)", _growth(found), f"at most {FLAT_PERCENT:g} %", flat)
+        _add_growth(table, f"{name}: memory", [(sample.seconds, sample.resident[name]) for sample in samples])
+    for name in samples[0].live:
+        _add_growth(table, f"{name}: in use", [(sample.seconds, sample.live[name]) for sample in samples])
+
+
+def _add_growth(table: Table, what: str, sizes: Sequence[tuple[float, int]]) -> None:
+    by_minutes = by_minute([(seconds, size / MIB) for seconds, size in sizes])
+    found = trend([(seconds / 3600, size) for seconds, size in by_minutes])
+    table.add(f"{what} (MiB)", found.mean)
+    flat = found.at_most(FLAT_PERCENT / 100 * found.mean)
+    table.add(f"{what}, growth (MiB/h, % of it)", _growth(found), f"at most {FLAT_PERCENT:g} %", flat)
 
 
 def _growth(found: Trend) -> str:

@@ -184,6 +184,13 @@ def test_the_gateway_has_the_memory_that_its_settings_allow_it():
     assert int(limit.removesuffix("Gi")) * 2**30 > 2 * held + settings.picture_cache_bytes
 
 
+def test_the_collector_of_nats_keeps_below_its_memory_limit():
+    (container,) = named("StatefulSet", "nats")["spec"]["template"]["spec"]["containers"]
+    (soft,) = [each["value"] for each in container["env"] if each["name"] == "GOMEMLIMIT"]
+    hard = container["resources"]["limits"]["memory"]
+    assert 0.8 < int(soft.removesuffix("MiB")) / (1024 * int(hard.removesuffix("Gi"))) < 0.95
+
+
 def test_the_volume_holds_what_nats_may_store():
     # NATS counts in powers of two.
     (allowed,) = re.findall(r"max_file_store: (\d+)GB", nats_configuration())
